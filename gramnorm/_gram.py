@@ -1,0 +1,158 @@
+"""Gram iteration with its rounding errors carried along.
+
+Squaring a matrix as ``P <- s P^H P`` squares its singular values (s a power of two that keeps
+the entries near 1), and a bracket on the largest singular value of the last iterate climbs back by
+
+    sigma(P_{j-1}) = sqrt(lambda(S_j) / s_j),   |lambda(S_j) - sigma(P_j)| <= eps_j,
+
+where S_j is the exact s_j P_{j-1}^H P_{j-1} and eps_j bounds what the computed P_j differs from
+it (docs/theory.md, Theorem 2).  The matrices stay on their device; the few scalars per matrix that a
+bracket needs come to the host once per step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gramnorm import _moments, _xp
+from gramnorm._rounding import Precision, down, precision_of, up
+from gramnorm._typing import Array, HostFloats, HostInts, Namespace
+
+
+def gram_values(a: Array, *, steps: int, xp: Namespace) -> Array:
+    """Return the Schatten-2^(steps+1) norm of each matrix of a stack, without rounding margin."""
+    if a.shape[-2] < a.shape[-1]:
+        a = xp.matrix_transpose(a)
+    sizes = []
+    for _ in range(steps):
+        size = _frobenius(a, xp=xp)
+        size = xp.where(size == 0, xp.ones_like(size), size)  # a zero matrix stays zero
+        sizes.append(size)
+        a = a / xp.astype(size[..., None, None], a.dtype)
+        a = _xp.matmul(_xp.adjoint(a, xp=xp), a, xp=xp)
+    bound = _frobenius(a, xp=xp)
+    for size in reversed(sizes):  # undo one squaring at a time: root, then scale
+        bound = size * _safe_sqrt(bound, xp=xp)
+    return bound
+
+
+def _frobenius(a: Array, *, xp: Namespace) -> Array:
+    squares = [xp.sum(part * part, axis=(-2, -1)) for part in _xp.components(a, xp=xp)]
+    return _safe_sqrt(sum(squares[1:], squares[0]), xp=xp)
+
+
+def _safe_sqrt(x: Array, *, xp: Namespace) -> Array:
+    # the derivative of sqrt at 0 is infinite; the detour keeps gradients of zero matrices finite
+    root = xp.sqrt(xp.where(x == 0, xp.ones_like(x), x))
+    return xp.where(x == 0, xp.zeros_like(x), root)
+
+
+class GramChain:
+    """The Gram iterates of a stack of matrices and the bounds they prove.
+
+    Parameters
+    ----------
+    a : array, shape (b, m, n)
+        Matrices in float32 or float64 (or complex), finite, with entries of size at most about 4.
+
+    Attributes
+    ----------
+    noise : host floats, shape (b,)
+        The part of the relative width of the last bracket that is due to rounding.
+    """
+
+    def __init__(self, a: Array, *, xp: Namespace) -> None:
+        if a.shape[1] < a.shape[2]:
+            a = xp.matrix_transpose(a)
+        self._xp = xp
+        self._precision: Precision = precision_of(a.dtype, xp=xp)
+        self._iterate = a
+        self._levels: list[tuple[HostFloats, HostFloats]] = []  # (s_j, eps_j), j = 1 ... t
+        self.noise: HostFloats = np.zeros(a.shape[0])
+
+    def keep(self, chosen: HostInts) -> None:
+        """Continue with the chosen matrices only."""
+        self._iterate = _xp.select(self._iterate, chosen, xp=self._xp)
+        self._levels = [(s[chosen], eps[chosen]) for s, eps in self._levels]
+
+    def advance(self) -> tuple[HostFloats, HostFloats]:
+        """Form one more Gram product; return the (lower, upper) bounds that it proves."""
+        xp, p = self._xp, self._iterate
+        inner, q = p.shape[1], p.shape[2]
+        gram = _xp.matmul(_xp.adjoint(p, xp=xp), p, xp=xp)
+        flat = bool(self._levels) and q > 1
+        rows = [*_sizes(gram, xp=xp), *(_moments.sums(p, gram, xp=xp) if flat else ())]
+        trace, largest, square, *moments = _xp.to_host(xp.stack(rows))
+
+        error, frobenius2 = self._product_error(trace, inner, q)
+        lower, upper = self._eigenvalues(square, frobenius2, error, q)
+        lower, upper = down(np.sqrt(lower)), up(np.sqrt(upper))  # of the iterate p
+        if flat:
+            better = _moments.upper_bound(
+                *moments,
+                frobenius2=frobenius2,
+                sigma=upper,
+                error=error,
+                departure=self._levels[-1][1],
+                rows=q,
+                precision=self._precision,
+            )
+            upper = np.minimum(upper, better)
+        bracket = self._climb(lower, upper, error / np.maximum(square, self._precision.tiny) ** 0.5)
+
+        exponents = np.frexp(np.maximum(largest, self._precision.tiny))[1]
+        scale = np.ldexp(1.0, -np.clip(exponents, -120, 120))
+        factor = _xp.from_host(
+            scale, dtype=_xp.real_dtype(p.dtype, xp=xp), device=_xp.device_of(p), xp=xp
+        )
+        self._iterate = gram * xp.astype(factor[:, None, None], p.dtype)
+        self._levels.append((scale, up(error * scale) + 2 * q * self._precision.tiny))
+        return bracket
+
+    def _product_error(
+        self, trace: HostFloats, inner: int, q: int
+    ) -> tuple[HostFloats, HostFloats]:
+        """Bound the error of Q = fl(P^H P) and ||P||_F^2, both in the Frobenius norm (Lemma 1)."""
+        prec = self._precision
+        loss = prec.kappa(inner) + 2 * prec.gamma(q + 2)
+        underflow = prec.underflow(inner) * q
+        # the trace of the product is the squared norm, up to the errors of its q entries and sum
+        with np.errstate(divide="ignore"):
+            frobenius2 = up((trace + 2 * underflow) / max(1.0 - loss, 0.0))
+        return up(prec.kappa(inner) * frobenius2 + underflow), frobenius2
+
+    def _eigenvalues(
+        self, square: HostFloats, frobenius2: HostFloats, error: HostFloats, q: int
+    ) -> tuple[HostFloats, HostFloats]:
+        """Bracket lambda_1(P^H P) by ||P^H P||_F and ||P^H P||_F^2 / tr P^H P."""
+        loss = self._precision.gamma(4 * q + 6)
+        lost = 2 * q**2 * self._precision.tiny  # squares that underflowed
+        upper = up(np.sqrt(square * (1 + loss) + lost) + error)
+        least = np.maximum(down(np.sqrt(square * max(1 - loss, 0.0))) - up(error), 0.0)
+        positive = frobenius2 > 0
+        lower = down(np.divide(least**2, frobenius2, where=positive, out=np.zeros_like(least)))
+        return lower, upper
+
+    def _climb(
+        self, lower: HostFloats, upper: HostFloats, noise: HostFloats
+    ) -> tuple[HostFloats, HostFloats]:
+        """Carry bounds on sigma(P_t) back to sigma(P_0) (Theorem 2)."""
+        noise = noise / 2
+        for scale, eps in reversed(self._levels):
+            noise = (noise + eps / upper) / 2
+            upper = up(np.sqrt((upper + eps) / scale))
+            lower = down(np.sqrt(np.maximum(lower - up(eps), 0.0) / scale))
+        self.noise = 2 * noise
+        return lower, upper
+
+
+def _sizes(gram: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
+    """Return trace, largest diagonal entry and squared Frobenius norm of each matrix."""
+    diagonal = xp.linalg.diagonal(gram)
+    if _xp.is_complex(gram.dtype, xp=xp):
+        diagonal = xp.real(diagonal)
+    return (
+        xp.sum(diagonal, axis=-1),
+        xp.max(diagonal, axis=-1),
+        _moments.inner_product(gram, gram, xp=xp),
+    )

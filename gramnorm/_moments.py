@@ -1,0 +1,101 @@
+"""The moment bound: an upper bound that is exact for clusters of equal singular values.
+
+For a Hermitian H >= 0 weight each eigenvalue l_i by w_i = l_i^2 and let S2 = sum w_i = ||H||_F^2,
+c0 = sum w_i l_i / S2, eta^2 = sum w_i (l_i - c0)^2 = ||H^2 - c0 H||_F^2.  Then (docs/theory.md,
+Lemma 4)
+
+    l_1 <= c0 + eta sqrt(1 / l_1^2 - 1 / S2),
+
+and since the right side decreases in l_1, every y with  c0 + eta sqrt(1 / y^2 - 1 / S2) <= y
+is an upper bound.  The Frobenius norm of m equal eigenvalues stalls at m^(1/2); this does not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gramnorm import _xp
+from gramnorm._rounding import Precision, up
+from gramnorm._typing import Array, HostFloats, Namespace
+
+
+def inner_product(a: Array, b: Array, *, xp: Namespace) -> Array:
+    """Return Re <a, b> of each pair of matrices, summed in two stages: rows, then their sums."""
+    rows = xp.vecdot(a, b, axis=-1)
+    if _xp.is_complex(rows.dtype, xp=xp):
+        rows = xp.real(rows)
+    return xp.sum(rows, axis=-1)
+
+
+def sums(p: Array, gram: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
+    """Return c, ||D||_F^2 and Re <P, D> with D = P^2 - c P, for Hermitian P with P^H P = `gram`."""
+    square = inner_product(p, p, xp=xp)
+    square = xp.where(square == 0, xp.ones_like(square), square)
+    centre = inner_product(p, gram, xp=xp) / square
+    # D before its norm: ||P^2||^2 - c^2 ||P||^2 would cancel
+    d = gram - xp.astype(centre[:, None, None], p.dtype) * p
+    return centre, inner_product(d, d, xp=xp), inner_product(p, d, xp=xp)
+
+
+def upper_bound(
+    centre: HostFloats,
+    spread2: HostFloats,
+    skew: HostFloats,
+    *,
+    frobenius2: HostFloats,
+    sigma: HostFloats,
+    error: HostFloats,
+    departure: HostFloats,
+    rows: int,
+    precision: Precision,
+) -> HostFloats:
+    """Bound sigma_1(P) from the `sums` of an iterate P.
+
+    Parameters
+    ----------
+    centre, spread2, skew
+        c, ||D||_F^2 and Re <P, D> as computed.
+    frobenius2, sigma
+        Upper bounds on ||P||_F^2 and sigma_1(P).
+    error
+        Bound on ||Q - P^H P||_F for the computed Q.
+    departure
+        Bound on ||P - H||_F for an exactly Hermitian, positive semidefinite H.
+    """
+    sum_loss = precision.gamma(4 * rows + 6)
+    norm = up(np.sqrt(frobenius2))
+    lost = 2 * rows**2 * precision.tiny  # squares that underflowed
+    computed = up(np.sqrt(spread2 * (1 + sum_loss) + lost))
+    # H^2 - c H against the computed D: two roundings of D, the product, and P against H
+    deviation = up(
+        2 * precision.unit * (centre * norm + computed)
+        + error
+        + departure * (2 * sigma + departure + centre)
+        + 2 * rows * precision.tiny
+    )
+    eta = up(computed + deviation)
+    skewness = up(np.abs(skew) + sum_loss * norm * computed + norm * deviation + departure * eta)
+    # `norm` exceeds ||P||_F by kappa + 2 gamma of the trace that gave it, and by the nudges
+    least = norm * (1 - 4 * precision.kappa(rows + 16)) - departure
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        # the spread's own S2: ||H||_F^2 between (norm - departure)^2 and (norm + departure)^2
+        mean = up(centre + np.where(least > 0, skewness / least**2, np.inf))
+        inverse = 1.0 / up((norm + departure) ** 2)
+        y = _smallest_fixed_point(mean, eta, inverse, start=up(norm + departure))
+        y = (mean + 1.01 * (y - mean)) * (1 + 2.0**-46)  # room for the nudges of the check
+        radicand = np.maximum(up(1.0 / y**2) - inverse * (1 - 1e-15), 0.0)
+        proved = (centre > 0) & (up(mean + up(eta * np.sqrt(radicand))) <= y)
+    return np.where(proved, up(y + departure), np.inf)
+
+
+def _smallest_fixed_point(
+    mean: HostFloats, eta: HostFloats, inverse: HostFloats, *, start: HostFloats
+) -> HostFloats:
+    """Solve mean + eta sqrt(1/y^2 - inverse) = y by Newton's method from the right."""
+    y = np.minimum(start, mean + eta / mean)
+    for _ in range(8):
+        distance = (y - mean) ** 2 + eta**2 * inverse
+        value = y**2 * distance - eta**2
+        slope = 2 * y * distance + 2 * y**2 * (y - mean)
+        y = np.where(slope > 0, y - value / slope, y)
+    return y

@@ -1,0 +1,210 @@
+"""The array boundary: the only module that knows array libraries by name.
+
+Kernels receive a namespace `xp` and call functions of the array API standard.  What the standard
+does not say, and what differs between libraries, is decided here: which inputs are accepted,
+where float64 exists, how a value reaches the host, whether subnormal numbers survive, and whether
+a float32 product is a float32 product.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import array_api_compat as compat
+import numpy as np
+
+from gramnorm._typing import (
+    Array,
+    Device,
+    DType,
+    HostBools,
+    HostFloats,
+    HostInts,
+    Namespace,
+)
+
+
+def namespace_of(x: object, *, name: str) -> Namespace:
+    """Return the array namespace of `x`, or explain which arrays are accepted."""
+    if isinstance(x, np.ndarray) and type(x) is not np.ndarray and not isinstance(x, np.memmap):
+        msg = (
+            f"{name} must be a plain array, got {type(x).__name__}, whose products or missing values "
+            f"mean something else; pass numpy.asarray({name}) after dealing with them"
+        )
+        raise TypeError(msg)
+    try:
+        return compat.array_namespace(x)
+    except TypeError:
+        msg = (
+            f"{name} must be an array of a library that follows the array API standard (NumPy, CuPy, "
+            f"PyTorch, JAX, ...), got {type(x).__name__}; convert it first, e.g. numpy.asarray({name})"
+        )
+        raise TypeError(msg) from None
+
+
+def device_of(x: Array) -> Device:
+    """Return the device of `x`."""
+    return compat.device(x)
+
+
+def has_values(x: Array) -> bool:
+    """Say whether `x` holds numbers that can be looked at now (not a tracer, not a meta tensor)."""
+    if compat.is_jax_array(x):
+        import jax
+
+        return not isinstance(x, jax.core.Tracer)
+    if compat.is_torch_array(x):
+        import torch
+
+        return x.device.type != "meta" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return True
+
+
+def without_gradient(x: Array) -> Array:
+    """Return the values of `x` as a constant for automatic differentiation."""
+    if compat.is_torch_array(x):
+        return x.detach()
+    if compat.is_jax_array(x):
+        import jax
+
+        return jax.lax.stop_gradient(x)
+    return x
+
+
+def to_host(x: Array) -> HostFloats:
+    """Copy `x` to the host as NumPy float64: the synchronisation point of every driver."""
+    if compat.is_torch_array(x):
+        x = (x.float() if x.itemsize == 2 else x).numpy(force=True)  # NumPy has no bfloat16
+    elif compat.is_cupy_array(x):
+        x = x.get()
+    elif not (isinstance(x, np.ndarray | np.generic) or compat.is_jax_array(x)):
+        x = np.from_dlpack(x)
+    return np.asarray(x).astype(np.float64)
+
+
+def from_host(values: HostFloats, *, dtype: DType, device: Device, xp: Namespace) -> Array:
+    """Move host numbers to `device`; the caller has rounded them to `dtype` already."""
+    if xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits < 64:
+        # a device without float64 must not see one, not even on the way
+        host = np.asarray(values, dtype=np.float32)
+        return xp.astype(xp.asarray(host, dtype=xp.float32, device=device), dtype, copy=False)
+    return xp.asarray(np.asarray(values), dtype=dtype, device=device)
+
+
+def indices(values: HostInts, *, device: Device, xp: Namespace) -> Array:
+    """Move host indices to `device`; int32 because not every backend has int64."""
+    return xp.asarray(values.astype(np.int32), dtype=xp.int32, device=device)
+
+
+def select(x: Array, chosen: HostInts, *, xp: Namespace) -> Array:
+    """Return the chosen elements of the stack `x`; itself when they are all of it, in order."""
+    if np.array_equal(chosen, np.arange(x.shape[0])):
+        return x
+    return xp.take(x, indices(chosen, device=device_of(x), xp=xp), axis=0)
+
+
+def adjoint(x: Array, *, xp: Namespace) -> Array:
+    """Return the conjugate transpose of the last two axes."""
+    x = xp.matrix_transpose(x)
+    return xp.conj(x) if is_complex(x.dtype, xp=xp) else x
+
+
+def matmul(a: Array, b: Array, *, xp: Namespace) -> Array:
+    """Multiply in the full precision of the arrays' type."""
+    if compat.is_jax_namespace(xp):
+        return xp.matmul(a, b, precision="highest")  # the default may be TF32 or bfloat16
+    return xp.matmul(a, b)
+
+
+def is_complex(dtype: DType, *, xp: Namespace) -> bool:
+    """Say whether `dtype` is a complex type."""
+    return bool(xp.isdtype(dtype, "complex floating"))
+
+
+def components(x: Array, *, xp: Namespace) -> tuple[Array, ...]:
+    """Return `x` as real arrays: itself, or its real and imaginary part."""
+    return (xp.real(x), xp.imag(x)) if is_complex(x.dtype, xp=xp) else (x,)
+
+
+def real_dtype(dtype: DType, *, xp: Namespace) -> DType:
+    """Return the real type of the same precision as the floating type `dtype`."""
+    if is_complex(dtype, xp=xp):
+        return xp.float64 if xp.finfo(dtype).bits == 64 else xp.float32
+    return dtype
+
+
+def complex_dtype(dtype: DType, *, xp: Namespace) -> DType:
+    """Return the complex type of the same precision as the float32 or float64 type `dtype`."""
+    return xp.complex128 if xp.finfo(dtype).bits == 64 else xp.complex64
+
+
+def is_supported(dtype: DType, *, xp: Namespace) -> bool:
+    """Say whether arrays of `dtype` can be bounded: bool, integers, float16 ... float64, complex."""
+    if getattr(dtype, "itemsize", 0) > 8 and not (
+        is_complex(dtype, xp=xp) and dtype.itemsize <= 16
+    ):
+        return False  # long double: no backend multiplies it with a known error
+    try:
+        return bool(xp.isdtype(dtype, ("bool", "integral", "real floating", "complex floating")))
+    except (TypeError, ValueError):
+        return False
+
+
+def default_real_dtype(x: Array, *, xp: Namespace) -> DType:
+    """Return the type to which the namespace promotes integers."""
+    return xp.__array_namespace_info__().default_dtypes(device=device_of(x))["real floating"]
+
+
+def has_float64(device: Device, *, xp: Namespace) -> bool:
+    """Say whether `device` computes in float64."""
+    return "float64" in xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
+
+
+def float32_products_are_exact(x: Array, *, xp: Namespace) -> bool:
+    """Say whether a product of float32 arrays beside `x` keeps 24 bits: no TF32, no bfloat16.
+
+    A matrix filled with 1 + 2^-12 tells: TF32 and bfloat16 round its entries to 1.
+    """
+    if compat.is_torch_array(x):
+        import torch
+
+        # Which shapes take the short cut is the library's choice, so the switch decides, not a trial.
+        return torch.get_float32_matmul_precision() == "highest" and not (
+            torch.backends.cuda.matmul.allow_tf32
+        )
+    return _product_probe(xp, device_of(x))
+
+
+@functools.cache
+def _product_probe(xp: Namespace, device: Device) -> bool:
+    a = xp.full((64, 64), 1.0 + 2.0**-12, dtype=xp.float32, device=device)
+    product = to_host(matmul(a, a, xp=xp))
+    return bool(np.all(np.abs(product - 64.0 * (1.0 + 2.0**-12) ** 2) < 64 * 2.0**-18))
+
+
+def flushes_subnormals(x: Array, dtype: DType, *, xp: Namespace) -> bool:
+    """Say whether arithmetic in the real type `dtype`, there or on the host, loses subnormals.
+
+    JAX on a CPU always does; a process in which some library switched the processor's
+    flush-to-zero mode on does as well, so the question is asked at each call.
+    """
+    tiny = float(xp.finfo(dtype).smallest_normal)
+    probe = from_host(np.asarray([tiny / 4]), dtype=dtype, device=device_of(x), xp=xp)
+    scaled = to_host(probe * 16.0)
+    on_host = np.asarray([math.ldexp(1.0, -1060)]) * 2.0**100
+    return bool(scaled[0] == 0.0) or bool(on_host[0] == 0.0)
+
+
+def nonzero_by_bits(x: Array, *, xp: Namespace) -> HostBools:
+    """Say for each element of the stack `x` whether it has a non-zero entry, subnormals included.
+
+    Where subnormals are flushed even ``x == 0`` holds for them; the bit patterns do not lie.
+    """
+    kinds = {2: "int16", 4: "int32", 8: "int64"}
+    found = np.zeros(x.shape[0], dtype=np.bool_)
+    for part in components(x, xp=xp):
+        bits = part.view(getattr(xp, kinds[part.dtype.itemsize]))
+        magnitude = xp.bitwise_left_shift(bits, xp.ones_like(bits))  # -0.0 is zero as well
+        found |= to_host(xp.any(magnitude != 0, axis=(-2, -1))) != 0
+    return found

@@ -1,0 +1,165 @@
+"""A report on a network: one certified bracket per layer, and the product of the upper ones.
+
+The norm of a chain is at most the product of its layers' norms, so a product of upper bounds, rounded up, bounds the
+Lipschitz constant of layers in a chain with 1-Lipschitz functions between them (ReLU, average and maximum pooling).
+The product of *lower* bounds bounds nothing, hence it is not formed.  A layer that cannot be bounded makes the
+product partial: it is still a number about the other layers, but no longer one about the network.
+"""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import gramnorm as gn
+from gramnorm.report.readers import Layer
+
+__all__ = ["Row", "bound_layer", "product_above", "relative_gap_above"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer of a report: its bracket, or in `error` why there is none."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    seconds: float
+    lower: float = math.nan
+    upper: float = math.nan
+    converged: bool = False
+    assumed: bool = False  # no geometry in the file: read as stride 1, one group
+    error: str | None = None
+
+
+def bound_layer(
+    layer: Layer,
+    *,
+    input_shape: tuple[int, ...] | str | None = None,
+    padding_mode: str | None = None,
+    rtol: float | None = None,
+) -> Row:
+    """
+    Return a lower and an upper bound on the spectral norm of one layer.
+
+    Parameters
+    ----------
+    layer : Layer
+        A weight array and its geometry.
+    input_shape : tuple of int, "file" or None
+        Where to bound a convolution: at this size (one number: on every axis), at the size that the file states, or
+        at every size.
+    padding_mode : str or None
+        What to use in place of the file's padding mode.
+    rtol : float or None
+        The relative gap asked for; None is the default of the bound.
+
+    Returns
+    -------
+    Row
+        The bracket, or the reason why there is none.
+
+    Notes
+    -----
+    **Guarantee.** That of `gramnorm.matrix_norm_bracket` or `gramnorm.conv_norm_bracket`, for the array as stored and
+    the geometry as stated.  Without a stated geometry stride 1 and one group are assumed.  At every size `upper` then
+    holds for a strided or grouped layer as well, since that picks rows of the assumed operator, or stacked blocks one
+    by one; `lower` may not, and for a transposed layer neither need.
+    """
+    began = time.perf_counter()
+    found: dict[str, Any] = {}
+    try:
+        if layer.kind == "dense":
+            bracket = gn.matrix_norm_bracket(layer.weight, rtol=rtol)
+        else:
+            keywords = _keywords(layer, input_shape, padding_mode)
+            bracket = gn.conv_norm_bracket(layer.weight, **keywords, rtol=rtol)
+        found = {"lower": float(bracket.lower), "upper": float(bracket.upper)}
+        found["converged"] = bool(bracket.converged)
+    except (NotImplementedError, ValueError, TypeError) as error:
+        found = {"error": " ".join(str(error).split()) or type(error).__name__}
+    return Row(
+        name=layer.name,
+        kind=_kind(layer),
+        shape=tuple(layer.weight.shape),
+        dtype=str(layer.weight.dtype),
+        seconds=time.perf_counter() - began,
+        assumed=layer.kind == "conv" and layer.geometry is None,
+        **found,
+    )
+
+
+def _keywords(
+    layer: Layer, input_shape: tuple[int, ...] | str | None, padding_mode: str | None
+) -> dict[str, Any]:
+    """Return what `conv_norm_bracket` needs to know besides the kernel."""
+    keywords = {key: value for key, value in (layer.geometry or {}).items() if key != "kind"}
+    stated_shape = keywords.pop("input_shape", None)
+    if padding_mode is not None:
+        keywords["padding_mode"] = padding_mode
+        if padding_mode == "circular":  # the same-size operator: there is no padding to it
+            keywords.pop("padding", None)
+    if input_shape is None:
+        # Every size holds for any zero padding and any circle, whatever amount the file states.
+        if keywords.get("padding_mode", "zeros") in ("zeros", "circular"):
+            keywords.pop("padding", None)
+        return keywords
+    if input_shape == "file":
+        if stated_shape is None:
+            msg = "the file states no input_shape for this layer"
+            raise ValueError(msg)
+        return keywords | {"input_shape": stated_shape}
+    axes = layer.weight.ndim - 2
+    return keywords | {"input_shape": input_shape * axes if len(input_shape) == 1 else input_shape}
+
+
+def _kind(layer: Layer) -> str:
+    """Return the kind of a layer in words, such as "conv2d, depthwise"."""
+    if layer.kind == "dense":
+        return "dense"
+    geometry = layer.geometry or {}
+    groups = geometry.get("groups", 1)
+    words = [f"conv{layer.weight.ndim - 2}d"]
+    if groups != 1:
+        words.append("depthwise" if layer.weight.shape[1] == 1 else f"{groups} groups")
+    for key in ("stride", "dilation"):
+        if not _all_ones(geometry.get(key, 1)):
+            words.append(f"{key} {geometry[key]}")
+    if geometry.get("transposed", False):
+        words.append("transposed")
+    return ", ".join(words)
+
+
+def _all_ones(value: Any) -> bool:
+    return set(value if isinstance(value, tuple) else (value,)) == {1}
+
+
+def product_above(values: Iterable[float]) -> float:
+    """Return the product of non-negative floats, exactly rounded up."""
+    values = list(values)
+    if any(map(math.isnan, values)):
+        return math.nan
+    if any(map(math.isinf, values)):
+        return math.inf  # 0 * inf as well: nothing is known of that product
+    return _float_above(math.prod(map(Fraction, values), start=Fraction(1)))
+
+
+def relative_gap_above(lower: float, upper: float) -> float:
+    """Return ``(upper - lower) / lower`` rounded up; 0 if both are zero, inf if only `lower` is."""
+    if not (math.isfinite(lower) and math.isfinite(upper)):
+        return 0.0 if lower == upper else math.nan if math.isnan(lower + upper) else math.inf
+    if lower == 0:
+        return 0.0 if upper == 0 else math.inf
+    return _float_above((Fraction(upper) - Fraction(lower)) / Fraction(lower))
+
+
+def _float_above(exact: Fraction) -> float:
+    """Return the smallest float that is at least `exact`."""
+    try:
+        value = float(exact)  # correctly rounded, so at most one step too low
+    except OverflowError:
+        return math.inf
+    return value if value >= exact else math.nextafter(value, math.inf)

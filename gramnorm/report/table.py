@@ -1,0 +1,191 @@
+"""A report as text for people (a `rich` table) and as JSON for machines.
+
+Decimal text is rounded like the number it stands for: the exact value of a float is rounded up to the digits shown if
+it is an upper bound, and down if it is a lower one, so that what is read off a table is as true as the float.
+"""
+
+import decimal
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+from gramnorm.report import Row, product_above, relative_gap_above
+
+__all__ = [
+    "MissingRichError",
+    "Report",
+    "decimal_text",
+    "require_rich",
+    "write_json",
+    "write_table",
+]
+
+_DIGITS = 7  # of a bound: about what float32 resolves
+_NO_LIMIT = 10**6  # columns of text
+
+
+class MissingRichError(ImportError):
+    """The table needs the optional package `rich`."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of a report, the entries that are no layers, and what was asked for."""
+
+    source: str
+    version: str
+    rows: Sequence[Row]
+    skipped: dict[str, str]
+    options: dict[str, Any]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the layers without a bound; the product is partial if there are any."""
+        return [row.name for row in self.rows if row.error is not None]
+
+    @property
+    def product_upper(self) -> float:
+        """The product of the upper bounds there are, rounded up."""
+        return product_above(row.upper for row in self.rows if row.error is None)
+
+
+def decimal_text(value: float, *, up: bool, digits: int = _DIGITS) -> str:
+    """
+    Return decimal text that is at least, or at most, a float.
+
+    Parameters
+    ----------
+    value : float
+        The number; its exact binary value counts, not its shortest decimal text.
+    up : bool
+        True for text that reads as `value` or more, False for `value` or less.
+    digits : int
+        Significant digits of the text.
+
+    Returns
+    -------
+    str
+        A number in fixed-point notation if that is short, else in scientific notation; "inf", "-inf" or "nan".
+    """
+    if not math.isfinite(value):
+        return str(value)
+    rounding = decimal.ROUND_CEILING if up else decimal.ROUND_FLOOR
+    context = decimal.Context(prec=digits, rounding=rounding)
+    rounded = context.create_decimal_from_float(value)
+    if not rounded:
+        return "0"
+    last = rounded.adjusted() - digits + 1
+    padded = rounded.quantize(
+        decimal.Decimal((0, (1,), last)), context=context
+    )  # exact: only zeros are added
+    return format(padded, "f" if -4 <= padded.adjusted() < digits else "e")
+
+
+def write_json(report: Report, stream: IO[str]) -> None:
+    """Write a report as one JSON object; numbers as `repr` has them, the others as the texts "inf" and "nan"."""
+    layers = []
+    for row in report.rows:
+        entry = asdict(row)
+        entry["gap"] = relative_gap_above(row.lower, row.upper)
+        if row.error is not None:
+            entry |= dict.fromkeys(("lower", "upper", "gap", "converged"))
+        layers.append(entry)
+    content = {
+        "source": report.source,
+        "version": report.version,
+        **report.options,
+        "layers": layers,
+        "skipped": [{"name": name, "reason": reason} for name, reason in report.skipped.items()],
+        "product_upper": report.product_upper,
+        "partial": bool(report.missing),
+        "missing": report.missing,
+    }
+    json.dump(_standard(content), stream, indent=2, allow_nan=False)
+    stream.write("\n")
+
+
+def _standard(value: Any) -> Any:
+    """Replace what JSON has no number for by text that `float` understands."""
+    if isinstance(value, dict):
+        return {key: _standard(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_standard(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def require_rich() -> None:
+    """Raise MissingRichError unless tables can be drawn: better before the work than after it."""
+    try:
+        import rich.table  # noqa: F401, PLC0415
+    except ImportError as error:
+        msg = 'the table needs the package rich: pip install "gramnorm[report]", or use --json'
+        raise MissingRichError(msg) from error
+
+
+def write_table(report: Report, stream: IO[str]) -> None:
+    """Write a report as a table, the product below it, then what was skipped or assumed."""
+    from rich import box  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.measure import Measurement  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, title=Text(printable(report.source)), title_justify="left")
+    for heading in ("layer", "kind", "shape"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("lower", "upper", "gap", "seconds"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    table.add_column("converged", no_wrap=True)
+    for row in report.rows:
+        table.add_row(*(Text(cell) for cell in _cells(row)))  # Text: a name may look like markup
+    # As wide as it needs to be: wrapped lines are ugly, but cut digits would not be a bound.
+    console = Console(file=stream, highlight=False, width=_NO_LIMIT)
+    console.width = Measurement.get(console, console.options, table).maximum
+    console.print(table)
+    for line in _closing_lines(report):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """Return the texts of one line of the table."""
+    shape = " x ".join(map(str, row.shape))
+    start = (printable(row.name), row.kind + "*" * row.assumed, shape)
+    seconds = f"{row.seconds:.3f}"
+    if row.error is not None:
+        return (*start, "-", "-", "-", seconds, "failed")
+    gap = decimal_text(relative_gap_above(row.lower, row.upper), up=True, digits=2)
+    bounds = (decimal_text(row.lower, up=False), decimal_text(row.upper, up=True))
+    return (*start, *bounds, gap, seconds, "yes" if row.converged else "no")
+
+
+def _closing_lines(report: Report) -> list[str]:
+    """Return what stands below the table."""
+    product = decimal_text(report.product_upper, up=True)
+    lines = [f"product of the upper bounds, rounded up: {product}"]
+    if report.missing:
+        names = ", ".join(map(printable, report.missing))
+        lines = [
+            f"{printable(row.name)}: {printable(row.error)}"
+            for row in report.rows
+            if row.error is not None
+        ]
+        lines.append(f"PARTIAL product of the upper bounds, not a bound of the network: {product}")
+        lines.append(f"missing in it: {names}")
+    if any(row.assumed for row in report.rows):
+        lines.append(
+            "* the file does not say how the kernel is used: read as stride 1, dilation 1, one group"
+        )
+    reasons: dict[str, list[str]] = {}
+    for name, reason in report.skipped.items():
+        reasons.setdefault(reason, []).append(printable(name))
+    lines += [
+        f"skipped {len(names)} ({reason}): {', '.join(names)}" for reason, names in reasons.items()
+    ]
+    return lines
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters escaped: names in a file must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,1 @@
+"""Tests of gramnorm: one suite, run against every array library at hand."""

@@ -1,0 +1,119 @@
+"""The array libraries the suite runs against, and the fixtures every test may draw on."""
+
+import contextlib
+import importlib
+import importlib.util
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from array_api_compat import device as device_of
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=2000)
+settings.load_profile("ci")  # `--hypothesis-profile deep` overrides
+
+NARROW = {"float64": "float32", "complex128": "complex64"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One array library on one device, with the two conversions tests may use."""
+
+    id: str
+    xp: Any
+    device: Any = None
+    has_float64: bool = True
+    readonly: bool = False
+
+    def asarray(self, host: Any, dtype: str | None = None) -> Any:
+        """Return a fresh array of the named dtype; without float64, values are narrowed."""
+        host = np.array(host)
+        name = dtype or host.dtype.name
+        name = name if self.has_float64 else NARROW.get(name, name)
+        if name in np.sctypeDict:
+            host = host.astype(name)  # on the host: a device may not hold the wider type
+        x = self.xp.asarray(host, dtype=getattr(self.xp, name), device=self.device)
+        if self.readonly:
+            x.flags.writeable = False
+        return x
+
+    def to_numpy(self, x: Any) -> Any:
+        """Return `x` on the host; bfloat16, unknown to NumPy, comes back as float32."""
+        if self.id.startswith("strict"):
+            x = x.to_device(self.xp.Device("CPU_DEVICE"))
+        if self.id.startswith("torch"):
+            x = x.detach().cpu().resolve_conj()
+        if "bfloat16" in str(getattr(x, "dtype", "")):
+            x = self.xp.astype(x, self.xp.float32)
+        return x.get() if self.id == "cupy" else np.asarray(x)
+
+    def is_at_home(self, x: Any) -> bool:
+        """Tell whether `x` is an array of this library on this device."""
+        here = self.xp.empty(0, dtype=self.xp.float32, device=self.device)
+        return isinstance(x, type(here)) and device_of(x) == device_of(here)
+
+
+# Per id: the library, its standard namespace, what makes this backend differ, the GPU counter.
+STRICT, TORCH = ("array_api_strict",) * 2, ("torch", "array_api_compat.torch")
+BACKENDS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "numpy": ("numpy", "array_api_compat.numpy", {}, ""),
+    "numpy-readonly": ("numpy", "array_api_compat.numpy", {"readonly": True}, ""),
+    "strict": (*STRICT, {"device": "CPU_DEVICE"}, ""),
+    "strict-device1": (*STRICT, {"device": "device1"}, ""),
+    "strict-float32": (*STRICT, {"device": "no_float64", "has_float64": False}, ""),
+    "torch": (*TORCH, {"device": "cpu"}, ""),
+    "jax32": ("jax", "jax.numpy", {"has_float64": False}, ""),
+    "jax": ("jax", "jax.numpy", {}, ""),
+    "cupy": ("cupy", "array_api_compat.cupy", {}, "cuda.runtime.getDeviceCount"),
+    "torch-cuda": (*TORCH, {"device": "cuda"}, "cuda.device_count"),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backends", help=f"comma-separated, of: {', '.join(BACKENDS)}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "be" not in metafunc.fixturenames:
+        return
+    present = [i for i, (library, *_) in BACKENDS.items() if importlib.util.find_spec(library)]
+    chosen = metafunc.config.getoption("backends")
+    ids = chosen.split(",") if chosen else present
+    if missing := sorted(set(ids) - set(present)):
+        msg = f"--backends: {', '.join(missing)} unknown or not installed"
+        raise pytest.UsageError(msg)
+    params = [pytest.param(i, marks=[pytest.mark.gpu] * bool(BACKENDS[i][3])) for i in ids]
+    metafunc.parametrize("be", params, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def be(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Yield each chosen backend in turn; it spans the session, so hypothesis may draw under it."""
+    library, namespace, fields, gpu_counter = BACKENDS[request.param]
+    if gpu_counter:
+        try:  # these libraries import without a GPU: ask the driver
+            count = operator.attrgetter(gpu_counter)(importlib.import_module(library))()
+        except Exception as error:  # each library raises its own kind
+            pytest.skip(f"no GPU answers: {error}")
+        if not count:
+            pytest.skip("no GPU answers: none found")
+    xp = importlib.import_module(namespace)
+    if library == "array_api_strict":
+        fields = fields | {"device": xp.Device(fields["device"])}
+    with contextlib.ExitStack() as scope:
+        if library == "jax":  # whether there is a float64 is a setting of the process
+            scope.enter_context(importlib.import_module("jax").enable_x64(request.param == "jax"))
+        yield Backend(request.param, xp, **fields)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of shared real layers and matrices, beside the repository."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    return folder if folder.is_dir() else pytest.skip(f"{folder.name} is not here")

@@ -1,0 +1,446 @@
+"""Search for a bound on the wrong side: ``python -m tests.soundness``.
+
+Random and adversarial matrices and kernels, on several array libraries, are bracketed at many
+tolerances (each stops the method at another place) and compared with references that do not come
+from the package. Exit status 1 if any bound is on the wrong side or any call raised.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import itertools
+import math
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tests import oracles
+from tests.families import DTYPES, FAMILIES, KERNELS
+
+MATRICES, KERNEL_COUNT = 200_000, 5_000
+QUICK_MATRICES, QUICK_KERNELS = 16_000, 300
+# Every tolerance must give valid bounds, reached or not.
+TOLERANCES = (None, None, 0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-11, 1e-14)
+# JAX compiles anew for each shape, strict is slow: few shapes there.
+FEW_SHAPES = ((1, 1), (4, 4), (3, 7), (12, 5), (12, 12))
+SHARES = {"numpy": 0.7, "torch": 0.1, "jax": 0.1, "array_api_strict": 0.1}
+TIGHT = 1e-12  # closer than this to a float64 reference, balls decide
+
+
+# --------------------------------------------------------------------------------- the backends
+
+
+@dataclass(frozen=True)
+class Library:
+    """One array library: its namespace and how host arrays get there and back."""
+
+    xp: Any
+
+    def asarray(self, host: np.ndarray) -> Any:
+        return self.xp.asarray(host)
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return np.asarray(x.resolve_conj() if hasattr(x, "resolve_conj") else x)
+
+
+def libraries() -> list[str]:
+    return [name for name in SHARES if importlib.util.find_spec(name)]
+
+
+def open_library(name: str) -> Library:
+    if name == "jax":
+        importlib.import_module("jax").config.update("jax_enable_x64", True)
+        return Library(importlib.import_module("jax.numpy"))
+    return Library(importlib.import_module(name))
+
+
+# --------------------------------------------------------------------------------------- counts
+
+
+@dataclass
+class Count:
+    """What happened to one family."""
+
+    tried: int = 0
+    upper: int = 0
+    lower: int = 0
+    undecided: int = 0
+    unconverged: int = 0
+    over: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, other: "Count") -> None:
+        for name in ("tried", "upper", "lower", "undecided", "unconverged"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.over += other.over
+
+
+@dataclass
+class Report:
+    """The counts by family, and a reproduction of everything that went wrong."""
+
+    counts: dict[str, Count] = field(default_factory=lambda: defaultdict(Count))
+    failures: list[str] = field(default_factory=list)
+    asked_exactly: int = 0
+
+    def add(self, other: "Report") -> None:
+        for name, count in other.counts.items():
+            self.counts[name].add(count)
+        self.failures += other.failures
+        self.asked_exactly += other.asked_exactly
+
+    def total(self, what: str, kind: str = "") -> int:
+        return sum(getattr(c, what) for name, c in self.counts.items() if name.startswith(kind))
+
+    @property
+    def violations(self) -> int:
+        return self.total("upper") + self.total("lower")
+
+    def print(self) -> None:
+        print(
+            f"{'family':34}{'tried':>8}{'upper<':>8}{'lower>':>8}{'open':>6}{'loose':>7}"
+            f"{'median over':>13}{'worst over':>12}"
+        )
+        for name in sorted(self.counts):
+            c = self.counts[name]
+            over = np.concatenate(c.over) if c.over else np.zeros(0)
+            over = over[np.isfinite(over)]
+            stats = (np.median(over), over.max()) if len(over) else (0.0, 0.0)
+            print(
+                f"{name:34}{c.tried:8}{c.upper:8}{c.lower:8}{c.undecided:6}{c.unconverged:7}"
+                f"{stats[0]:13.1e}{stats[1]:12.1e}"
+            )
+        print(
+            f"{self.total('tried', 'matrix')} matrices, {self.total('tried', 'conv')} kernels, "
+            f"{self.asked_exactly} comparisons by the exact oracle, "
+            f"{self.total('undecided')} left open"
+        )
+        for text in self.failures[:20]:
+            print(text)
+        print(
+            f"uppers below: {self.total('upper')}, lowers above: {self.total('lower')}, "
+            f"failures listed or not: {len(self.failures)}"
+        )
+
+
+def _exactly(a: np.ndarray) -> str:
+    """Return an expression that makes the array again, bit for bit."""
+    raw = np.ascontiguousarray(a)
+    return f"np.frombuffer(bytes.fromhex('{raw.tobytes().hex()}'), '{raw.dtype}').reshape{a.shape}"
+
+
+# ------------------------------------------------------------------------------------- matrices
+
+
+@dataclass(frozen=True)
+class MatrixTask:
+    """A stack of matrices of one shape and type, from one family or from all of them."""
+
+    seed: tuple[int, ...]
+    library: str
+    shape: tuple[int, int]
+    dtype: str
+    names: tuple[str, ...]
+    rtol: float | None
+    inject: float = 0.0
+
+    def run(self) -> Report:
+        import gramnorm as gn  # noqa: PLC0415 - after the process has set its threads
+
+        lib = open_library(self.library)
+        rng = np.random.default_rng(self.seed)
+        stack = np.stack([FAMILIES[name](rng, *self.shape, self.dtype) for name in self.names])
+        bracket = gn.matrix_norm_bracket(lib.asarray(stack), rtol=self.rtol)
+        lower, upper = (lib.to_numpy(x) for x in (bracket.lower, bracket.upper))
+        converged = lib.to_numpy(bracket.converged)
+        upper = upper.astype(oracles.LONG) * (1 - oracles.LONG(self.inject))
+        found = oracles.check_stack(stack, lower, upper)
+        report = Report(asked_exactly=found.asked_exactly)
+        normal = upper > 2.0**40 * np.finfo(self.dtype).smallest_normal
+        for i, name in enumerate(self.names):
+            count = Count(
+                tried=1,
+                upper=int(i in found.upper_violated),
+                lower=int(i in found.lower_violated),
+                undecided=int(i in found.undecided),
+                unconverged=int(not converged[i]),
+                over=[found.over[i : i + 1]] if normal[i] else [],
+            )
+            report.counts[f"matrix {name}"].add(count)
+        for i in {*found.upper_violated, *found.lower_violated}:
+            side = "upper" if i in found.upper_violated else "lower"
+            report.failures.append(
+                f"{side} violated: {self.library} {self.names[i]} {self.dtype} {self.shape} "
+                f"rtol={self.rtol} [{i}] of a stack of {len(stack)}: lower={float(lower[i]).hex()} "
+                f"upper={float(upper[i]).hex()} {_exactly(stack[i])}  ({self})"
+                if math.prod(self.shape) <= 40
+                else f"{side} violated in [{i}] of {self}"
+            )
+        return report
+
+
+def matrix_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -> Iterator[Any]:
+    """Yield stacks until `total` matrices are reached."""
+    rng = np.random.default_rng((seed, 1))
+    names = sorted(FAMILIES)
+    shares = np.asarray([SHARES[name] for name in present])
+    made = 0
+    for index in itertools.count():
+        if made >= total:
+            return
+        library = str(rng.choice(present, p=shares / shares.sum()))
+        draw = rng.uniform()
+        if library in ("jax", "array_api_strict"):
+            shape, count = FEW_SHAPES[rng.integers(len(FEW_SHAPES))], 244
+        elif draw < 0.05:
+            shape, count = tuple(int(i) for i in rng.integers(13, 65, 2)), 8
+        elif draw < 0.08:
+            shape = [(1, 200), (200, 1), (300, 2), (2, 150), (100, 7)][rng.integers(5)]
+            count = 24
+        elif draw < 0.16:
+            shape, count = tuple(int(i) for i in rng.integers(1, 13, 2)), 1
+        else:
+            shape, count = tuple(int(i) for i in rng.integers(1, 13, 2)), 122
+        if rng.uniform() < 0.5 or count < len(names):  # one family, or all of them in one stack
+            chosen = [str(rng.choice(names))] * count
+        else:
+            chosen = (names * (1 + count // len(names)))[:count]
+        made += count
+        yield MatrixTask(
+            (seed, 2, index),
+            library,
+            shape,
+            str(rng.choice(DTYPES)),
+            tuple(chosen),
+            TOLERANCES[rng.integers(len(TOLERANCES))],
+            inject,
+        )
+
+
+# -------------------------------------------------------------------------------------- kernels
+
+
+@dataclass(frozen=True)
+class KernelTask:
+    """Some kernels with random geometry."""
+
+    seed: tuple[int, ...]
+    library: str
+    count: int
+    inject: float = 0.0
+
+    def run(self) -> Report:
+        rng = np.random.default_rng(self.seed)
+        lib = open_library(self.library)
+        report = Report()
+        for i in range(self.count):
+            case = known_case(rng) if i % 10 == 0 else random_case(rng)
+            report.add(check_case(case, lib, self.library, self.inject))
+        return report
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel, the arguments it is bounded with, and the answer where it is known."""
+
+    family: str
+    kernel: np.ndarray
+    options: dict[str, Any]
+    known: float | None = None
+
+
+def known_case(rng: np.random.Generator) -> Case:
+    cases = list(oracles.known_suprema(rng, str(rng.choice(DTYPES))))
+    name, kernel, groups, known = cases[rng.integers(len(cases))]
+    scale = 2.0 ** int(rng.integers(-60, 60))
+    options = {"groups": groups, "rtol": None}
+    return Case("known " + name.split()[0], (kernel * scale).astype(kernel.dtype), options,
+                known * scale)  # fmt: skip
+
+
+def random_case(rng: np.random.Generator) -> Case:
+    dims = int(rng.choice([1, 2, 2, 3]))
+    most_taps, most_size, most_channels = {1: (9, 24, 5), 2: (5, 9, 4), 3: (3, 4, 3)}[dims]
+    taps = tuple(int(k) for k in rng.integers(1, most_taps + 1, dims))
+    groups = int(rng.choice([1, 1, 1, 2, 3]))
+    co, ci = (int(c) for c in rng.integers(1, most_channels + 1, 2))
+    if groups > 1 and rng.uniform() < 0.5:
+        ci = 1  # depthwise
+    dilation = tuple(int(d) for d in rng.choice([1, 1, 1, 2, 3], dims))
+    name = str(rng.choice(sorted(KERNELS)))
+    dtype = str(rng.choice(DTYPES))
+    kernel = np.concatenate([KERNELS[name](rng, co, ci, taps, dtype) for _ in range(groups)])
+    rtols = (None, None, 0.1, 1e-2, 1e-4) if dims < 3 else (None, 0.1, 1e-2)
+    options: dict[str, Any] = {
+        "dilation": dilation,
+        "groups": groups,
+        "rtol": rtols[rng.integers(len(rtols))],
+    }
+    draw = rng.uniform()
+    if draw < 0.4:
+        return Case("every " + name, kernel, options)
+    shape = tuple(int(n) for n in rng.integers(1, most_size + 1, dims))
+    if draw < 0.75:
+        options |= {"input_shape": shape, "padding_mode": "circular"}
+        return Case("circular " + name, kernel, options)
+    reach = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
+    paddings = [
+        "same",
+        "full",
+        None,
+        tuple((int(rng.integers(0, r + 2)), int(rng.integers(0, r + 2))) for r in reach),
+        int(max(reach)),
+        "valid",
+    ]
+    padding = paddings[rng.integers(len(paddings))]
+    if padding == "valid" or not isinstance(padding, str):  # at least one output position
+        shape = tuple(n + r for n, r in zip(shape, reach, strict=True))
+    if math.prod(shape) * ci * groups > 160:
+        shape = tuple(min(n, r + 2) for n, r in zip(shape, reach, strict=True))
+    options |= {"input_shape": shape, "padding_mode": "zeros", "padding": padding}
+    return Case("zeros " + name, kernel, options)
+
+
+def check_case(case: Case, lib: Library, library: str, inject: float) -> Report:
+    import gramnorm as gn  # noqa: PLC0415 - after the process has set its threads
+
+    bracket = gn.conv_norm_bracket(lib.asarray(case.kernel), **case.options)
+    lower, upper = (float(lib.to_numpy(x)) for x in (bracket.lower, bracket.upper))
+    upper *= 1 - inject
+    report = Report()
+    high, low, open_, over = judge(case, lower, upper)
+    mode = case.options.get("padding_mode", "every")
+    normal = upper > 2.0**40 * np.finfo(case.kernel.dtype).smallest_normal
+    report.counts[f"conv {case.family}"] = Count(
+        1, int(high), int(low), int(open_), int(not bool(lib.to_numpy(bracket.converged))),
+        [np.asarray([over])] if normal and mode != "zeros" else [],
+    )  # fmt: skip
+    if high or low:
+        report.failures.append(
+            f"{'upper' if high else 'lower'} violated: {library} {case.family} {case.options} "
+            f"lower={lower.hex()} upper={upper.hex()} {_exactly(case.kernel)}"
+        )
+    return report
+
+
+def judge(case: Case, lower: float, upper: float) -> tuple[bool, bool, bool, float]:
+    """Return (upper violated, lower violated, open, upper / reference - 1)."""
+    kernel, options = case.kernel, case.options
+    dilation, groups = options.get("dilation", 1), options.get("groups", 1)
+    shape = options.get("input_shape")
+    if case.known is not None:
+        over = upper / case.known - 1 if case.known else upper
+        return upper < case.known * (1 - 4e-16), lower > case.known * (1 + 4e-16), False, over
+    if shape is not None and options["padding_mode"] == "zeros":
+        padding = "same" if options["padding"] is None else options["padding"]
+        dense = oracles.conv_matrix(kernel, shape, padding, "zeros", dilation, groups)
+        found = oracles.check_stack(dense[None], np.asarray([lower]), np.asarray([upper]))
+        return bool(found.upper_violated), bool(found.lower_violated), bool(found.undecided), 0.0
+    if shape is not None:
+        value = oracles.circular_reference(kernel, shape, dilation, groups)
+
+        def compare(t: float) -> int | None:
+            return oracles.compare_circular(kernel, shape, t, dilation, groups)
+    else:
+        value, theta = oracles.sup_reference(kernel, groups)
+        if lower > value * (1 + TIGHT) and math.isfinite(value):  # look harder before we accuse
+            value, theta = oracles.sup_reference(kernel, groups, 64, 64)
+
+        def compare(t: float) -> int | None:
+            return oracles.compare_symbol(kernel, tuple(theta), t, 1, groups)
+
+    over = upper / value - 1 if 0 < value < math.inf else 0.0
+    open_ = high = low = False
+    tiny = 2.0**20 * float(np.finfo(kernel.dtype).smallest_subnormal)
+    if not upper >= value * (1 + TIGHT) + tiny:
+        sign = compare(upper)
+        high, open_ = sign == -1, sign is None
+    if not lower <= value * (1 - TIGHT) - tiny:
+        sign = compare(lower)
+        # At a maximum that was only approached, "above" means above by more than the approach.
+        slack = 1e-11 if shape is None else 0.0
+        low = sign == 1 and (slack == 0 or compare(lower * (1 - slack) - tiny * 2.0**-20) == 1)
+        open_ = open_ or sign is None
+    return high, low, open_, over
+
+
+def kernel_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -> Iterator[Any]:
+    rng = np.random.default_rng((seed, 3))
+    fast = [name for name in present if name in ("numpy", "torch")]
+    for index, start in enumerate(range(0, total, 20)):
+        count = min(20, total - start)
+        slow = rng.uniform() < 0.06  # a compilation per shape
+        library = str(rng.choice(present if slow else fast))
+        yield KernelTask((seed, 4, index), library, count, inject)
+
+
+# ---------------------------------------------------------------------------------- the survey
+
+
+def _run(task: MatrixTask | KernelTask) -> Report:
+    try:
+        with np.errstate(all="ignore"):
+            return task.run()
+    except Exception:
+        return Report(failures=[f"raised in {task}\n{traceback.format_exc()}"])
+
+
+def survey(
+    matrices: int,
+    kernels: int,
+    seed: int = 0,
+    jobs: int = 1,
+    inject: float = 0.0,
+    only: Sequence[str] | None = None,
+) -> Report:
+    """Run the search and return what it found; the cases depend on `seed` and the counts only."""
+    present = list(only or libraries())
+    tasks = [
+        *matrix_tasks(matrices, seed, inject, present),
+        *kernel_tasks(kernels, seed, inject, present),
+    ]
+    report = Report()
+    if jobs == 1:
+        for task in tasks:
+            report.add(_run(task))
+        return report
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        for part in pool.imap_unordered(_run, tasks, chunksize=2):
+            report.add(part)
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soundness", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a minute or less")
+    parser.add_argument("--matrices", type=int, help=f"default {MATRICES}")
+    parser.add_argument("--kernels", type=int, help=f"default {KERNEL_COUNT}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--inject", type=float, default=0.0, metavar="REL",
+        help="multiply every upper bound by 1 - REL: the search must then find violations",
+    )  # fmt: skip
+    parser.add_argument("--backends", help=f"comma-separated, of: {', '.join(SHARES)}")
+    args = parser.parse_args(argv)
+    defaults = (QUICK_MATRICES, QUICK_KERNELS) if args.quick else (MATRICES, KERNEL_COUNT)
+    matrices = defaults[0] if args.matrices is None else args.matrices
+    kernels = defaults[1] if args.kernels is None else args.kernels
+    only = args.backends.split(",") if args.backends else None
+    start = time.perf_counter()
+    report = survey(matrices, kernels, args.seed, args.jobs, args.inject, only)
+    report.print()
+    print(f"{time.perf_counter() - start:.0f} s, seed {args.seed}, {args.jobs} jobs")
+    return 1 if report.violations or report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
