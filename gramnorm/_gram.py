@@ -80,14 +80,14 @@ class GramChain:
         xp, p = self._xp, self._iterate
         inner, q = p.shape[1], p.shape[2]
         gram = _xp.matmul(_xp.adjoint(p, xp=xp), p, xp=xp)
-        flat = bool(self._levels) and q > 1
-        rows = [*_sizes(gram, xp=xp), *(_moments.sums(p, gram, xp=xp) if flat else ())]
+        hermitian = len(self._levels) > 0 and q > 1
+        rows = [*_sizes(gram, xp=xp), *(_moments.sums(p, gram, xp=xp) if hermitian else ())]
         trace, largest, square, *moments = _xp.to_host(xp.stack(rows))
 
         error, frobenius2 = self._product_error(trace, inner, q)
         lower, upper = self._eigenvalues(square, frobenius2, error, q)
         lower, upper = down(np.sqrt(lower)), up(np.sqrt(upper))  # of the iterate p
-        if flat:
+        if hermitian:
             better = _moments.upper_bound(
                 *moments,
                 frobenius2=frobenius2,

@@ -78,7 +78,7 @@ class Symbol:
         area = float(p * q)
         total = xp.sum(xp.abs(taps), axis=0)  # entrywise sum of moduli
         sums = _xp.to_host(xp.sum(total * total, axis=(-2, -1)))
-        frobenius = math.sqrt(float(np.max(sums)) * (1 + 4 * prec.gamma(p * q + count + 8)))
+        frobenius = math.sqrt(sums.max().item() * (1 + 4 * prec.gamma(p * q + count + 8)))
         omega = 20 * axes * _HOST_UNIT + (0.0 if prec.unit == _HOST_UNIT else 1.5 * prec.unit)
         relative = prec.kappa(count) * (1 + omega) + omega
         return 1.01 * (relative * frobenius + prec.underflow(count) * math.sqrt(2 * area))

@@ -6,6 +6,8 @@ import dataclasses
 
 from gramnorm._typing import Array
 
+__all__ = ["NormBracket"]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NormBracket:

@@ -163,7 +163,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _closing_lines(report: Report) -> list[str]:
     """Return what stands below the table."""
     product = decimal_text(report.product_upper, up=True)
-    lines = [f"product of the upper bounds, rounded up: {product}"]
+    lines = [
+        f"product of the upper bounds, rounded up: {product}",
+        "(a Lipschitz constant of the network if the layers form a chain with 1-Lipschitz functions between)",
+    ]
     if report.missing:
         names = ", ".join(map(printable, report.missing))
         lines = [
