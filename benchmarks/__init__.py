@@ -81,7 +81,7 @@ def show(title: str, rival: str, rows: Sequence[Row]) -> None:
     grid = table.Table(*head, box=box.SIMPLE)
     for line in cells:
         grid.add_row(*line)
-    console.Console(width=120).print(grid)
+    console.Console(width=132).print(grid)
 
 
 def _repeats(call: Callable[[], object]) -> int:

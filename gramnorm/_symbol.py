@@ -75,13 +75,12 @@ class Symbol:
         prec = precision_of(self._taps.dtype, xp=xp)
         count, axes = len(self.offsets), int(self.offsets.shape[1])
         p, q = self.block_shape
-        area = float(p * q)
         total = xp.sum(xp.abs(taps), axis=0)  # entrywise sum of moduli
         sums = _xp.to_host(xp.sum(total * total, axis=(-2, -1)))
-        frobenius = math.sqrt(sums.max().item() * (1 + 4 * prec.gamma(p * q + count + 8)))
+        frobenius = math.sqrt(float(np.max(sums)) * (1 + 4 * prec.gamma(p * q + count + 8)))
         omega = 20 * axes * _HOST_UNIT + (0.0 if prec.unit == _HOST_UNIT else 1.5 * prec.unit)
         relative = prec.kappa(count) * (1 + omega) + omega
-        return 1.01 * (relative * frobenius + prec.underflow(count) * math.sqrt(2 * area))
+        return 1.01 * (relative * frobenius + prec.underflow(count) * math.sqrt(2.0 * p * q))
 
     def at(self, numerators: HostInts, denominators: HostInts) -> Array:
         """Return the blocks at the angles 2 pi numerators / denominators, shape (frequencies * blocks, p, q)."""

@@ -34,7 +34,30 @@ def conv_norm_bound(
 ) -> Array:
     """Return a certified upper bound on the spectral norm of a convolution.
 
-    The arguments, the guarantee and the errors are those of `conv_norm_bracket`, whose `upper` this is.
+    This is the `upper` of `conv_norm_bracket`, which describes the operator, the guarantee and the errors.
+
+    Parameters
+    ----------
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
+    input_shape : int or sequence of int, optional
+        Samples of the input per spatial axis; by default every size at once.
+    stride : int or sequence of int, optional
+        Only 1 for now.
+    padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
+        Zero padding per axis at a given `input_shape`; "same" by default.
+    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
+        What lies beyond the input; "reflect" and "replicate" are not implemented yet.
+    dilation : int or sequence of int, optional
+        Distance between taps per axis.
+    groups : int, optional
+        Number of independent blocks of channels.
+    transposed : bool, optional
+        Only False for now.
+    output_padding : int or sequence of int, optional
+        Only 0 for now.
+    rtol : float, optional
+        Relative gap asked for, 1e-3 by default.
 
     Returns
     -------
@@ -91,7 +114,7 @@ def conv_norm_bracket(
 
     Parameters
     ----------
-    kernel : array, shape (c_out, c_in / groups, *spatial)
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
         Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
     input_shape : int or sequence of int, optional
         Samples of the input per spatial axis. By default every size at once: the supremum over frequencies,
@@ -200,7 +223,7 @@ def conv_gram_iteration(
 
     Parameters
     ----------
-    kernel : array, shape (c_out, c_in / groups, *spatial)
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
         Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
     input_shape : int or sequence of int
         Samples of the (periodic) input per spatial axis.

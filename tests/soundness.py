@@ -30,7 +30,7 @@ QUICK_MATRICES, QUICK_KERNELS = 16_000, 300
 # Every tolerance must give valid bounds, reached or not.
 TOLERANCES = (None, None, 0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-11, 1e-14)
 # JAX compiles anew for each shape, strict is slow: few shapes there.
-FEW_SHAPES = ((1, 1), (4, 4), (3, 7), (12, 5), (12, 12))
+FEW_SHAPES = ((4, 4), (3, 7), (12, 5))
 SHARES = {"numpy": 0.7, "torch": 0.1, "jax": 0.1, "array_api_strict": 0.1}
 TIGHT = 1e-12  # closer than this to a float64 reference, balls decide
 
@@ -260,7 +260,9 @@ def known_case(rng: np.random.Generator) -> Case:
     cases = list(oracles.known_suprema(rng, str(rng.choice(DTYPES))))
     name, kernel, groups, known = cases[rng.integers(len(cases))]
     scale = 2.0 ** int(rng.integers(-60, 60))
-    options = {"groups": groups, "rtol": None}
+    flat = name.startswith(("paraunitary", "shifts"))
+    rtol = {1: None, 2: 1e-2, 3: 0.1}[kernel.ndim - 2] if flat else None
+    options = {"groups": groups, "rtol": rtol}
     return Case("known " + name.split()[0], (kernel * scale).astype(kernel.dtype), options,
                 known * scale)  # fmt: skip
 
@@ -278,6 +280,8 @@ def random_case(rng: np.random.Generator) -> Case:
     dtype = str(rng.choice(DTYPES))
     kernel = np.concatenate([KERNELS[name](rng, co, ci, taps, dtype) for _ in range(groups)])
     rtols = (None, None, 0.1, 1e-2, 1e-4) if dims < 3 else (None, 0.1, 1e-2)
+    if name in ("flat_paraunitary", "shifts"):  # no box can be dropped: dear on several axes
+        rtols = {1: rtols, 2: (0.1, 1e-2), 3: (0.3, 0.1)}[dims]
     options: dict[str, Any] = {
         "dilation": dilation,
         "groups": groups,
@@ -291,6 +295,9 @@ def random_case(rng: np.random.Generator) -> Case:
         options |= {"input_shape": shape, "padding_mode": "circular"}
         return Case("circular " + name, kernel, options)
     reach = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
+    if math.prod(n + r for n, r in zip(shape, reach, strict=True)) * ci * groups > 200:
+        options["dilation"], reach = 1, [k - 1 for k in taps]  # keep the dense matrix small
+        shape = tuple(min(n, 2) for n in shape)
     paddings = [
         "same",
         "full",
@@ -302,8 +309,6 @@ def random_case(rng: np.random.Generator) -> Case:
     padding = paddings[rng.integers(len(paddings))]
     if padding == "valid" or not isinstance(padding, str):  # at least one output position
         shape = tuple(n + r for n, r in zip(shape, reach, strict=True))
-    if math.prod(shape) * ci * groups > 160:
-        shape = tuple(min(n, r + 2) for n, r in zip(shape, reach, strict=True))
     options |= {"input_shape": shape, "padding_mode": "zeros", "padding": padding}
     return Case("zeros " + name, kernel, options)
 
@@ -356,7 +361,9 @@ def judge(case: Case, lower: float, upper: float) -> tuple[bool, bool, bool, flo
         def compare(t: float) -> int | None:
             return oracles.compare_symbol(kernel, tuple(theta), t, 1, groups)
 
-    over = upper / value - 1 if 0 < value < math.inf else 0.0
+    # Where the taps cancel at every frequency of a size, rounding alone sets the ratio.
+    absolute = math.fsum(np.abs(kernel.astype(np.clongdouble)).ravel())
+    over = upper / value - 1 if 1e-9 * absolute < value < math.inf else math.inf
     open_ = high = low = False
     tiny = 2.0**20 * float(np.finfo(kernel.dtype).smallest_subnormal)
     if not upper >= value * (1 + TIGHT) + tiny:
@@ -372,12 +379,16 @@ def judge(case: Case, lower: float, upper: float) -> tuple[bool, bool, bool, flo
 
 
 def kernel_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -> Iterator[Any]:
+    """Yield tasks until `total` kernels are reached; JAX, which compiles each shape, gets 1 %."""
     rng = np.random.default_rng((seed, 3))
-    fast = [name for name in present if name in ("numpy", "torch")]
-    for index, start in enumerate(range(0, total, 20)):
-        count = min(20, total - start)
-        slow = rng.uniform() < 0.06  # a compilation per shape
-        library = str(rng.choice(present if slow else fast))
+    shares = np.asarray([SHARES[name] * (0.1 if name == "jax" else 1) for name in present])
+    made = 0
+    for index in itertools.count():
+        if made >= total:
+            return
+        library = str(rng.choice(present, p=shares / shares.sum()))
+        count = min(2 if library == "jax" else 20, total - made)
+        made += count
         yield KernelTask((seed, 4, index), library, count, inject)
 
 
@@ -435,6 +446,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     matrices = defaults[0] if args.matrices is None else args.matrices
     kernels = defaults[1] if args.kernels is None else args.kernels
     only = args.backends.split(",") if args.backends else None
+    if args.quick and only is None:
+        only = [name for name in libraries() if name != "jax"]  # minutes of compilation
     start = time.perf_counter()
     report = survey(matrices, kernels, args.seed, args.jobs, args.inject, only)
     report.print()

@@ -56,7 +56,8 @@ def zero_padded_norm(layer: Layer) -> float:
             v, u = y + i - rows // 2, x + j - columns // 2
             if 0 <= v < height and 0 <= u < width:
                 matrix[:, y, x, :, v, u] = block[:, :, i, j]
-        norms.append(np.linalg.norm(matrix.reshape(c_out * height * width, -1), 2))
+        matrix = matrix.reshape(c_out * height * width, -1)
+        norms.append(np.sqrt(np.linalg.eigvalsh(matrix.T @ matrix)[-1]))
     return float(max(norms))
 
 

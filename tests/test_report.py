@@ -192,8 +192,18 @@ class TestHostileFiles:
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"P", b"PK", b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff"]
-        + [b"hello" * 100, b"\x7fELF" + bytes(100), b"\x93NUMPY\x09\x00" + bytes(200)],
+        [
+            *(
+                b"",
+                b"P",
+                b"PK",
+                b"PK\x03\x04",
+                b"PK\x05\x06",
+                b"hello" * 100,
+                b"\x7fELF" + bytes(100),
+            ),
+            *(b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff", b"\x93NUMPY\x09\x00" + bytes(200)),
+        ],
     )
     def test_wrong_magic_and_stumps(self, tmp_path: Path, capsys: Any, content: bytes) -> None:
         (tmp_path / "x.npz").write_bytes(content)
@@ -225,7 +235,7 @@ class TestHostileFiles:
             np.save(path, some(2, 3))
         whole = path.read_bytes()
         rng = np.random.default_rng(RNG_SEED)
-        refused = 0
+        complaints = []
         for position in range(len(whole)):
             damaged = bytearray(whole)
             damaged[position] ^= 1 << int(rng.integers(8))
@@ -233,9 +243,9 @@ class TestHostileFiles:
             try:
                 read_path(path)
             except ReadError as error:
-                refused += 1
-                assert "\n" not in str(error)
-        assert refused > len(whole) / 4
+                complaints.append(str(error))
+        assert len(complaints) > len(whole) / 4
+        assert "\n" not in "".join(complaints)
 
     @pytest.mark.parametrize(
         "shape", [(10**6, 10**6), (2**62, 4), (3, 3), (2, 1), (-2, -2), (-1, 2), (0, 10**30)]
@@ -616,7 +626,7 @@ class TestCommand:
         assert done.stderr == b""
 
     def test_module_runs_and_names_need_no_unicode_terminal(self, tmp_path: Path) -> None:
-        np.savez(tmp_path / "x.npz", **{"schicht_ä_層": some(2, 2)})
+        np.savez(tmp_path / "x.npz", schicht_ä_層=some(2, 2))
         done = subprocess.run(
             [sys.executable, "-m", "gramnorm", "report", str(tmp_path / "x.npz")],
             capture_output=True,
