@@ -70,7 +70,7 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0, xp: Namespace) -> Sc
     known[1, flushed] = excess
     active = np.flatnonzero(np.isfinite(peak) & ~zero)
     # clipped so that the scale and its inverse are normal numbers
-    limit = 1022 if xp.finfo(dtype).bits == 64 else 126
+    limit = 1022 if _xp.bits(dtype, xp=xp) == 64 else 126
     exponents = np.where(np.isfinite(peak), np.frexp(peak)[1], 0)
     exponents = np.clip(exponents, -limit, limit)
     factor = _xp.from_host(

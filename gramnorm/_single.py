@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from gramnorm import _cholesky, _lanczos, _residual, _xp
 from gramnorm._moments import inner_product
-from gramnorm._rounding import precision_of
+from gramnorm._rounding import Precision, precision_of
 from gramnorm._typing import Array, Namespace
 
 SQUARED = 96
 """Up to this many columns squaring is tried first, and eigenvectors are computed instead of Ritz vectors."""
 
 _SQUARINGS = 12
+_ONE_SUM = 2**14  # entries that are summed in one go rather than row by row
 _STEPS = 250  # of Lanczos
 _GROW = 1 + 2.0**-49
 _SHRINK = 1 - 2.0**-49
@@ -54,8 +55,17 @@ def bracket(b: Array, *, frobenius2: float, rtol: float, xp: Namespace) -> Brack
 
 
 def square_norm(a: Array, *, xp: Namespace) -> float:
-    """Return the squared Frobenius norm as computed, with relative error gamma(2 (m + n) + 8) at most."""
-    return _xp.to_host(inner_product(a, a, xp=xp)).item()
+    """Return the squared Frobenius norm as computed; its relative error is at most `sum_loss`."""
+    if math.prod(a.shape) <= _ONE_SUM:
+        flat = xp.reshape(a, (-1,))
+        return float(_xp.host_array(xp.vecdot(flat, flat)).real)
+    return float(_xp.host_array(inner_product(a, a, xp=xp)))
+
+
+def sum_loss(shape: tuple[int, int], prec: Precision) -> float:
+    """Return the relative error of `square_norm` for a matrix of this shape."""
+    entries = math.prod(shape)
+    return prec.gamma(2 * entries + 8 if entries <= _ONE_SUM else 2 * sum(shape) + 8)
 
 
 def _squaring(b: Array, frobenius2: float, rtol: float, *, xp: Namespace) -> Bracket:
@@ -63,7 +73,7 @@ def _squaring(b: Array, frobenius2: float, rtol: float, *, xp: Namespace) -> Bra
     prec = precision_of(b.dtype, xp=xp)
     levels: list[tuple[float, float]] = []
     q = b.shape[1]
-    sums = prec.gamma(4 * q + 6)
+    sums = sum_loss((q, q), prec)
     p, f2, steps = b, frobenius2, 0
     while True:
         steps += 1
@@ -75,8 +85,10 @@ def _squaring(b: Array, frobenius2: float, rtol: float, *, xp: Namespace) -> Bra
         lower = max(math.sqrt(n2 * (1 - sums)) - error, 0.0) ** 2 / f2 * _SHRINK
         if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == _SQUARINGS:
             break
-        scale = math.ldexp(1.0, -(math.frexp(n2)[1] // 2))
-        p = gram * scale
+        scale = 1.0  # the next square has the fourth power: rescale before that leaves the range
+        if not 2.0**-100 < n2 < 2.0**100:
+            scale = math.ldexp(1.0, -(math.frexp(n2)[1] // 2))
+        p = gram * scale if scale != 1.0 else gram
         f2 = n2 * scale**2 * (1 + sums) * _GROW + 2 * q * q * prec.tiny
         levels.append((scale, error * scale * _GROW + 2 * q * prec.tiny))
     lower, upper = math.sqrt(lower) * _SHRINK, math.sqrt(upper) * _GROW
@@ -100,7 +112,7 @@ def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float, xp: Na
     target = ritz.lower * (1 + 1.6 * rtol)
 
     # lambda_2^2 <= ||S||_F^2 - lambda_1^2 for the exact S
-    size = math.sqrt(square_norm(gram, xp=xp)) * (1 + prec.gamma(4 * q + 6)) + error
+    size = math.sqrt(square_norm(gram, xp=xp)) * (1 + sum_loss((q, q), prec)) + error
     second = math.sqrt(max(size**2 * _GROW - ritz.lower**2 * _SHRINK, 0.0)) * _GROW
     upper = min(ritz.kato_temple(second), size * _GROW)
     if upper > target:

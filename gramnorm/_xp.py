@@ -76,14 +76,14 @@ def without_gradient(x: Array) -> Array:
 
 def host_array(x: Array) -> npt.NDArray[Any]:
     """Return `x` as a NumPy array of its own type, not to be written to; a copy if it lives elsewhere."""
+    if isinstance(x, np.ndarray | np.generic):
+        return np.asarray(x)
     if compat.is_torch_array(x):
         # NumPy has no bfloat16
         return np.asarray((x.float() if x.dtype.itemsize == 2 else x).numpy(force=True))
     if compat.is_cupy_array(x):
         return np.asarray(x.get())
-    if isinstance(x, np.ndarray | np.generic) or compat.is_jax_array(x):
-        return np.asarray(x)
-    return np.from_dlpack(x)
+    return np.asarray(x) if compat.is_jax_array(x) else np.from_dlpack(x)
 
 
 def to_host(x: Array) -> HostFloats:
@@ -93,7 +93,7 @@ def to_host(x: Array) -> HostFloats:
 
 def from_host(values: npt.NDArray[Any], *, dtype: DType, device: Device, xp: Namespace) -> Array:
     """Move host numbers to `device`; the caller has rounded them to `dtype` already."""
-    if xp.finfo(dtype).bits == 64:
+    if bits(dtype, xp=xp) == 64:
         return xp.asarray(np.asarray(values), dtype=dtype, device=device)
     # a device without float64 must not see one, not even on the way
     if is_complex(dtype, xp=xp):
@@ -139,16 +139,29 @@ def sparse_rows(x: Array) -> Array:
 
 def matmul(a: Array, b: Array, *, xp: Namespace) -> Array:
     """Multiply in the full precision of the arrays' type."""
-    if compat.is_jax_namespace(xp):
-        return xp.matmul(a, b, precision="highest")  # the default may be TF32 or bfloat16
     if is_sparse(a):
         return a @ b
+    if compat.is_jax_namespace(xp):
+        return xp.matmul(a, b, precision="highest")  # the default may be TF32 or bfloat16
     return xp.matmul(a, b)
 
 
+@functools.cache
 def is_complex(dtype: DType, *, xp: Namespace) -> bool:
     """Say whether `dtype` is a complex type."""
     return bool(xp.isdtype(dtype, "complex floating"))
+
+
+@functools.cache
+def is_floating(dtype: DType, *, xp: Namespace) -> bool:
+    """Say whether `dtype` is a real or complex floating type."""
+    return bool(xp.isdtype(dtype, ("real floating", "complex floating")))
+
+
+@functools.cache
+def bits(dtype: DType, *, xp: Namespace) -> int:
+    """Return the width of the floating type `dtype`, of one component if it is complex."""
+    return int(xp.finfo(dtype).bits)
 
 
 def components(x: Array, *, xp: Namespace) -> tuple[Array, ...]:
@@ -159,15 +172,16 @@ def components(x: Array, *, xp: Namespace) -> tuple[Array, ...]:
 def real_dtype(dtype: DType, *, xp: Namespace) -> DType:
     """Return the real type of the same precision as the floating type `dtype`."""
     if is_complex(dtype, xp=xp):
-        return xp.float64 if xp.finfo(dtype).bits == 64 else xp.float32
+        return xp.float64 if bits(dtype, xp=xp) == 64 else xp.float32
     return dtype
 
 
 def complex_dtype(dtype: DType, *, xp: Namespace) -> DType:
     """Return the complex type of the same precision as the float32 or float64 type `dtype`."""
-    return xp.complex128 if xp.finfo(dtype).bits == 64 else xp.complex64
+    return xp.complex128 if bits(dtype, xp=xp) == 64 else xp.complex64
 
 
+@functools.cache
 def is_supported(dtype: DType, *, xp: Namespace) -> bool:
     """Say whether arrays of `dtype` can be bounded: bool, integers, float16 ... float64, complex."""
     if getattr(dtype, "itemsize", 0) > 8 and not (

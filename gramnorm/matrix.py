@@ -133,7 +133,7 @@ def matrix_norm_bracket(
     values = _sparse.entries(x) if sparse else x
     xp, a = _validate.concrete_argument(values, name="x", instead="gram_iteration")
     out = result_dtype(a, xp=xp)
-    gap = _validate.tolerance(rtol, default=1e-6 if xp.finfo(out).bits == 64 else 1e-4)
+    gap = _validate.tolerance(rtol, default=1e-6 if _xp.bits(out, xp=xp) == 64 else 1e-4)
     if sparse:
         lower, upper, products = _bracket_sparse(x, rtol=gap, dtype=out, xp=xp)
         batch: tuple[int, ...] = ()
@@ -205,7 +205,7 @@ def fixed_steps(a: Array, *, steps: int, xp: Namespace) -> Array:
     out = result_dtype(a, xp=xp)
     if 0 in a.shape:
         return xp.zeros(a.shape[:-2], dtype=out, device=_xp.device_of(a))
-    real = xp.float64 if xp.finfo(out).bits == 64 else xp.float32
+    real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
     a = xp.astype(a, _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real)
     peaks = [
         xp.max(xp.abs(_xp.without_gradient(part)), axis=(-2, -1))
@@ -220,7 +220,7 @@ def fixed_steps(a: Array, *, steps: int, xp: Namespace) -> Array:
 
 def result_dtype(a: Array, *, xp: Namespace) -> DType:
     """Return the real type of a bound on `a`."""
-    if xp.isdtype(a.dtype, ("real floating", "complex floating")):
+    if _xp.is_floating(a.dtype, xp=xp):
         return _xp.real_dtype(a.dtype, xp=xp)
     return _xp.default_real_dtype(a, xp=xp)
 
@@ -263,7 +263,7 @@ def _bracket_in_range(
     a: Array, *, rtol: float, work: DType, xp: Namespace
 ) -> _single.Bracket | None:
     """Bracket a stack of one matrix that needs no scaling; None if it does, or is not finite."""
-    if not xp.isdtype(a.dtype, ("real floating", "complex floating")):
+    if not _xp.is_floating(a.dtype, xp=xp):
         return None
     source = a.dtype
     kind = _xp.complex_dtype(work, xp=xp) if _xp.is_complex(source, xp=xp) else work
@@ -277,7 +277,7 @@ def _bracket_in_range(
     prec = precision_of(kind, xp=xp)
     loss = math.sqrt(4 * p * q) * float(xp.finfo(source).smallest_normal)  # of subnormal entries
     result = _single.bracket(
-        b, frobenius2=square * (1 + 2 * prec.gamma(2 * (p + q) + 8)), rtol=rtol / 2, xp=xp
+        b, frobenius2=square * (1 + 2 * _single.sum_loss((p, q), prec)), rtol=rtol / 2, xp=xp
     )
     if not result.is_within(rtol / 2):
         return None
@@ -291,7 +291,7 @@ def _each(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloa
         b = a[k, ...]
         if b.shape[0] < b.shape[1]:
             b = xp.matrix_transpose(b)
-        loss = precision_of(b.dtype, xp=xp).gamma(2 * sum(b.shape) + 8)
+        loss = _single.sum_loss(b.shape, precision_of(b.dtype, xp=xp))
         square = _single.square_norm(b, xp=xp) * (1 + 2 * loss)
         one = _single.bracket(b, frobenius2=square, rtol=rtol / 2, xp=xp)
         lower[k], upper[k] = one.lower, one.upper
