@@ -3,6 +3,7 @@
 from gramnorm.bracket import NormBracket
 from gramnorm.conv import conv_gram_iteration, conv_norm_bound, conv_norm_bracket
 from gramnorm.matrix import gram_iteration, matrix_norm_bound, matrix_norm_bracket
+from gramnorm.operators import operator_norm_lower_bound
 
 __all__ = [
     "NormBracket",
@@ -12,4 +13,5 @@ __all__ = [
     "gram_iteration",
     "matrix_norm_bound",
     "matrix_norm_bracket",
+    "operator_norm_lower_bound",
 ]

@@ -14,6 +14,7 @@ Scalars (one per matrix) are computed on the host in float64 and nudged outward 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -58,6 +59,7 @@ class Precision:
         return 3 * n * self.tiny
 
 
+@functools.cache
 def precision_of(dtype: DType, *, xp: Namespace) -> Precision:
     """Return the error constants of float32, float64, complex64 or complex128."""
     info = xp.finfo(dtype)
@@ -85,9 +87,9 @@ def working_dtype(x: Array, units: float, rtol: float, *, xp: Namespace) -> DTyp
     the device has it.
     """
     device = _xp.device_of(x)
-    floating = xp.isdtype(x.dtype, ("real floating", "complex floating"))
+    floating = _xp.is_floating(x.dtype, xp=xp)
     trusted = _xp.float32_products_are_exact(x, xp=xp)
-    if floating and xp.finfo(x.dtype).bits <= 32 and trusted and units * 2.0**-24 <= rtol / 4:
+    if floating and _xp.bits(x.dtype, xp=xp) <= 32 and trusted and units * 2.0**-24 <= rtol / 4:
         return xp.float32
     if _xp.has_float64(device, xp=xp):
         return xp.float64
@@ -115,6 +117,8 @@ def round_outward(
     lower: HostFloats, upper: HostFloats, *, dtype: DType, xp: Namespace
 ) -> tuple[HostFloats, HostFloats]:
     """Round brackets to numbers that the real type `dtype` represents, never inward."""
+    if _xp.bits(dtype, xp=xp) == 64:
+        return lower, upper
     info = xp.finfo(dtype)
     largest, normal = float(info.max), float(info.smallest_normal)
     digits = 2 - int(np.frexp(float(info.eps))[1])

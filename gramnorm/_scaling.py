@@ -58,7 +58,7 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0, xp: Namespace) -> Sc
             loss += entries * float(xp.finfo(dtype).eps)  # entries are below 1
         a = xp.astype(a, dtype)
     source = _xp.real_dtype(a.dtype, xp=xp)
-    peak = _peak(a, xp=xp)
+    peak = peaks(a, xp=xp)
     zero, excess = peak == 0, 0.0
     if _xp.flushes_subnormals(a, source, xp=xp):
         # entries below the smallest normal number may have been read as zero
@@ -70,7 +70,7 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0, xp: Namespace) -> Sc
     known[1, flushed] = excess
     active = np.flatnonzero(np.isfinite(peak) & ~zero)
     # clipped so that the scale and its inverse are normal numbers
-    limit = 1022 if xp.finfo(dtype).bits == 64 else 126
+    limit = 1022 if _xp.bits(dtype, xp=xp) == 64 else 126
     exponents = np.where(np.isfinite(peak), np.frexp(peak)[1], 0)
     exponents = np.clip(exponents, -limit, limit)
     factor = _xp.from_host(
@@ -81,7 +81,7 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0, xp: Namespace) -> Sc
     return Scaled(values, active, exponents.astype(np.float64), known, loss, excess)
 
 
-def _peak(a: Array, *, xp: Namespace) -> HostFloats:
+def peaks(a: Array, *, xp: Namespace) -> HostFloats:
     """Return the largest component of each matrix; NaN or inf where there is one."""
     axes = (-2, -1)
     parts = _xp.components(a, xp=xp)

@@ -87,7 +87,7 @@ class Symbol:
         xp = self._xp
         weights = phases(self.offsets, numerators, denominators)
         work = self._taps.dtype
-        if xp.finfo(work).bits < 64:
+        if _xp.bits(work, xp=xp) < 64:
             weights = weights.astype(np.complex64)
         moved = xp.asarray(weights, dtype=work, device=_xp.device_of(self._taps))
         values = _xp.matmul(moved, self._taps, xp=xp)

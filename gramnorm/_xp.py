@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import array_api_compat as compat
 import numpy as np
+import numpy.typing as npt
 
 from gramnorm._typing import (
     Array,
@@ -72,24 +74,32 @@ def without_gradient(x: Array) -> Array:
     return x
 
 
+def host_array(x: Array) -> npt.NDArray[Any]:
+    """Return `x` as a NumPy array of its own type, not to be written to; a copy if it lives elsewhere."""
+    if isinstance(x, np.ndarray | np.generic):
+        return np.asarray(x)
+    if compat.is_torch_array(x):
+        # NumPy has no bfloat16
+        return np.asarray((x.float() if x.dtype.itemsize == 2 else x).numpy(force=True))
+    if compat.is_cupy_array(x):
+        return np.asarray(x.get())
+    return np.asarray(x) if compat.is_jax_array(x) else np.from_dlpack(x)
+
+
 def to_host(x: Array) -> HostFloats:
     """Copy `x` to the host as NumPy float64: the synchronisation point of every driver."""
-    if compat.is_torch_array(x):
-        x = (x.float() if x.itemsize == 2 else x).numpy(force=True)  # NumPy has no bfloat16
-    elif compat.is_cupy_array(x):
-        x = x.get()
-    elif not (isinstance(x, np.ndarray | np.generic) or compat.is_jax_array(x)):
-        x = np.from_dlpack(x)
-    return np.asarray(x).astype(np.float64)
+    return host_array(x).astype(np.float64, copy=False)
 
 
-def from_host(values: HostFloats, *, dtype: DType, device: Device, xp: Namespace) -> Array:
+def from_host(values: npt.NDArray[Any], *, dtype: DType, device: Device, xp: Namespace) -> Array:
     """Move host numbers to `device`; the caller has rounded them to `dtype` already."""
-    if xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits < 64:
-        # a device without float64 must not see one, not even on the way
-        host = np.asarray(values, dtype=np.float32)
-        return xp.astype(xp.asarray(host, dtype=xp.float32, device=device), dtype, copy=False)
-    return xp.asarray(np.asarray(values), dtype=dtype, device=device)
+    if bits(dtype, xp=xp) == 64:
+        return xp.asarray(np.asarray(values), dtype=dtype, device=device)
+    # a device without float64 must not see one, not even on the way
+    if is_complex(dtype, xp=xp):
+        return xp.asarray(np.asarray(values, dtype=np.complex64), dtype=dtype, device=device)
+    host = np.asarray(values, dtype=np.float32)
+    return xp.astype(xp.asarray(host, dtype=xp.float32, device=device), dtype, copy=False)
 
 
 def indices(values: HostInts, *, device: Device, xp: Namespace) -> Array:
@@ -106,20 +116,52 @@ def select(x: Array, chosen: HostInts, *, xp: Namespace) -> Array:
 
 def adjoint(x: Array, *, xp: Namespace) -> Array:
     """Return the conjugate transpose of the last two axes."""
+    if is_sparse(x):
+        return x.conj().T
     x = xp.matrix_transpose(x)
     return xp.conj(x) if is_complex(x.dtype, xp=xp) else x
 
 
+def is_sparse(x: object) -> bool:
+    """Say whether `x` is a sparse array or matrix of SciPy or CuPy, without importing either."""
+    home = type(x).__module__
+    return home.startswith(("scipy.sparse", "cupyx.scipy.sparse")) and hasattr(x, "tocsr")
+
+
+def sparse_rows(x: Array) -> Array:
+    """Return the sparse `x` in compressed rows, duplicate entries added up; a copy where that changes it."""
+    rows = x.tocsr()
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
+    return rows
+
+
 def matmul(a: Array, b: Array, *, xp: Namespace) -> Array:
     """Multiply in the full precision of the arrays' type."""
+    if is_sparse(a):
+        return a @ b
     if compat.is_jax_namespace(xp):
         return xp.matmul(a, b, precision="highest")  # the default may be TF32 or bfloat16
     return xp.matmul(a, b)
 
 
+@functools.cache
 def is_complex(dtype: DType, *, xp: Namespace) -> bool:
     """Say whether `dtype` is a complex type."""
     return bool(xp.isdtype(dtype, "complex floating"))
+
+
+@functools.cache
+def is_floating(dtype: DType, *, xp: Namespace) -> bool:
+    """Say whether `dtype` is a real or complex floating type."""
+    return bool(xp.isdtype(dtype, ("real floating", "complex floating")))
+
+
+@functools.cache
+def bits(dtype: DType, *, xp: Namespace) -> int:
+    """Return the width of the floating type `dtype`, of one component if it is complex."""
+    return int(xp.finfo(dtype).bits)
 
 
 def components(x: Array, *, xp: Namespace) -> tuple[Array, ...]:
@@ -130,15 +172,16 @@ def components(x: Array, *, xp: Namespace) -> tuple[Array, ...]:
 def real_dtype(dtype: DType, *, xp: Namespace) -> DType:
     """Return the real type of the same precision as the floating type `dtype`."""
     if is_complex(dtype, xp=xp):
-        return xp.float64 if xp.finfo(dtype).bits == 64 else xp.float32
+        return xp.float64 if bits(dtype, xp=xp) == 64 else xp.float32
     return dtype
 
 
 def complex_dtype(dtype: DType, *, xp: Namespace) -> DType:
     """Return the complex type of the same precision as the float32 or float64 type `dtype`."""
-    return xp.complex128 if xp.finfo(dtype).bits == 64 else xp.complex64
+    return xp.complex128 if bits(dtype, xp=xp) == 64 else xp.complex64
 
 
+@functools.cache
 def is_supported(dtype: DType, *, xp: Namespace) -> bool:
     """Say whether arrays of `dtype` can be bounded: bool, integers, float16 ... float64, complex."""
     if getattr(dtype, "itemsize", 0) > 8 and not (
@@ -208,3 +251,32 @@ def nonzero_by_bits(x: Array, *, xp: Namespace) -> HostBools:
         magnitude = xp.bitwise_left_shift(bits, xp.ones_like(bits))  # -0.0 is zero as well
         found |= to_host(xp.any(magnitude != 0, axis=(-2, -1))) != 0
     return found
+
+
+def cholesky_or_none(a: Array, *, xp: Namespace) -> Array | None:
+    """Return a lower Cholesky factor, or None when the library does not give a finite one."""
+    try:
+        factor = xp.linalg.cholesky(a)
+    except (np.linalg.LinAlgError, RuntimeError):  # PyTorch's own error is a RuntimeError
+        return None
+    finite = to_host(xp.isfinite(real_part(factor[-1, -1], xp=xp)))
+    return factor if finite else None  # JAX and CuPy return NaN
+
+
+def real_part(x: Array, *, xp: Namespace) -> Array:
+    """Return the real part; `x` itself when it is real."""
+    return xp.real(x) if is_complex(x.dtype, xp=xp) else x
+
+
+def is_on_cpu(x: Array, *, xp: Namespace) -> bool:
+    """Say whether `x` lives on the host, where factorisations are cheap and values are at hand."""
+    if compat.is_torch_array(x):
+        return bool(x.device.type == "cpu")
+    if compat.is_jax_array(x):
+        return all(d.platform == "cpu" for d in x.devices())
+    return not compat.is_cupy_namespace(xp)
+
+
+def has_linalg(*, xp: Namespace) -> bool:
+    """Say whether the namespace offers the linear algebra extension."""
+    return hasattr(xp, "linalg")

@@ -274,7 +274,7 @@ def conv_gram_iteration(
     out = result_dtype(a, xp=xp)
     if 0 in a.shape:
         return xp.zeros((), dtype=out, device=_xp.device_of(a))
-    real = xp.float64 if xp.finfo(out).bits == 64 else xp.float32
+    real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
     is_complex = _xp.is_complex(a.dtype, xp=xp)
     sizes = geometry.input_shape
     ranges = [range(n) for n in sizes]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 
-from gramnorm import _scaling, _validate, _xp
+from gramnorm import _scaling, _single, _sparse, _validate, _vectors, _xp
 from gramnorm._gram import GramChain, gram_values
-from gramnorm._rounding import gram_units, working_dtype
+from gramnorm._rounding import (
+    gram_units,
+    precision_of,
+    round_outward,
+    scale_back,
+    up,
+    working_dtype,
+)
 from gramnorm._typing import Array, DType, HostBools, HostFloats, Namespace
 from gramnorm.bracket import NormBracket
 
@@ -121,20 +129,25 @@ def matrix_norm_bracket(
     >>> bool(bracket.converged)
     True
     """
-    xp, a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
-    _validate.matrices(a, name="x")
+    sparse = _xp.is_sparse(x)
+    values = _sparse.entries(x) if sparse else x
+    xp, a = _validate.concrete_argument(values, name="x", instead="gram_iteration")
     out = result_dtype(a, xp=xp)
-    gap = _validate.tolerance(rtol, default=1e-6 if xp.finfo(out).bits == 64 else 1e-4)
-    if vectors:
-        msg = "vectors=True is not implemented yet; the bounds are available with vectors=False"
-        raise NotImplementedError(msg)
-    batch = a.shape[:-2]
-    lower, upper, products = bracket_stack(
-        xp.reshape(a, (math.prod(batch), *a.shape[-2:])), rtol=gap, dtype=out, xp=xp
-    )
-    return to_bracket(
+    gap = _validate.tolerance(rtol, default=1e-6 if _xp.bits(out, xp=xp) == 64 else 1e-4)
+    if sparse:
+        lower, upper, products = _bracket_sparse(x, rtol=gap, dtype=out, xp=xp)
+        batch: tuple[int, ...] = ()
+    else:
+        _validate.matrices(a, name="x")
+        batch = a.shape[:-2]
+        stack = xp.reshape(a, (math.prod(batch), *a.shape[-2:]))
+        lower, upper, products = bracket_stack(stack, rtol=gap, dtype=out, xp=xp)
+    result = to_bracket(
         lower, upper, rtol=gap, shape=batch, n_products=products, dtype=out, like=a, xp=xp
     )
+    if vectors:
+        result = _with_vectors(result, x if sparse else stack, rtol=gap, dtype=out, xp=xp)
+    return result
 
 
 def gram_iteration(x: Array, /, *, steps: int) -> Array:
@@ -192,7 +205,7 @@ def fixed_steps(a: Array, *, steps: int, xp: Namespace) -> Array:
     out = result_dtype(a, xp=xp)
     if 0 in a.shape:
         return xp.zeros(a.shape[:-2], dtype=out, device=_xp.device_of(a))
-    real = xp.float64 if xp.finfo(out).bits == 64 else xp.float32
+    real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
     a = xp.astype(a, _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real)
     peaks = [
         xp.max(xp.abs(_xp.without_gradient(part)), axis=(-2, -1))
@@ -207,7 +220,7 @@ def fixed_steps(a: Array, *, steps: int, xp: Namespace) -> Array:
 
 def result_dtype(a: Array, *, xp: Namespace) -> DType:
     """Return the real type of a bound on `a`."""
-    if xp.isdtype(a.dtype, ("real floating", "complex floating")):
+    if _xp.is_floating(a.dtype, xp=xp):
         return _xp.real_dtype(a.dtype, xp=xp)
     return _xp.default_real_dtype(a, xp=xp)
 
@@ -216,13 +229,78 @@ def bracket_stack(
     a: Array, *, rtol: float, dtype: DType, xp: Namespace
 ) -> tuple[HostFloats, HostFloats, int]:
     """Bracket the norms of a stack (b, m, n) as host numbers that `dtype` represents."""
+    count, m, n = a.shape
     if 0 in a.shape:
-        return np.zeros(a.shape[0]), np.zeros(a.shape[0]), 0
-    units = gram_units(a.shape[1:], complex=_xp.is_complex(a.dtype, xp=xp))
+        return np.zeros(count), np.zeros(count), 0
+    units = gram_units((m, n), complex=_xp.is_complex(a.dtype, xp=xp))
     work = working_dtype(a, units, rtol, xp=xp)
+    one_by_one = _goes_one_by_one(count, min(m, n), a, work, xp=xp)
+    if one_by_one and count == 1:
+        quick = _bracket_in_range(a, rtol=rtol, work=work, xp=xp)
+        if quick is not None:
+            low, high = np.asarray([quick.lower]), np.asarray([quick.upper])
+            return (*round_outward(low, high, dtype=dtype, xp=xp), quick.products)
     scaled = _scaling.normalise(a, dtype=work, xp=xp)
-    lower, upper, products = _iterate(scaled.values, rtol=rtol, xp=xp)
+    kernel = _each if one_by_one else _iterate
+    lower, upper, products = kernel(scaled.values, rtol=rtol, xp=xp)
     return (*_scaling.restore(lower, upper, scaled, dtype=dtype, xp=xp), products)
+
+
+def _goes_one_by_one(count: int, q: int, a: Array, work: DType, *, xp: Namespace) -> bool:
+    """Choose the method from shape and device.
+
+    =========================  =========================================================
+    on a host, one matrix      a few squarings, else the Cholesky certificate (`_single`)
+    on a host, q > `SQUARED`   the same, one matrix after the other
+    all other stacks, GPUs     Gram iteration of the stack (`_gram`)
+    =========================  =========================================================
+    """
+    on_host = _xp.is_on_cpu(a, xp=xp) and _xp.has_linalg(xp=xp) and work == xp.float64
+    return on_host and (count == 1 or q > _single.SQUARED)
+
+
+def _bracket_in_range(
+    a: Array, *, rtol: float, work: DType, xp: Namespace
+) -> _single.Bracket | None:
+    """Bracket a stack of one matrix that needs no scaling; None if it does, or is not finite."""
+    if not _xp.is_floating(a.dtype, xp=xp):
+        return None
+    source = a.dtype
+    kind = _xp.complex_dtype(work, xp=xp) if _xp.is_complex(source, xp=xp) else work
+    b = xp.astype(a[0, ...], kind, copy=False)
+    if b.shape[0] < b.shape[1]:
+        b = xp.matrix_transpose(b)
+    square = _single.square_norm(b, xp=xp)
+    if not 2.0**-200 < square < 2.0**200:  # false for NaN, inf and zero as well
+        return None
+    p, q = b.shape
+    prec = precision_of(kind, xp=xp)
+    loss = math.sqrt(4 * p * q) * float(xp.finfo(source).smallest_normal)  # of subnormal entries
+    result = _single.bracket(
+        b, frobenius2=square * (1 + 2 * _single.sum_loss((p, q), prec)), rtol=rtol / 2, xp=xp
+    )
+    if not result.is_within(rtol / 2):
+        return None
+    return _single.Bracket(result.lower - loss, result.upper + loss, result.products)
+
+
+def _each(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloats, int]:
+    """Bracket scaled matrices one after the other; the Gram iteration where that is not enough."""
+    lower, upper, products = np.zeros(a.shape[0]), np.full(a.shape[0], np.inf), 0
+    for k in range(a.shape[0]):
+        b = a[k, ...]
+        if b.shape[0] < b.shape[1]:
+            b = xp.matrix_transpose(b)
+        loss = _single.sum_loss(b.shape, precision_of(b.dtype, xp=xp))
+        square = _single.square_norm(b, xp=xp) * (1 + 2 * loss)
+        one = _single.bracket(b, frobenius2=square, rtol=rtol / 2, xp=xp)
+        lower[k], upper[k] = one.lower, one.upper
+        if not one.is_within(rtol / 2):
+            low, high, steps = _iterate(b[None, ...], rtol=rtol, xp=xp)
+            lower[k], upper[k] = max(lower[k], low.item()), min(upper[k], high.item())
+            products = max(products, steps + one.products)
+        products = max(products, one.products)
+    return lower, upper, products
 
 
 def _iterate(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloats, int]:
@@ -244,6 +322,56 @@ def _iterate(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostF
             chain.keep(going)
             rest = rest[going]
     return lower, upper, steps
+
+
+def _with_vectors(
+    result: NormBracket, a: Array, *, rtol: float, dtype: DType, xp: Namespace
+) -> NormBracket:
+    """Add unit vectors for the stack or the sparse matrix `a` to a bracket."""
+    like = _sparse.entries(a) if _xp.is_sparse(a) else a
+    device = _xp.device_of(like)
+    work = xp.float64 if _xp.has_float64(device, xp=xp) else xp.float32
+    complex_values = _xp.is_complex(like.dtype, xp=xp)
+    if not _xp.is_sparse(a):
+        left, right = _vectors.unit_vectors(a, rtol=rtol, work=work, xp=xp)
+    elif 0 < float(result.lower) < math.inf:
+        scale = math.ldexp(1.0, -min(max(math.frexp(float(result.lower))[1], -1022), 1022))
+        left, right = _vectors.unit_pair(
+            a.astype(_xp.complex_dtype(work, xp=xp) if complex_values else work) * scale,
+            rtol,
+            xp=xp,
+        )
+    else:
+        left, right = (
+            np.eye(1, size)[0] if result.lower == 0 else np.full(size, np.nan) for size in a.shape
+        )
+    batch = tuple(result.lower.shape)
+    kind = _xp.complex_dtype(dtype, xp=xp) if complex_values else dtype
+
+    def move(vectors: _vectors.HostVectors) -> Array:
+        moved = vectors.reshape((*batch, vectors.shape[-1]))
+        return _xp.from_host(moved, dtype=kind, device=device, xp=xp)
+
+    return dataclasses.replace(result, left=move(left), right=move(right))
+
+
+def _bracket_sparse(
+    x: Array, *, rtol: float, dtype: DType, xp: Namespace
+) -> tuple[HostFloats, HostFloats, int]:
+    """Bracket the norm of one sparse matrix as host numbers that `dtype` represents."""
+    _validate.sparse(x, most=_sparse.DENSE_COLUMNS)
+    data = _sparse.entries(x)
+    peak = np.zeros(1)
+    if data.shape[0]:
+        peak = _scaling.peaks(xp.reshape(data, (1, 1, -1)), xp=xp)
+    if not 0 < peak[0] < np.inf:  # zero, inf, NaN
+        return peak, peak, 0
+    exponent = np.clip(np.frexp(peak)[1], -1022, 1022).astype(np.float64)
+    b, square, loss = _sparse.scaled(x, math.ldexp(1.0, -int(exponent[0])), xp=xp)
+    one = _sparse.bracket(b, frobenius2=square, rtol=rtol / 2, xp=xp)
+    low = np.asarray([max(one.lower - loss, 0.0)])
+    lower, upper = scale_back(low, up(np.asarray([one.upper + loss])), exponent)
+    return (*round_outward(lower, upper, dtype=dtype, xp=xp), one.products)
 
 
 def converged(lower: HostFloats, upper: HostFloats, rtol: float) -> HostBools:

@@ -1,0 +1,84 @@
+"""What one vector proves: a lower bound by its image, an upper bound by its residual.
+
+For H = B^H B and any x with rho = ||B x||^2 / ||x||^2:  sqrt(rho) <= sigma_1(B), and if
+nu >= lambda_2(H) lies below rho (Kato and Temple; docs/theory.md, Theorem 8)
+
+    lambda_1(H) <= rho + ||H x - rho x||^2 / (||x||^2 (rho - nu)).
+
+The residual enters squared, so a Ritz vector of modest quality proves a bound of full precision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from gramnorm import _xp
+from gramnorm._moments import inner_product
+from gramnorm._rounding import precision_of
+from gramnorm._typing import Array, Namespace
+
+
+@dataclasses.dataclass(frozen=True)
+class Quotient:
+    """The Rayleigh quotient of a vector for B^H B, enclosed, and its residual, bounded.
+
+    Attributes
+    ----------
+    lower, upper : float
+        Bounds on rho = ||B x||^2 / ||x||^2.
+    residual : float
+        Upper bound on ||B^H B x - rho x|| / ||x||.
+    right, left : array
+        The vector x, as a column, and its image B x.
+    """
+
+    lower: float
+    upper: float
+    residual: float
+    right: Array
+    left: Array
+
+    def kato_temple(self, second: float) -> float:
+        """Bound lambda_1(B^H B) given an upper bound on lambda_2; inf if that is not below rho."""
+        gap = self.lower - second
+        if not gap > 0:
+            return math.inf
+        return (self.upper + self.residual**2 / gap) * (1 + 2.0**-48)
+
+
+def quotient(b: Array, x: Array, *, frobenius: float, xp: Namespace) -> Quotient:
+    """Enclose the Rayleigh quotient of the column `x` for B^H B; `frobenius` >= ||B||_F."""
+    prec = precision_of(b.dtype, xp=xp)
+    p, q = b.shape
+    y = _xp.matmul(b, x, xp=xp)
+    z = _xp.matmul(_xp.adjoint(b, xp=xp), y, xp=xp)
+    xx, yy = (inner_product(v, v, xp=xp) for v in (_xp.adjoint(x, xp=xp), _xp.adjoint(y, xp=xp)))
+    r = z - (yy / xx) * x
+    rr = inner_product(_xp.adjoint(r, xp=xp), _xp.adjoint(r, xp=xp), xp=xp)
+    xx, yy, rr = _xp.to_host(xp.stack([xx, yy, rr])).tolist()
+
+    sums = prec.gamma(4 * p + 8)
+    norm_x, norm_y = math.sqrt(xx), math.sqrt(yy)
+    error_y = prec.kappa(q) * frobenius * norm_x * (1 + sums) + prec.underflow(q) * p
+    high = (norm_y * (1 + sums) + error_y) / (norm_x * (1 - sums)) * (1 + 2.0**-48)
+    low = max(norm_y * (1 - sums) - error_y, 0.0) / (norm_x * (1 + sums)) * (1 - 2.0**-48)
+    # H x - rho' x against the computed r, for the computed rho'; the exact rho only makes it smaller
+    error_z = (prec.kappa(p) * norm_y + error_y) * frobenius * (1 + sums) + prec.underflow(p) * q
+    error_r = error_z + 8 * prec.unit * (frobenius * norm_y + high**2 * norm_x)
+    residual = (math.sqrt(rr) * (1 + sums) + error_r) / norm_x * (1 + 2 * sums + 2.0**-48)
+    return Quotient(low**2 * (1 - 2.0**-50), high**2 * (1 + 2.0**-50), residual, x, y)
+
+
+def weighted_row_sum(gram: Array, x: Array, *, xp: Namespace) -> float:
+    """Return an upper bound on lambda_1 of a Hermitian matrix: its row sums, rescaled by |x|.
+
+    By Collatz and Wielandt  lambda_1 <= max_i (|S| w)_i / w_i  for every w > 0; with w the modulus of
+    a top eigenvector it is sharp for matrices with non-negative entries.
+    """
+    prec = precision_of(gram.dtype, xp=xp)
+    w = xp.abs(x)
+    w = w + 1e-3 * xp.max(w)
+    ratio = xp.max(_xp.matmul(xp.abs(gram), w, xp=xp) / w)
+    q = gram.shape[0]
+    return _xp.to_host(ratio).item() * (1 + 2 * prec.gamma(2 * q + 16))

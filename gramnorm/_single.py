@@ -1,0 +1,149 @@
+"""One matrix at a time, on the host: scalars are Python floats and factorisations are cheap.
+
+Small matrices are squared a few times (Theorem 2).  Larger ones take one product S = B^H B, a Ritz
+vector, and the cheapest proof that the Ritz value is almost the norm: its residual (Theorem 8), rescaled row
+sums, or one checked Cholesky factorisation (Theorem 7) at the price of about one product more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from gramnorm import _cholesky, _lanczos, _residual, _xp
+from gramnorm._moments import inner_product
+from gramnorm._rounding import Precision, precision_of
+from gramnorm._typing import Array, Namespace
+
+SQUARED = 96
+"""Up to this many columns squaring is tried first, and eigenvectors are computed instead of Ritz vectors."""
+
+_SQUARINGS = 12
+_ONE_SUM = 2**14  # entries that are summed in one go rather than row by row
+_STEPS = 250  # of Lanczos
+_GROW = 1 + 2.0**-49
+_SHRINK = 1 - 2.0**-49
+
+
+@dataclasses.dataclass(frozen=True)
+class Bracket:
+    """Bounds on the norm of one matrix and the matrix products spent."""
+
+    lower: float
+    upper: float
+    products: int
+
+    def is_within(self, rtol: float) -> bool:
+        """Say whether the relative gap is at most `rtol`."""
+        return self.upper - self.lower <= rtol * self.lower
+
+
+def bracket(b: Array, *, frobenius2: float, rtol: float, xp: Namespace) -> Bracket:
+    """Bracket the norm of `b`, p x q with q <= p, whose squared Frobenius norm is at most `frobenius2`.
+
+    The bracket is valid, but perhaps wider than `rtol` for clustered singular values or tight tolerances.
+    """
+    if b.shape[1] <= SQUARED:
+        squared = _squaring(b, frobenius2, rtol, xp=xp)
+        if squared.is_within(rtol):
+            return squared
+    gram = _xp.matmul(_xp.adjoint(b, xp=xp), b, xp=xp)
+    return certificate(b, gram, frobenius2=frobenius2, rtol=rtol, xp=xp)
+
+
+def square_norm(a: Array, *, xp: Namespace) -> float:
+    """Return the squared Frobenius norm as computed; its relative error is at most `sum_loss`."""
+    if math.prod(a.shape) <= _ONE_SUM:
+        flat = xp.reshape(a, (-1,))
+        return float(_xp.host_array(xp.vecdot(flat, flat)).real)
+    return float(_xp.host_array(inner_product(a, a, xp=xp)))
+
+
+def sum_loss(shape: tuple[int, int], prec: Precision) -> float:
+    """Return the relative error of `square_norm` for a matrix of this shape."""
+    entries = math.prod(shape)
+    return prec.gamma(2 * entries + 8 if entries <= _ONE_SUM else 2 * sum(shape) + 8)
+
+
+def _squaring(b: Array, frobenius2: float, rtol: float, *, xp: Namespace) -> Bracket:
+    """Square until the Schatten norms agree; climb back (Theorem 2, with scalars)."""
+    prec = precision_of(b.dtype, xp=xp)
+    levels: list[tuple[float, float]] = []
+    q = b.shape[1]
+    sums = sum_loss((q, q), prec)
+    p, f2, steps = b, frobenius2, 0
+    while True:
+        steps += 1
+        inner = p.shape[0]
+        gram = _xp.matmul(_xp.adjoint(p, xp=xp), p, xp=xp)
+        n2 = square_norm(gram, xp=xp)
+        error = (prec.kappa(inner) * f2 + prec.underflow(inner) * q) * _GROW
+        upper = (math.sqrt(n2 * (1 + sums) + 2 * q * q * prec.tiny) + error) * _GROW
+        lower = max(math.sqrt(n2 * (1 - sums)) - error, 0.0) ** 2 / f2 * _SHRINK
+        if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == _SQUARINGS:
+            break
+        scale = 1.0  # the next square has the fourth power: rescale before that leaves the range
+        if not 2.0**-100 < n2 < 2.0**100:
+            scale = math.ldexp(1.0, -(math.frexp(n2)[1] // 2))
+        p = gram * scale if scale != 1.0 else gram
+        f2 = n2 * scale**2 * (1 + sums) * _GROW + 2 * q * q * prec.tiny
+        levels.append((scale, error * scale * _GROW + 2 * q * prec.tiny))
+    lower, upper = math.sqrt(lower) * _SHRINK, math.sqrt(upper) * _GROW
+    for scale, eps in reversed(levels):
+        upper = math.sqrt((upper + eps) / scale) * _GROW
+        lower = math.sqrt(max(lower - eps, 0.0) / scale) * _SHRINK
+    return Bracket(lower, upper, steps)
+
+
+def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float, xp: Namespace) -> Bracket:
+    """Prove a Ritz value to be almost the largest, by the cheapest sufficient argument.
+
+    `gram` is the computed B^H B, dense; of `b` itself only products with vectors are taken.
+    """
+    prec = precision_of(gram.dtype, xp=xp)
+    p, q = b.shape
+    frobenius = math.sqrt(frobenius2) * _GROW
+    error = (prec.kappa(p) * frobenius2 + prec.underflow(p) * q) * _GROW  # Lemma 1
+    x, products = top_vector(gram, rtol, xp=xp), 1
+    ritz = _residual.quotient(b, x, frobenius=frobenius, xp=xp)
+    target = ritz.lower * (1 + 1.6 * rtol)
+
+    # lambda_2^2 <= ||S||_F^2 - lambda_1^2 for the exact S
+    size = math.sqrt(square_norm(gram, xp=xp)) * (1 + sum_loss((q, q), prec)) + error
+    second = math.sqrt(max(size**2 * _GROW - ritz.lower**2 * _SHRINK, 0.0)) * _GROW
+    upper = min(ritz.kato_temple(second), size * _GROW)
+    if upper > target:
+        upper = min(upper, (_residual.weighted_row_sum(gram, x, xp=xp) + error) * _GROW)
+    if upper > target:
+        level = ritz.lower * (1 + 1.2 * rtol)
+        upper = min(upper, (_cholesky.eigenvalue_bound(gram, level, xp=xp) + error) * _GROW)
+        products += 1
+    return Bracket(math.sqrt(ritz.lower) * _SHRINK, math.sqrt(upper) * _GROW, products)
+
+
+def top_vector(gram: Array, rtol: float, *, xp: Namespace) -> Array:
+    """Return an approximate top eigenvector of `gram` as a column."""
+    host = _xp.host_array(gram)
+    q = host.shape[0]
+    if q <= SQUARED:
+        vector = np.linalg.eigh(host)[1][:, -1]
+    else:
+        narrow = _single_precision(host)
+        # fixed, and generic: a column of S may miss the block in which the top eigenvector lives
+        start = np.asarray(np.random.default_rng(0).standard_normal(q), dtype=narrow.dtype)
+        vector, _ = _lanczos.top_vector(
+            lambda v: narrow @ v, start, rtol=min(rtol, 1e-2) / 16, steps=_STEPS
+        )
+    column = np.asarray(vector, dtype=host.dtype)[:, None]
+    return xp.asarray(column, dtype=gram.dtype, device=_xp.device_of(gram))
+
+
+def _single_precision(host: npt.NDArray[np.inexact]) -> npt.NDArray[np.inexact]:
+    """Return the matrix in half the precision, scaled into its range: half the memory to read per step."""
+    largest = float(np.max(np.abs(np.diagonal(host))))
+    narrow = np.empty(host.shape, np.complex64 if np.iscomplexobj(host) else np.float32)
+    np.multiply(host, 1.0 / largest, out=narrow, casting="same_kind")
+    return narrow
