@@ -1,8 +1,12 @@
-"""A Cholesky factorisation, checked by a product, as proof that no eigenvalue exceeds a number.
+"""A Cholesky factorisation that checks itself, as proof that no eigenvalue exceeds a number.
 
 If R is *any* matrix and  D = nu I - S - R R^H  then  nu I - S + ||D|| I >= R R^H >= 0, so
-lambda_1(S) <= nu + ||D||  (docs/theory.md, Theorem 7).  The factorisation only suggests R: neither
-its algorithm nor its status is trusted, and all rounding is in the computed norm of D.
+lambda_1(S) <= nu + ||D||  (docs/theory.md, Theorem 7).  The factorisation goes by block columns:
+
+    C_k = (nu I - S)_k - sum_{j < k} R_j R_kj^H,    R_k = C_k R_kk^{-H},    D_k = C_k - R_k R_kk^H.
+
+The library's factorisation and inverse of the small diagonal blocks only suggest R; what is left of the
+large matrix after the products is measured, and the products obey the rounding model.
 """
 
 from __future__ import annotations
@@ -14,47 +18,57 @@ from gramnorm._moments import inner_product
 from gramnorm._rounding import precision_of
 from gramnorm._typing import Array, Namespace
 
-BLOCKS = 8
-"""Column blocks of the check; more save operations (towards a third of a full product), fewer save calls."""
+BLOCK = 64
+"""Columns of a block: the check costs this fraction of n of a product, too few make products slow."""
 
 
 def eigenvalue_bound(gram: Array, level: float, *, xp: Namespace) -> float:
-    """Return an upper bound on the eigenvalues of the Hermitian part of `gram`, near `level`; inf if none.
+    """Return an upper bound on the eigenvalues of a Hermitian matrix, close to `level` if that is one; else inf.
 
-    Only the lower triangle is used: the bound is for the Hermitian matrix that it defines.
+    Only the blocks of `gram` on and below the diagonal are read; they define the Hermitian matrix.
     """
     q = gram.shape[0]
-    eye = xp.eye(q, dtype=gram.dtype, device=_xp.device_of(gram))
-    shifted = level * eye - gram
-    factor = _xp.cholesky_or_none(shifted, xp=xp)
-    if factor is None:
-        return math.inf
     prec = precision_of(gram.dtype, xp=xp)
-    defect, size = _defect(shifted, factor, xp=xp)
-    # the product errs by kappa |R||R^H| (norm at most kappa ||R||_F^2); forming nu I - S and the
-    # difference by an ulp of each term, of which only the diagonal of the first was rounded
-    loss = 1 + 4 * prec.gamma(2 * q * BLOCKS + 16)
+    panels: list[Array] = []
+    defects, sizes, entries = [], [], []
+    for start in range(0, q, BLOCK):
+        stop = min(start + BLOCK, q)
+        column = _shifted(gram[start:, start:stop], level, xp=xp)
+        entries.append(inner_product(column, column, xp=xp))
+        for j, panel in enumerate(panels):
+            rows = start - j * BLOCK
+            pivot = panel[rows : rows + stop - start, :]
+            column = column - _xp.matmul(panel[rows:, :], _xp.adjoint(pivot, xp=xp), xp=xp)
+        block = _xp.cholesky_or_none(column[: stop - start, :], xp=xp)
+        if block is None:
+            return math.inf
+        upper = _xp.adjoint(block, xp=xp)
+        panel = block
+        if stop < q:
+            below = _xp.matmul(column[stop - start :, :], xp.linalg.inv(upper), xp=xp)
+            panel = xp.concat([block, below], axis=0)
+        rest = column - _xp.matmul(panel, upper, xp=xp)
+        panels.append(panel)
+        defects.append(inner_product(rest, rest, xp=xp))
+        sizes.append(inner_product(panel, panel, xp=xp))
+    # entries below the diagonal blocks stand for two, those inside count once more than they must
+    sums = xp.stack([xp.sum(xp.stack(terms)) for terms in (defects, sizes, entries)])
+    defect, size, entry = _xp.to_host(sums).tolist()
+    # per product kappa |R_j||R_kj|^H, and an ulp of each difference (the first from the diagonal of
+    # nu I - S), whose terms are entries of nu I - S and of |R||R|^H
+    count = len(panels) + 2
+    ulps = 1.1 * count * prec.unit
     rounding = (
-        prec.kappa(q) * size
-        + 2 * prec.unit * (size + level * math.sqrt(q))
-        + 2 * prec.underflow(q) * q
+        (prec.kappa(BLOCK) + ulps) * size
+        + ulps * math.sqrt(2 * entry)
+        + 2 * count * prec.underflow(BLOCK) * q
     )
-    bound = level + loss * (defect + rounding)
+    loss = 1 + 2 * prec.gamma(4 * (q + BLOCK) + 16)  # of the sums of squares
+    bound = level + loss * (math.sqrt(2 * defect) + rounding)
     return bound * (1 + 2.0**-50) if math.isfinite(bound) else math.inf
 
 
-def _defect(shifted: Array, factor: Array, *, xp: Namespace) -> tuple[float, float]:
-    """Return ||shifted - R R^H||_F, from the blocks on and below the diagonal, and ||R||_F^2."""
-    q = shifted.shape[0]
-    step = max(-(-q // BLOCKS), 32)
-    terms, sizes = [], []
-    for start in range(0, q, step):
-        stop = min(start + step, q)
-        panel = factor[start:, :stop]
-        product = _xp.matmul(panel, _xp.adjoint(factor[start:stop, :stop], xp=xp), xp=xp)
-        difference = shifted[start:, start:stop] - product
-        # entries below the diagonal block stand for two; those inside it count once or twice
-        terms.append(2.0 * inner_product(difference, difference, xp=xp))
-        sizes.append(inner_product(panel[: stop - start, :], panel[: stop - start, :], xp=xp))
-    total, size = _xp.to_host(xp.stack([xp.sum(xp.stack(terms)), xp.sum(xp.stack(sizes))]))
-    return math.sqrt(total.item()), size.item()
+def _shifted(column: Array, level: float, *, xp: Namespace) -> Array:
+    """Return the block column of nu I - S whose diagonal block is on top."""
+    eye = xp.eye(column.shape[0], column.shape[1], dtype=column.dtype, device=_xp.device_of(column))
+    return level * eye - column

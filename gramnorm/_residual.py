@@ -70,6 +70,12 @@ def quotient(b: Array, x: Array, *, frobenius: float, xp: Namespace) -> Quotient
     return Quotient(low**2 * (1 - 2.0**-50), high**2 * (1 + 2.0**-50), residual, x, y)
 
 
+def has_non_negative_look(gram: Array, *, xp: Namespace) -> bool:
+    """Say whether the first column has no negative entry: then row sums are worth their cost."""
+    column = gram[:, :1]
+    return not _xp.is_complex(gram.dtype, xp=xp) and bool(_xp.to_host(xp.min(column)) >= 0)
+
+
 def weighted_row_sum(gram: Array, x: Array, *, xp: Namespace) -> float:
     """Return an upper bound on lambda_1 of a Hermitian matrix: its row sums, rescaled by |x|.
 

@@ -115,7 +115,7 @@ def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float, xp: Na
     size = math.sqrt(square_norm(gram, xp=xp)) * (1 + sum_loss((q, q), prec)) + error
     second = math.sqrt(max(size**2 * _GROW - ritz.lower**2 * _SHRINK, 0.0)) * _GROW
     upper = min(ritz.kato_temple(second), size * _GROW)
-    if upper > target:
+    if upper > target and _residual.has_non_negative_look(gram, xp=xp):
         upper = min(upper, (_residual.weighted_row_sum(gram, x, xp=xp) + error) * _GROW)
     if upper > target:
         level = ritz.lower * (1 + 1.2 * rtol)

@@ -22,6 +22,9 @@ from gramnorm.bracket import NormBracket
 
 __all__ = ["gram_iteration", "matrix_norm_bound", "matrix_norm_bracket"]
 
+MEMORY = 2**27
+"""Bytes that a part of a stack may take in double precision, complex; a few such arrays live at a time."""
+
 
 def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool = False) -> Array:
     """Return a certified upper bound on the spectral norm of each matrix in a stack.
@@ -32,8 +35,9 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
 
     Parameters
     ----------
-    x : array, shape (..., m, n)
-        Matrices, real or complex; integers and bool are promoted to the namespace's default real type.
+    x : array, shape (..., m, n), or sparse matrix
+        Matrices, real or complex; integers and bool are promoted to the namespace's default real type. A sparse
+        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer.
     rtol : float, optional
         Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower precisions.
     keepdims : bool, optional
@@ -51,7 +55,7 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     TypeError
         If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
     ValueError
-        If `x` has fewer than two axes or `rtol` is not positive.
+        If `x` has fewer than two axes, or is sparse and too large for a dense Gram matrix, or `rtol` is not positive.
 
     See Also
     --------
@@ -83,12 +87,15 @@ def matrix_norm_bracket(
 
     Parameters
     ----------
-    x : array, shape (..., m, n)
-        Matrices, real or complex; integers and bool are promoted to the namespace's default real type.
+    x : array, shape (..., m, n), or sparse matrix
+        Matrices, real or complex; integers and bool are promoted to the namespace's default real type. A sparse
+        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer.
     rtol : float, optional
         Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower precisions.
     vectors : bool, optional
-        Whether to return unit vectors attaining the lower bound. Not implemented yet.
+        Whether to return unit vectors ``left``, shape (..., m), and ``right``, shape (..., n), with
+        ``left^H x right`` not below the norm by more than about `rtol`. They are computed one matrix after the other,
+        on the host.
 
     Returns
     -------
@@ -101,18 +108,18 @@ def matrix_norm_bracket(
     TypeError
         If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
     ValueError
-        If `x` has fewer than two axes or `rtol` is not positive.
-    NotImplementedError
-        If `vectors` is asked for.
+        If `x` has fewer than two axes, or is sparse and too large for a dense Gram matrix, or `rtol` is not positive.
 
     Notes
     -----
     **Guarantee.** ``lower <= norm <= upper`` for every input under the rounding model of the theory page
-    (Theorem 2, Lemma 4), converged or not. The result carries no gradient.
+    (Theorems 2, 7 and 8, Lemma 4), converged or not. The result carries no gradient.
 
-    Gram iteration [1]_ brackets the norm by Schatten norms of growing order; rounding errors are carried
-    along and climb back through the square roots. Where the precision of `x` is too coarse for `rtol` and this
-    shape, float64 is used if the device has it.
+    Stacks, and matrices on a GPU, go through Gram iteration [1]_: Schatten norms of growing order, whose rounding
+    errors are carried along and climb back through the square roots; stacks are worked on in parts of 128 MiB. A single
+    matrix on a host, or a stack of large ones, costs one product with the adjoint, a Ritz vector, and the cheapest
+    proof that the Ritz value is almost the norm: its residual, row sums, or a Cholesky factorisation checked by a
+    product. Where the precision of `x` is too coarse for `rtol` and this shape, float64 is used if the device has it.
 
     References
     ----------
@@ -232,6 +239,14 @@ def bracket_stack(
     count, m, n = a.shape
     if 0 in a.shape:
         return np.zeros(count), np.zeros(count), 0
+    part = max(1, MEMORY // (16 * m * n))
+    if count > part:
+        parts = [
+            bracket_stack(a[k : k + part, ...], rtol=rtol, dtype=dtype, xp=xp)
+            for k in range(0, count, part)
+        ]
+        lows, highs, costs = zip(*parts, strict=True)
+        return np.concatenate(lows), np.concatenate(highs), max(costs)
     units = gram_units((m, n), complex=_xp.is_complex(a.dtype, xp=xp))
     work = working_dtype(a, units, rtol, xp=xp)
     one_by_one = _goes_one_by_one(count, min(m, n), a, work, xp=xp)

@@ -26,7 +26,7 @@ from tests import oracles
 from tests.families import DTYPES, FAMILIES, KERNELS
 
 MATRICES, KERNEL_COUNT = 200_000, 5_000
-QUICK_MATRICES, QUICK_KERNELS = 16_000, 300
+QUICK_MATRICES, QUICK_KERNELS = 30_000, 600
 # Every tolerance must give valid bounds, reached or not.
 TOLERANCES = (None, None, 0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-11, 1e-14)
 # JAX compiles anew for each shape, strict is slow: few shapes there.
@@ -141,7 +141,7 @@ def _exactly(a: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class MatrixTask:
-    """A stack of matrices of one shape and type, from one family or from all of them."""
+    """Matrices of one shape and type, from one family or from all; `singly` means not as a stack."""
 
     seed: tuple[int, ...]
     library: str
@@ -150,16 +150,24 @@ class MatrixTask:
     names: tuple[str, ...]
     rtol: float | None
     inject: float = 0.0
+    singly: bool = False
+
+    def brackets(self, lib: Library, stack: np.ndarray) -> Iterator[np.ndarray]:
+        """Return lower, upper and converged on the host, for the stack or matrix by matrix."""
+        import gramnorm as gn  # noqa: PLC0415 - after the process has set its threads
+
+        parts = list(stack) if self.singly else [stack]
+        found = [gn.matrix_norm_bracket(lib.asarray(part), rtol=self.rtol) for part in parts]
+        for name in ("lower", "upper", "converged"):
+            host = [lib.to_numpy(getattr(bracket, name)) for bracket in found]
+            yield np.stack(host) if self.singly else host[0]
 
     def run(self) -> Report:
-        import gramnorm as gn  # noqa: PLC0415 - after the process has set its threads
 
         lib = open_library(self.library)
         rng = np.random.default_rng(self.seed)
         stack = np.stack([FAMILIES[name](rng, *self.shape, self.dtype) for name in self.names])
-        bracket = gn.matrix_norm_bracket(lib.asarray(stack), rtol=self.rtol)
-        lower, upper = (lib.to_numpy(x) for x in (bracket.lower, bracket.upper))
-        converged = lib.to_numpy(bracket.converged)
+        lower, upper, converged = self.brackets(lib, stack)
         upper = upper.astype(oracles.LONG) * (1 - oracles.LONG(self.inject))
         found = oracles.check_stack(stack, lower, upper)
         report = Report(asked_exactly=found.asked_exactly)
@@ -174,12 +182,13 @@ class MatrixTask:
                 over=[found.over[i : i + 1]] if normal[i] else [],
             )
             report.counts[f"matrix {name}"].add(count)
+        how = "alone" if self.singly else "in a stack"
         for i in {*found.upper_violated, *found.lower_violated}:
             side = "upper" if i in found.upper_violated else "lower"
             report.failures.append(
                 f"{side} violated: {self.library} {self.names[i]} {self.dtype} {self.shape} "
-                f"rtol={self.rtol} [{i}] of a stack of {len(stack)}: lower={float(lower[i]).hex()} "
-                f"upper={float(upper[i]).hex()} {_exactly(stack[i])}  ({self})"
+                f"rtol={self.rtol} [{i}] of {len(stack)} {how}: "
+                f"lower={float(lower[i]).hex()} upper={float(upper[i]).hex()} {_exactly(stack[i])}  ({self})"
                 if math.prod(self.shape) <= 40
                 else f"{side} violated in [{i}] of {self}"
             )
@@ -197,15 +206,17 @@ def matrix_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -
             return
         library = str(rng.choice(present, p=shares / shares.sum()))
         draw = rng.uniform()
+        singly = bool(rng.uniform() < 0.4)
         if library in ("jax", "array_api_strict"):
             shape, count = FEW_SHAPES[rng.integers(len(FEW_SHAPES))], 244
+            singly = singly and library != "jax"
         elif draw < 0.05:
-            shape, count = tuple(int(i) for i in rng.integers(13, 65, 2)), 8
-        elif draw < 0.08:
+            shape, count = tuple(int(i) for i in rng.integers(13, 65, 2)), 16
+        elif draw < 0.06:
+            shape, count, singly = tuple(int(i) for i in rng.integers(65, 200, 2)), 4, True
+        elif draw < 0.09:
             shape = [(1, 200), (200, 1), (300, 2), (2, 150), (100, 7)][rng.integers(5)]
             count = 24
-        elif draw < 0.16:
-            shape, count = tuple(int(i) for i in rng.integers(1, 13, 2)), 1
         else:
             shape, count = tuple(int(i) for i in rng.integers(1, 13, 2)), 122
         if rng.uniform() < 0.5 or count < len(names):  # one family, or all of them in one stack
@@ -221,6 +232,7 @@ def matrix_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -
             tuple(chosen),
             TOLERANCES[rng.integers(len(TOLERANCES))],
             inject,
+            singly,
         )
 
 

@@ -60,7 +60,7 @@ def check(be, host, rtol=None, dtype=None):
     stored, lower, upper, converged = ask(be, host, dtype, rtol=rtol)
     assert lower.shape == upper.shape == converged.shape == host.shape[:-2]
     assert np.all(lower <= upper)
-    found = oracles.check_stack(stored, lower, upper)
+    found = oracles.check_stack(stored[None] if stored.ndim == 2 else stored, lower, upper)
     assert found.upper_violated == []
     assert found.lower_violated == []
     name = real_dtype(stored.dtype.name)
@@ -94,6 +94,17 @@ def test_every_family_is_bracketed_and_the_default_gap_reached(be, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_every_family_is_bracketed_matrix_by_matrix(be, dtype):
+    dtype = stored_dtype(be, dtype)
+    for seed, (m, n) in enumerate([(SIDE, SIDE)] if compiles(be) else SHAPES):
+        rng = np.random.default_rng(seed)
+        for name in sorted(FAMILIES):
+            stored, lower, upper, converged, _ = check(be, FAMILIES[name](rng, m, n, dtype))
+            reached = converged if be.has_float64 else upper <= 1.001 * lower
+            assert reached or not in_normal_range(stored, upper), (name, m, n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["wide", "family"])
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
@@ -103,6 +114,7 @@ def test_drawn_matrices_are_bracketed(be, dtype, kind, data):
     arrays = data.draw(st.lists(strategy, min_size=1, max_size=3))
     rtol = data.draw(st.sampled_from([None, 0.3, 1e-3, 1e-9, 1e-13]))
     check(be, embedded(be, arrays), rtol)
+    check(be, embedded(be, arrays)[0], rtol)
 
 
 def test_single_precision_is_never_below_on_200_gaussian_matrices(be):
@@ -203,6 +215,28 @@ def test_orders_500_and_1000_reach_the_default_gap(be, n):
     if be.id not in ("numpy", "cupy", "torch-cuda"):
         pytest.skip("one library on the CPU is enough")
     check_large(be, n, "float64")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_vectors_attain_the_lower_bound(be, dtype):
+    dtype = stored_dtype(be, dtype)
+    rng = np.random.default_rng(11)
+    names = ["gaussian", "orthogonal", "rank_one", "graded_gently", "hilbert", "near_overflow"]
+    stack = embedded(be, [FAMILIES[name](rng, SIDE, SIDE, dtype) for name in names])
+    x = be.asarray(stack)
+    with np.errstate(all="ignore"):
+        bracket = gn.matrix_norm_bracket(x, vectors=True)
+    lower, upper = be.to_numpy(bracket.lower), be.to_numpy(bracket.upper)
+    assert oracles.check_stack(stack, lower, upper).clean
+    left, right = (be.to_numpy(v) for v in (bracket.left, bracket.right))
+    eps = np.finfo(dtype).eps
+    e = oracles.exponents(stack)
+    scaled = oracles.ldexp_long(stack, -e[..., None, None])
+    attained = np.abs(np.einsum("...i,...ij,...j->...", left.conj(), scaled, right))
+    for i in range(len(names)):
+        for v in (left[i], right[i]):
+            assert abs(np.linalg.norm(v) - 1) <= 16 * eps, names[i]
+        assert attained[i] >= np.ldexp(lower[i].astype(np.longdouble), -e[i]) * (1 - 64 * eps), i
 
 
 # ----------------------------------------------------------------------- invariance and stacks
