@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from gramnorm import _xp
 from gramnorm._moments import inner_product
 from gramnorm._rounding import precision_of
@@ -29,43 +31,55 @@ def eigenvalue_bound(gram: Array, level: float, *, xp: Namespace) -> float:
     """
     q = gram.shape[0]
     prec = precision_of(gram.dtype, xp=xp)
+    with np.errstate(over="ignore", invalid="ignore"):  # a useless R ends as inf or NaN, hence inf
+        measured = _factorise(gram, level, xp=xp)
+    if measured is None:
+        return math.inf
+    defect, size, entry = measured
+    # per product kappa |R_j||R_kj|^H, and an ulp of each difference (the first from the diagonal of
+    # nu I - S), whose terms are entries of nu I - S and of |R||R|^H; nu itself may be rounded in float32
+    width = min(q, BLOCK)
+    count = -(-q // BLOCK) + 2
+    ulps = 1.1 * count * prec.unit
+    rounding = (
+        (prec.kappa(width) + ulps) * size
+        + ulps * math.sqrt(2 * entry)
+        + prec.unit * abs(level) * math.sqrt(q)
+        + 2 * count * prec.underflow(width) * q
+    )
+    loss = 1 + 2 * prec.gamma(4 * (q + width) + 16)  # of the sums of squares
+    # an entry below the diagonal blocks stands for two; so does one inside, which it need not
+    bound = level + loss * (math.sqrt(2 * defect) + rounding)
+    return bound * (1 + 2.0**-50) if math.isfinite(bound) else math.inf
+
+
+def _factorise(gram: Array, level: float, *, xp: Namespace) -> tuple[float, float, float] | None:
+    """Return the squared norms of D, R and nu I - S, from the blocks formed; None if there is no R."""
+    q = gram.shape[0]
     panels: list[Array] = []
-    defects, sizes, entries = [], [], []
+    terms = []
     for start in range(0, q, BLOCK):
         stop = min(start + BLOCK, q)
-        column = _shifted(gram[start:, start:stop], level, xp=xp)
-        entries.append(inner_product(column, column, xp=xp))
+        shifted = column = _shifted(gram[start:, start:stop], level, xp=xp)
         for j, panel in enumerate(panels):
             rows = start - j * BLOCK
             pivot = panel[rows : rows + stop - start, :]
             column = column - _xp.matmul(panel[rows:, :], _xp.adjoint(pivot, xp=xp), xp=xp)
-        block = _xp.cholesky_or_none(column[: stop - start, :], xp=xp)
-        if block is None:
-            return math.inf
-        upper = _xp.adjoint(block, xp=xp)
-        panel = block
+        panel = _xp.cholesky_or_none(column[: stop - start, :], xp=xp)
+        if panel is None:
+            return None
+        upper = _xp.adjoint(panel, xp=xp)
         if stop < q:
-            below = _xp.matmul(column[stop - start :, :], xp.linalg.inv(upper), xp=xp)
-            panel = xp.concat([block, below], axis=0)
-        rest = column - _xp.matmul(panel, upper, xp=xp)
+            inverse = _xp.inverse_or_none(upper, xp=xp)
+            if inverse is None:
+                return None
+            below = _xp.matmul(column[stop - start :, :], inverse, xp=xp)
+            panel = xp.concat([panel, below], axis=0)
         panels.append(panel)
-        defects.append(inner_product(rest, rest, xp=xp))
-        sizes.append(inner_product(panel, panel, xp=xp))
-    # entries below the diagonal blocks stand for two, those inside count once more than they must
-    sums = xp.stack([xp.sum(xp.stack(terms)) for terms in (defects, sizes, entries)])
-    defect, size, entry = _xp.to_host(sums).tolist()
-    # per product kappa |R_j||R_kj|^H, and an ulp of each difference (the first from the diagonal of
-    # nu I - S), whose terms are entries of nu I - S and of |R||R|^H
-    count = len(panels) + 2
-    ulps = 1.1 * count * prec.unit
-    rounding = (
-        (prec.kappa(BLOCK) + ulps) * size
-        + ulps * math.sqrt(2 * entry)
-        + 2 * count * prec.underflow(BLOCK) * q
-    )
-    loss = 1 + 2 * prec.gamma(4 * (q + BLOCK) + 16)  # of the sums of squares
-    bound = level + loss * (math.sqrt(2 * defect) + rounding)
-    return bound * (1 + 2.0**-50) if math.isfinite(bound) else math.inf
+        rest = column - _xp.matmul(panel, upper, xp=xp)
+        terms.append(xp.stack([inner_product(a, a, xp=xp) for a in (rest, panel, shifted)]))
+    defect, size, entry = _xp.to_host(xp.sum(xp.stack(terms), axis=0)).tolist()
+    return defect, size, entry
 
 
 def _shifted(column: Array, level: float, *, xp: Namespace) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 
 from gramnorm import _moments, _xp
 from gramnorm._rounding import Precision, down, precision_of, up
-from gramnorm._typing import Array, HostFloats, HostInts, Namespace
+from gramnorm._typing import Array, HostBools, HostFloats, HostInts, Namespace
 
 
 def gram_values(a: Array, *, steps: int, xp: Namespace) -> Array:
@@ -68,26 +68,30 @@ class GramChain:
         self._precision: Precision = precision_of(a.dtype, xp=xp)
         self._iterate = a
         self._levels: list[tuple[HostFloats, HostFloats]] = []  # (s_j, eps_j), j = 1 ... t
+        self._rank: HostFloats = np.full(a.shape[0], float(a.shape[2]))  # effective, of the iterate
+        self._plateau: HostBools = np.zeros(a.shape[0], dtype=np.bool_)
         self.noise: HostFloats = np.zeros(a.shape[0])
 
     def keep(self, chosen: HostInts) -> None:
         """Continue with the chosen matrices only."""
         self._iterate = _xp.select(self._iterate, chosen, xp=self._xp)
         self._levels = [(s[chosen], eps[chosen]) for s, eps in self._levels]
+        self._rank, self._plateau = self._rank[chosen], self._plateau[chosen]
 
     def advance(self) -> tuple[HostFloats, HostFloats]:
         """Form one more Gram product; return the (lower, upper) bounds that it proves."""
         xp, p = self._xp, self._iterate
         inner, q = p.shape[1], p.shape[2]
         gram = _xp.matmul(_xp.adjoint(p, xp=xp), p, xp=xp)
-        hermitian = len(self._levels) > 0 and q > 1
-        rows = [*_sizes(gram, xp=xp), *(_moments.sums(p, gram, xp=xp) if hermitian else ())]
+        # worth its passes over the matrices only where the Schatten norms have stopped to fall
+        clustered = np.mean(self._plateau) > 0.2
+        rows = [*_sizes(gram, xp=xp), *(_moments.sums(p, gram, xp=xp) if clustered else ())]
         trace, largest, square, *moments = _xp.to_host(xp.stack(rows))
 
         error, frobenius2 = self._product_error(trace, inner, q)
         lower, upper = self._eigenvalues(square, frobenius2, error, q)
         lower, upper = down(np.sqrt(lower)), up(np.sqrt(upper))  # of the iterate p
-        if hermitian:
+        if clustered:
             better = _moments.upper_bound(
                 *moments,
                 frobenius2=frobenius2,
@@ -100,14 +104,29 @@ class GramChain:
             upper = np.minimum(upper, better)
         bracket = self._climb(lower, upper, error / np.maximum(square, self._precision.tiny) ** 0.5)
 
-        exponents = np.frexp(np.maximum(largest, self._precision.tiny))[1]
-        scale = np.ldexp(1.0, -np.clip(exponents, -120, 120))
-        factor = _xp.from_host(
-            scale, dtype=_xp.real_dtype(p.dtype, xp=xp), device=_xp.device_of(p), xp=xp
-        )
-        self._iterate = gram * xp.astype(factor[:, None, None], p.dtype)
+        self._note_rank(frobenius2, square)
+        scale = self._scale(largest)
         self._levels.append((scale, up(error * scale) + 2 * q * self._precision.tiny))
+        self._iterate = gram
+        if np.any(scale != 1.0):
+            kind = _xp.real_dtype(p.dtype, xp=xp)
+            factor = _xp.from_host(scale, dtype=kind, device=_xp.device_of(p), xp=xp)
+            self._iterate = gram * xp.astype(factor[:, None, None], p.dtype)
         return bracket
+
+    def _note_rank(self, frobenius2: HostFloats, square: HostFloats) -> None:
+        """Keep (sum l)^2 / sum l^2 of the eigenvalues of P^H P, and whether squaring still lowers it."""
+        rank = frobenius2**2 / np.maximum(square, self._precision.tiny)
+        self._plateau = (rank > 1.3) & (rank > 0.65 * self._rank)
+        self._rank = rank
+
+    def _scale(self, largest: HostFloats) -> HostFloats:
+        """Return powers of two that bring the largest diagonal entries near 1; 1 while none is far."""
+        low, high = (2.0**-40, 2.0**40) if self._precision.unit == 2.0**-53 else (2.0**-6, 2.0**12)
+        if np.all((largest > low) & (largest < high)):
+            return np.ones_like(largest)
+        exponents = np.frexp(np.maximum(largest, self._precision.tiny))[1]
+        return np.asarray(np.ldexp(1.0, -np.clip(exponents, -120, 120)))
 
     def _product_error(
         self, trace: HostFloats, inner: int, q: int

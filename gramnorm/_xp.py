@@ -181,6 +181,11 @@ def complex_dtype(dtype: DType, *, xp: Namespace) -> DType:
     return xp.complex128 if bits(dtype, xp=xp) == 64 else xp.complex64
 
 
+def wider(dtype: DType, *, xp: Namespace) -> DType:
+    """Return the double precision type of the same kind as the floating type `dtype`."""
+    return xp.complex128 if is_complex(dtype, xp=xp) else xp.float64
+
+
 @functools.cache
 def is_supported(dtype: DType, *, xp: Namespace) -> bool:
     """Say whether arrays of `dtype` can be bounded: bool, integers, float16 ... float64, complex."""
@@ -261,6 +266,14 @@ def cholesky_or_none(a: Array, *, xp: Namespace) -> Array | None:
         return None
     finite = to_host(xp.isfinite(real_part(factor[-1, -1], xp=xp)))
     return factor if finite else None  # JAX and CuPy return NaN
+
+
+def inverse_or_none(a: Array, *, xp: Namespace) -> Array | None:
+    """Return what the library takes for the inverse, or None when it gives none."""
+    try:
+        return xp.linalg.inv(a)
+    except (np.linalg.LinAlgError, RuntimeError):
+        return None
 
 
 def real_part(x: Array, *, xp: Namespace) -> Array:

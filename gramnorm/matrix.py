@@ -247,7 +247,8 @@ def bracket_stack(
         ]
         lows, highs, costs = zip(*parts, strict=True)
         return np.concatenate(lows), np.concatenate(highs), max(costs)
-    units = gram_units((m, n), complex=_xp.is_complex(a.dtype, xp=xp))
+    # a stable rank of a quarter of the columns is typical; what is flatter is done again in float64
+    units = gram_units((m, n), complex=_xp.is_complex(a.dtype, xp=xp)) / 4
     work = working_dtype(a, units, rtol, xp=xp)
     one_by_one = _goes_one_by_one(count, min(m, n), a, work, xp=xp)
     if one_by_one and count == 1:
@@ -258,7 +259,14 @@ def bracket_stack(
     scaled = _scaling.normalise(a, dtype=work, xp=xp)
     kernel = _each if one_by_one else _iterate
     lower, upper, products = kernel(scaled.values, rtol=rtol, xp=xp)
-    return (*_scaling.restore(lower, upper, scaled, dtype=dtype, xp=xp), products)
+    lower, upper = _scaling.restore(lower, upper, scaled, dtype=dtype, xp=xp)
+    wide = np.flatnonzero(upper - lower > rtol * lower)
+    if wide.size and work == xp.float32 and _xp.has_float64(_xp.device_of(a), xp=xp):
+        # a flat spectrum: float32 was not enough after all
+        rest = xp.astype(_xp.select(a, wide, xp=xp), _xp.wider(a.dtype, xp=xp))
+        lower[wide], upper[wide], more = bracket_stack(rest, rtol=rtol, dtype=dtype, xp=xp)
+        products += more
+    return lower, upper, products
 
 
 def _goes_one_by_one(count: int, q: int, a: Array, work: DType, *, xp: Namespace) -> bool:
