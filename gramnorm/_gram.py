@@ -68,7 +68,7 @@ class GramChain:
         self._precision: Precision = precision_of(a.dtype, xp=xp)
         self._iterate = a
         self._levels: list[tuple[HostFloats, HostFloats]] = []  # (s_j, eps_j), j = 1 ... t
-        self._rank: HostFloats = np.full(a.shape[0], float(a.shape[2]))  # effective, of the iterate
+        self._rank: HostFloats = np.full(a.shape[0], 1.0 * a.shape[2])  # effective, of the iterate
         self._plateau: HostBools = np.zeros(a.shape[0], dtype=np.bool_)
         self.noise: HostFloats = np.zeros(a.shape[0])
 

@@ -260,7 +260,7 @@ def bracket_stack(
     kernel = _each if one_by_one else _iterate
     lower, upper, products = kernel(scaled.values, rtol=rtol, xp=xp)
     lower, upper = _scaling.restore(lower, upper, scaled, dtype=dtype, xp=xp)
-    wide = np.flatnonzero(upper - lower > rtol * lower)
+    wide = np.flatnonzero(np.isfinite(upper) & ~converged(lower, upper, rtol))
     if wide.size and work == xp.float32 and _xp.has_float64(_xp.device_of(a), xp=xp):
         # a flat spectrum: float32 was not enough after all
         rest = xp.astype(_xp.select(a, wide, xp=xp), _xp.wider(a.dtype, xp=xp))
@@ -293,7 +293,8 @@ def _bracket_in_range(
     b = xp.astype(a[0, ...], kind, copy=False)
     if b.shape[0] < b.shape[1]:
         b = xp.matrix_transpose(b)
-    square = _single.square_norm(b, xp=xp)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        square = _single.square_norm(b, xp=xp)
     if not 2.0**-200 < square < 2.0**200:  # false for NaN, inf and zero as well
         return None
     p, q = b.shape

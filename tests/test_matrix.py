@@ -258,9 +258,10 @@ def test_scaling_by_a_power_of_two_scales_every_bit(be, dtype):
     powers = [1, -3, 37, -60, 100, -100] if single else [1, -7, 500, -500, 990, -900]
     a = rng.integers(-999, 1000, (SIDE, SIDE)) / 64
     a = a + 1j * rng.integers(-999, 1000, (SIDE, SIDE)) / 64 if dtype[0] == "c" else a
-    base = ask(be, embedded(be, [a.astype(dtype)]))
+    # a stack: a single matrix is scaled only where its squares would leave the range
+    base = ask(be, embedded(be, [a.astype(dtype)] * 2))
     for k in powers:
-        scaled = ask(be, embedded(be, [(a * 2.0**k).astype(dtype)]))
+        scaled = ask(be, embedded(be, [(a * 2.0**k).astype(dtype)] * 2))
         for before, after in zip(base[1:3], scaled[1:3], strict=True):
             assert after[0] == math.ldexp(1.0, k) * before[0], k
         assert scaled[3][0] == base[3][0]
