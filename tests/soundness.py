@@ -62,6 +62,12 @@ def open_library(name: str) -> Library:
     return Library(importlib.import_module(name))
 
 
+def forget_compilations(name: str) -> None:
+    """Free what JAX keeps of every shape it has met: gigabytes, after many kernels."""
+    if name == "jax":
+        importlib.import_module("jax").clear_caches()
+
+
 # --------------------------------------------------------------------------------------- counts
 
 
@@ -255,6 +261,7 @@ class KernelTask:
         for i in range(self.count):
             case = known_case(rng) if i % 10 == 0 else random_case(rng)
             report.add(check_case(case, lib, self.library, self.inject))
+        forget_compilations(self.library)
         return report
 
 

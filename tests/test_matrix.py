@@ -95,7 +95,7 @@ def test_every_family_is_bracketed_and_the_default_gap_reached(be, dtype):
         stack = embedded(be, [FAMILIES[name](rng, m, n, dtype) for name in names])
         stored, lower, upper, converged, _ = check(be, stack)
         # Single precision alone promises less: products lose about order^2 times its rounding.
-        reached = converged if be.has_float64 else upper <= 1.001 * lower
+        reached = converged if be.has_float64 else upper / 1.001 <= lower
         missed = in_normal_range(stored, upper) & ~reached
         assert [names[i] for i in np.flatnonzero(missed)] == []
         assert np.all(upper[~stored.any(axis=(-2, -1))] == 0)
@@ -108,7 +108,7 @@ def test_every_family_is_bracketed_matrix_by_matrix(be, dtype):
         rng = np.random.default_rng(seed)
         for name in sorted(FAMILIES):
             stored, lower, upper, converged, _ = check(be, FAMILIES[name](rng, m, n, dtype))
-            reached = converged if be.has_float64 else upper <= 1.001 * lower
+            reached = converged if be.has_float64 else upper / 1.001 <= lower
             assert reached or not in_normal_range(stored, upper), (name, m, n)
 
 
