@@ -18,20 +18,22 @@ ENTRIES = 2**23
 """Most entries of an assembled matrix, all groups together."""
 
 
-def window(geometry: ConvGeometry, channels: tuple[int, int]) -> tuple[int, ...]:
-    """Return the largest input window whose part of the operator may be assembled.
+def window(geometry: ConvGeometry, channels: tuple[int, int]) -> tuple[int, ...] | None:
+    """Return an input window whose part of the operator may be assembled; None if even a sample's is too large.
 
     It is the whole input for a small operator, and is shortened along its longest axis otherwise.
     """
     assert geometry.input_shape is not None
     size = list(geometry.input_shape)
-    while max(size) > 1:
-        rows = [len(r) for _, r in _ranges(geometry, tuple(size))]
-        sides = channels[0] * math.prod(rows), channels[1] * math.prod(size)
+    while True:
+        rows = math.prod(len(r) for _, r in _ranges(geometry, tuple(size)))
+        sides = channels[0] * rows, channels[1] * math.prod(size)
         if min(sides) <= SIDE and sides[0] * sides[1] * geometry.groups <= ENTRIES:
-            break
-        size[int(np.argmax(size))] -= 1
-    return tuple(size)
+            return tuple(size)
+        longest = max(size)
+        if longest == 1:
+            return None
+        size[size.index(longest)] = longest // 2 if longest > 64 else longest - 1
 
 
 def matrix(taps: Array, geometry: ConvGeometry, size: tuple[int, ...], *, xp: Namespace) -> Array:

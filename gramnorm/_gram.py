@@ -53,7 +53,7 @@ class GramChain:
     Parameters
     ----------
     a : array, shape (b, m, n)
-        Matrices in float32 or float64 (or complex), finite, with entries of size at most about 4.
+        Matrices in float32 or float64 (or complex), finite, with a norm between 2^-100 and 2^100; scaled in float32.
 
     Attributes
     ----------
@@ -122,11 +122,12 @@ class GramChain:
 
     def _scale(self, largest: HostFloats) -> HostFloats:
         """Return powers of two that bring the largest diagonal entries near 1; 1 while none is far."""
-        low, high = (2.0**-40, 2.0**40) if self._precision.unit == 2.0**-53 else (2.0**-6, 2.0**12)
+        double = self._precision.unit == 2.0**-53
+        low, high, most = (2.0**-40, 2.0**40, 1000) if double else (2.0**-6, 2.0**12, 120)
         if np.all((largest > low) & (largest < high)):
             return np.ones_like(largest)
         exponents = np.frexp(np.maximum(largest, self._precision.tiny))[1]
-        return np.asarray(np.ldexp(1.0, -np.clip(exponents, -120, 120)))
+        return np.asarray(np.ldexp(1.0, -np.clip(exponents, -most, most)))
 
     def _product_error(
         self, trace: HostFloats, inner: int, q: int
@@ -136,8 +137,7 @@ class GramChain:
         loss = prec.kappa(inner) + 2 * prec.gamma(q + 2)
         underflow = prec.underflow(inner) * q
         # the trace of the product is the squared norm, up to the errors of its q entries and sum
-        with np.errstate(divide="ignore"):
-            frobenius2 = up((trace + 2 * underflow) / max(1.0 - loss, 0.0))
+        frobenius2 = up((trace + 2 * underflow) / np.maximum(1.0 - loss, 0.0))
         return up(prec.kappa(inner) * frobenius2 + underflow), frobenius2
 
     def _eigenvalues(
@@ -161,7 +161,7 @@ class GramChain:
             noise = (noise + eps / upper) / 2
             upper = up(np.sqrt((upper + eps) / scale))
             lower = down(np.sqrt(np.maximum(lower - up(eps), 0.0) / scale))
-        self.noise = 2 * noise
+        self.noise = 2 * noise + 2.0**-48  # and the nudges
         return lower, upper
 
 

@@ -85,6 +85,9 @@ def weighted_row_sum(gram: Array, x: Array, *, xp: Namespace) -> float:
     prec = precision_of(gram.dtype, xp=xp)
     w = xp.abs(x)
     w = w + 1e-3 * xp.max(w)
-    ratio = xp.max(_xp.matmul(xp.abs(gram), w, xp=xp) / w)
+    moduli = xp.abs(gram)
+    # the computed product may miss being Hermitian by its rounding; rows stand for columns as well
+    moduli = xp.maximum(moduli, xp.matrix_transpose(moduli))
+    ratio = xp.max(_xp.matmul(moduli, w, xp=xp) / w)
     q = gram.shape[0]
     return _xp.to_host(ratio).item() * (1 + 2 * prec.gamma(2 * q + 16))

@@ -86,21 +86,20 @@ def working_dtype(x: Array, units: float, rtol: float, *, xp: Namespace) -> DTyp
     float32 serves where that gap is well below `rtol`; everything else is computed in float64 where
     the device has it.
     """
-    device = _xp.device_of(x)
-    floating = _xp.is_floating(x.dtype, xp=xp)
-    trusted = _xp.float32_products_are_exact(x, xp=xp)
-    if floating and _xp.bits(x.dtype, xp=xp) <= 32 and trusted and units * 2.0**-24 <= rtol / 4:
-        return xp.float32
-    if _xp.has_float64(device, xp=xp):
+    narrow = _xp.is_floating(x.dtype, xp=xp) and _xp.bits(x.dtype, xp=xp) <= 32
+    wide = _xp.has_float64(_xp.device_of(x), xp=xp)
+    if wide and not (narrow and units * 2.0**-24 <= rtol / 4):
         return xp.float64
-    if not trusted:
-        msg = (
-            "this device has no float64 and multiplies float32 arrays in reduced precision (TF32 or "
-            "bfloat16), so no bound can be certified; switch full float32 products on, e.g. "
-            "torch.set_float32_matmul_precision('highest')"
-        )
-        raise RuntimeError(msg)
-    return xp.float32
+    if _xp.float32_products_are_exact(x, xp=xp):
+        return xp.float32
+    if wide:
+        return xp.float64
+    msg = (
+        "this device has no float64 and multiplies float32 arrays in reduced precision (TF32 or bfloat16), so "
+        "no bound can be certified; switch full float32 products on, e.g. "
+        "torch.set_float32_matmul_precision('highest')"
+    )
+    raise RuntimeError(msg)
 
 
 def up(x: HostFloats) -> HostFloats:

@@ -26,8 +26,14 @@ from gramnorm._typing import HostBools, HostFloats, HostInts, Namespace
 MEMORY = 2**27
 """Bytes that the blocks of one batch may take; a few arrays of that size live at a time."""
 
-WORK = 2e12
+WORK = 1e12
 """Floating-point operations after which a search stops splitting boxes."""
+
+EVALUATIONS = 2_000, 100_000
+"""Evaluations that a search may always spend, and the most it may."""
+
+FULL_GRID = 2_500
+"""Frequencies of a circle up to which all of them are evaluated at once."""
 
 
 @dataclasses.dataclass
@@ -70,6 +76,20 @@ def over_grid(symbol: Symbol, sizes: tuple[int, ...], *, rtol: float, xp: Namesp
     return best
 
 
+def beside(
+    symbol: Symbol, turns: HostFloats, sizes: tuple[int, ...], *, rtol: float, xp: Namespace
+) -> Maximum:
+    """Return a lower bound from the points of a grid that surround a frequency."""
+    best = Maximum(rtol / 8, upper=math.inf)
+    corners = [
+        {math.floor(t * n) % n, math.ceil(t * n) % n} for t, n in zip(turns, sizes, strict=True)
+    ]
+    points = np.asarray(list(itertools.product(*corners)), dtype=np.int64)
+    _evaluate(symbol, points, np.asarray(sizes, dtype=np.int64), 1.0, best, xp=xp)
+    best.rtol = rtol
+    return best
+
+
 def over_torus(
     symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, xp: Namespace
 ) -> Maximum:
@@ -78,9 +98,13 @@ def over_torus(
     ends = np.asarray(list(itertools.product(*((0, 1) if k > 1 else (0,) for k in kernel_size))))
     _evaluate(symbol, ends, np.full(len(kernel_size), 2), 1.0, best, xp=xp)  # lower bounds only
 
+    if math.prod(_counts(kernel_size)) > 2 * EVALUATIONS[1]:
+        best.upper = min(symbol.flat_bound(), symbol.sum_bound())
+        return best
     boxes, denominators = _first_boxes(kernel_size, half=symbol.real)
     bounds = np.full(len(boxes), np.inf)  # of the boxes, from their ancestors
-    limit = max(len(boxes), int(WORK / _cost(symbol)))
+    limit = min(max(EVALUATIONS[0], int(WORK / _cost(symbol))), EVALUATIONS[1])
+    ceiling = math.inf
     split = [k > 1 for k in kernel_size]
     while len(boxes):
         cosine = _cosine(kernel_size, denominators)
@@ -90,16 +114,29 @@ def over_torus(
         open_ = ~best.is_finished(bounds)
         if np.any(~open_):
             best.upper = max(best.upper, float(np.max(bounds[~open_])))
+        if ceiling == math.inf and np.mean(open_) > 0.5 and best.evaluations > limit // 100:
+            ceiling = symbol.flat_bound()  # so many open boxes: the symbol may be flat
+            if best.is_finished(np.asarray(ceiling)):
+                best.upper = ceiling
+                break
         boxes, bounds = boxes[open_], bounds[open_]
         spent = best.evaluations + len(boxes) * 2 ** sum(split) > limit
         # boxes this small are open because of rounding, which splitting does not mend
-        futile = cosine * (1 + rtol / 16) >= 1
+        noise = 4 * symbol.error / best.lower if best.lower > 0 else 1.0
+        futile = cosine * (1 + max(rtol / 16, noise)) >= 1
         if len(boxes) and (spent or futile):
             best.upper = max(best.upper, float(np.max(bounds)))
             break
         boxes, bounds = _split(boxes, bounds, split)
         denominators = np.where(split, 2 * denominators, denominators)
+    best.upper = min(best.upper, ceiling)
     return best
+
+
+def _counts(kernel_size: tuple[int, ...]) -> list[int]:
+    """Return how many boxes per axis make w at most about 0.9."""
+    axes = sum(k > 1 for k in kernel_size)
+    return [2 * math.ceil(axes * (k - 1) * math.pi / 3.6) if k > 1 else 1 for k in kernel_size]
 
 
 def _first_boxes(kernel_size: tuple[int, ...], *, half: bool) -> tuple[HostInts, HostInts]:
@@ -108,10 +145,7 @@ def _first_boxes(kernel_size: tuple[int, ...], *, half: bool) -> tuple[HostInts,
     A box is its centre, an odd numerator over a denominator (in turns), and reaches to the even
     numerators beside it.
     """
-    axes_used = sum(k > 1 for k in kernel_size)
-    counts = [
-        2 * math.ceil(axes_used * (k - 1) * math.pi / 3.6) if k > 1 else 1 for k in kernel_size
-    ]
+    counts = _counts(kernel_size)
     denominators = np.asarray([2 * m if m > 1 else 1 for m in counts], dtype=np.int64)
     axes = [np.arange(1, 2 * m, 2) if m > 1 else np.zeros(1, dtype=np.int64) for m in counts]
     first = next((a for a, m in enumerate(counts) if m > 1), None)

@@ -18,8 +18,13 @@ from gramnorm._moments import inner_product
 from gramnorm._rounding import Precision, precision_of
 from gramnorm._typing import Array, Namespace
 
-SQUARED = 96
-"""Up to this many columns squaring is tried first, and eigenvectors are computed instead of Ritz vectors."""
+SQUARED = 192
+"""Up to this many columns squaring is tried first."""
+
+EIGENVECTORS = 96
+"""Up to this many columns all eigenvectors cost less than a Ritz vector."""
+
+_NARROW = 1e-7  # relative gaps that vectors in single precision can serve
 
 _SQUARINGS = 12
 _ONE_SUM = 2**14  # entries that are summed in one go rather than row by row
@@ -86,7 +91,7 @@ def _squaring(b: Array, frobenius2: float, rtol: float, *, xp: Namespace) -> Bra
         if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == _SQUARINGS:
             break
         scale = 1.0  # the next square has the fourth power: rescale before that leaves the range
-        if not 2.0**-100 < n2 < 2.0**100:
+        if prec.unit > 2.0**-53 or not 2.0**-100 < n2 < 2.0**100:
             scale = math.ldexp(1.0, -(math.frexp(n2)[1] // 2))
         p = gram * scale if scale != 1.0 else gram
         f2 = n2 * scale**2 * (1 + sums) * _GROW + 2 * q * q * prec.tiny
@@ -128,10 +133,10 @@ def top_vector(gram: Array, rtol: float, *, xp: Namespace) -> Array:
     """Return an approximate top eigenvector of `gram` as a column."""
     host = _xp.host_array(gram)
     q = host.shape[0]
-    if q <= SQUARED:
+    if q <= EIGENVECTORS:
         vector = np.linalg.eigh(host)[1][:, -1]
     else:
-        narrow = _single_precision(host)
+        narrow = _single_precision(host) if rtol > _NARROW else host
         # fixed, and generic: a column of S may miss the block in which the top eigenvector lives
         start = np.asarray(np.random.default_rng(0).standard_normal(q), dtype=narrow.dtype)
         vector, _ = _lanczos.top_vector(

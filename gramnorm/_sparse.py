@@ -6,66 +6,86 @@ import math
 
 import numpy as np
 
-from gramnorm import _single, _xp
+from gramnorm import _scaling, _single, _xp
 from gramnorm._gram import GramChain
 from gramnorm._rounding import precision_of
-from gramnorm._typing import Array, Namespace
+from gramnorm._typing import Array, DType, HostFloats, Namespace
 
 DENSE_COLUMNS = 4096
 """Largest smaller side; the dense Gram matrix then takes 128 MiB, in complex arithmetic 256 MiB."""
 
-
-def entries(x: Array) -> Array:
-    """Return the stored entries of `x`, duplicates included."""
-    return x.data if x.format not in {"dia", "lil"} else x.tocoo().data
+_STEPS = 40
 
 
-def scaled(x: Array, scale: float, *, xp: Namespace) -> tuple[Array, float, float]:
-    """Return ``x * scale`` in double precision, p x q with q <= p, its squared norm and what was lost.
+def stored(x: Array) -> Array:
+    """Return `x` in a format whose ``data`` holds the entries one by one.
 
-    The squared Frobenius norm is an upper bound; the loss bounds, in the spectral norm, the rounding of
-    long integers and of duplicate entries that were added up.
+    Duplicates of integers and bool are added up in their own type, as ``toarray`` does.
     """
-    data = entries(x)
-    kind = xp.complex128 if _xp.is_complex(data.dtype, xp=xp) else xp.float64
-    rows = _xp.sparse_rows(x.astype(kind) * scale)
+    x = x if x.format in {"csr", "csc", "coo"} else x.tocoo()
+    return _xp.sparse_rows(x) if x.data.dtype.kind in "biu" else x
+
+
+def bracket(
+    x: Array, *, rtol: float, dtype: DType, xp: Namespace
+) -> tuple[HostFloats, HostFloats, int]:
+    """Bracket the norm of one `stored` sparse matrix as host numbers that `dtype` represents."""
+    lower, upper, products = np.zeros(0), np.zeros(0), 0
+    if x.data.shape[0] == 0:
+        return np.zeros(1), np.zeros(1), 0
+    merged = 1 + x.data.shape[0] - _xp.sparse_rows(x).data.shape[0]
+    # an entry that is the sum of several may err by the loss of each
+    scaled = _scaling.normalise(
+        xp.reshape(x.data, (1, 1, -1)), dtype=xp.float64, gain=math.sqrt(merged), xp=xp
+    )
+    if scaled.active.size:
+        b, stored_norm = _merged(x, scaled.values[0, 0, ...], xp=xp)
+        prec = precision_of(b.data.dtype, xp=xp)
+        loss = prec.gamma(merged) * math.sqrt(merged) * stored_norm if merged > 1 else 0.0
+        one = _bracket_scaled(b, rtol=rtol, xp=xp)
+        lower = np.asarray([max(one.lower - loss, 0.0)])
+        upper = np.asarray([one.upper + loss])
+        products = one.products
+    return (*_scaling.restore(lower, upper, scaled, dtype=dtype, xp=xp), products)
+
+
+def _merged(x: Array, values: Array, *, xp: Namespace) -> tuple[Array, float]:
+    """Return `x` with other values, duplicates added up, p x q with q <= p; and the norm of the values."""
+    y = x.astype(values.dtype)
+    y.data = values
+    rows = _xp.sparse_rows(y)
     if rows.shape[0] < rows.shape[1]:
         rows = rows.T.tocsr()
-    prec = precision_of(kind, xp=xp)
-    stored = _square_sum(xp.astype(data, kind) * scale, xp=xp)
-    merged = data.shape[0] - rows.nnz + 1
-    loss = prec.gamma(merged) * math.sqrt(merged * stored) if merged > 1 else 0.0
-    if xp.isdtype(data.dtype, "integral"):
-        loss += 2 * prec.unit * math.sqrt(stored)
-    loss += 4 * prec.tiny * math.sqrt(1 + data.shape[0])
-    square = _square_sum(rows.data, xp=xp) * (1 + 2 * prec.gamma(2 * data.shape[0] + 8))
-    return rows, square, loss
+    return rows, math.sqrt(_square_sum(values, xp=xp))
 
 
 def _square_sum(data: Array, *, xp: Namespace) -> float:
     return float(sum(_xp.to_host(xp.sum(part * part)) for part in _xp.components(data, xp=xp)))
 
 
-def bracket(b: Array, *, frobenius2: float, rtol: float, xp: Namespace) -> _single.Bracket:
-    """Bracket the norm of the sparse `b`, p x q with q <= `DENSE_COLUMNS` columns."""
+def _bracket_scaled(b: Array, *, rtol: float, xp: Namespace) -> _single.Bracket:
+    """Bracket the norm of the sparse `b`, p x q with q <= `DENSE_COLUMNS`, entries of size about 1."""
+    prec = precision_of(b.data.dtype, xp=xp)
+    square = _square_sum(b.data, xp=xp) * (1 + prec.gamma(2 * b.data.shape[0] + 8))
+    if square == 0.0:  # everything cancelled
+        return _single.Bracket(0.0, 0.0, 0)
     gram = _xp.matmul(_xp.adjoint(b, xp=xp), b, xp=xp).toarray()
-    one = _single.certificate(b, gram, frobenius2=frobenius2, rtol=rtol, xp=xp)
+    one = _single.certificate(b, gram, frobenius2=square, rtol=rtol, xp=xp)
     if one.is_within(rtol):
         return one
     # clusters: the Gram iteration brackets the norm of the Gram matrix, whose root is the norm
-    prec = precision_of(gram.dtype, xp=xp)
-    error = (prec.kappa(b.shape[0]) * frobenius2 + prec.underflow(b.shape[0]) * b.shape[1]) * 1.01
-    scale = math.ldexp(1.0, -math.frexp(frobenius2)[1])
+    error = (prec.kappa(b.shape[0]) * square + prec.underflow(b.shape[0]) * b.shape[1]) * 1.01
+    scale = math.ldexp(1.0, -math.frexp(square)[1])
     chain, lower, upper, steps = GramChain(gram[None, ...] * scale, xp=xp), 0.0, math.inf, 0
-    while upper - lower > rtol * lower and steps < 40:
+    while upper - lower > rtol * lower and steps < _STEPS:
         steps += 1
         low, high = chain.advance()
         lower, upper = max(lower, low.item()), min(upper, high.item())
         if (upper - lower) * 0.7 <= 2 * chain.noise.item() * upper:
             break
-    tight = np.sqrt(np.asarray([max(lower / scale - error, 0.0), upper / scale + error]))
+    least, most = math.sqrt(max(lower / scale - error, 0.0)), math.sqrt(upper / scale + error)
     return _single.Bracket(
-        max(one.lower, tight[0].item() * (1 - 2.0**-50)),
-        min(one.upper, tight[1].item() * (1 + 2.0**-50)),
+        max(one.lower, least * (1 - 2.0**-50)),
+        min(one.upper, most * (1 + 2.0**-50)),
         one.products + steps,
     )

@@ -16,7 +16,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _xp
+from gramnorm import _autocorrelation, _xp
+from gramnorm._moments import inner_product
 from gramnorm._rounding import precision_of
 from gramnorm._typing import Array, HostInts, Namespace
 
@@ -60,6 +61,8 @@ class Symbol:
     """
 
     def __init__(self, taps: Array, offsets: HostInts, *, xp: Namespace) -> None:
+        if taps.shape[2] < taps.shape[3]:
+            taps = xp.matrix_transpose(taps)  # the same norms, and a smaller Gram matrix
         self._xp = xp
         self.offsets = offsets
         self.blocks = int(taps.shape[1])
@@ -68,7 +71,16 @@ class Symbol:
         work = _xp.complex_dtype(taps.dtype, xp=xp)
         count = taps.shape[0]
         self._taps = xp.astype(xp.reshape(taps, (count, -1)), work)
+        self._given = taps
         self.error = self._error_bound(taps)
+
+    def sum_bound(self) -> float:
+        """Return the bound sum_k ||K_k||_F on the norm at every frequency."""
+        prec = precision_of(self._taps.dtype, xp=self._xp)
+        count, p, q = len(self.offsets), *self.block_shape
+        squares = _xp.to_host(inner_product(self._given, self._given, xp=self._xp))
+        sums = np.sum(np.sqrt(squares), axis=0)
+        return float(np.max(sums)) * (1 + 2 * prec.gamma(2 * (p + q) + count + 16))
 
     def _error_bound(self, taps: Array) -> float:
         xp = self._xp
@@ -92,3 +104,7 @@ class Symbol:
         moved = xp.asarray(weights, dtype=work, device=_xp.device_of(self._taps))
         values = _xp.matmul(moved, self._taps, xp=xp)
         return xp.reshape(values, (numerators.shape[0] * self.blocks, *self.block_shape))
+
+    def flat_bound(self) -> float:
+        """Return a bound on the norm at every frequency that is sharp if the symbol is a scaled unitary."""
+        return _autocorrelation.symbol_bound(self._given, self.offsets, xp=self._xp)

@@ -12,6 +12,8 @@ from gramnorm._typing import Array, Namespace
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
+_MOST = 2**31  # so that products of two of them fit in 64 bits
+
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]] | None
 
 
@@ -37,7 +39,7 @@ def concrete_argument(x: object, *, name: str, instead: str) -> tuple[Namespace,
             f"certified search must look at them; call this function eagerly, or use {instead}"
         )
         raise TypeError(msg)
-    return xp, _xp.without_gradient(a)
+    return xp, _xp.plain(a)
 
 
 def matrices(a: Array, *, name: str) -> None:
@@ -99,8 +101,8 @@ def positive_int(value: object, *, name: str, least: int = 1) -> int:
     if number is None or isinstance(value, bool):
         msg = f"{name} must be an integer, got {value!r}"
         raise TypeError(msg)
-    if number < least:
-        msg = f"{name} must be at least {least}, got {number}"
+    if not least <= number < _MOST:
+        msg = f"{name} must be at least {least} and below 2**31, got {number}"
         raise ValueError(msg)
     return number
 

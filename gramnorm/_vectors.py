@@ -32,11 +32,12 @@ def unit_vectors(
     Basis vectors for zero matrices, NaN where the norm is NaN or inf.
     """
     count, m, n = a.shape
-    scaled = _scaling.normalise(a, dtype=work, xp=xp)
     kind = np.complex128 if _xp.is_complex(a.dtype, xp=xp) else np.float64
-    left, right = np.zeros((count, m), dtype=kind), np.zeros((count, n), dtype=kind)
+    left, right = (np.eye(1, side, dtype=kind).repeat(count, axis=0) for side in (m, n))
+    if 0 in a.shape:
+        return left, right
+    scaled = _scaling.normalise(a, dtype=work, xp=xp)
     for vectors in (left, right):
-        vectors[:, :1] = 1.0
         vectors[scaled.known[0] != 0] = np.nan
     for k, position in enumerate(scaled.active):
         left[position], right[position] = unit_pair(scaled.values[k, ...], rtol, xp=xp)

@@ -8,8 +8,10 @@ a float32 product is a float32 product.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import array_api_compat as compat
@@ -33,6 +35,15 @@ def namespace_of(x: object, *, name: str) -> Namespace:
         msg = (
             f"{name} must be a plain array, got {type(x).__name__}, whose products or missing values "
             f"mean something else; pass numpy.asarray({name}) after dealing with them"
+        )
+        raise TypeError(msg)
+    if is_sparse(x):
+        kind = type(x).__name__
+        msg = f"{name} is sparse ({kind}), which this function does not take; pass {name}.toarray()"
+        raise TypeError(msg)
+    if compat.is_torch_array(x) and str(x.layout) != "torch.strided":
+        msg = (
+            f"{name} is a sparse tensor, which this function does not take; pass {name}.to_dense()"
         )
         raise TypeError(msg)
     try:
@@ -61,6 +72,29 @@ def has_values(x: Array) -> bool:
 
         return x.device.type != "meta" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     return True
+
+
+def plain(x: Array) -> Array:
+    """Return the values of `x`, as a constant for differentiation, stored without lazy flags or swapped bytes."""
+    x = without_gradient(x)
+    if compat.is_torch_array(x):
+        return x.resolve_conj().resolve_neg()
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        return x.astype(x.dtype.newbyteorder("="))
+    return x
+
+
+@contextlib.contextmanager
+def plain_arithmetic(x: Array) -> Iterator[None]:
+    """Compute in the types of the arrays, and report nothing: what goes wrong shows in the bounds."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(np.errstate(all="ignore"))
+        if compat.is_torch_array(x):
+            import torch
+
+            if torch.is_autocast_enabled(x.device.type):
+                stack.enter_context(torch.autocast(x.device.type, enabled=False))
+        yield
 
 
 def without_gradient(x: Array) -> Array:
@@ -194,7 +228,9 @@ def is_supported(dtype: DType, *, xp: Namespace) -> bool:
     ):
         return False  # long double: no backend multiplies it with a known error
     try:
-        return bool(xp.isdtype(dtype, ("bool", "integral", "real floating", "complex floating")))
+        if xp.isdtype(dtype, ("real floating", "complex floating")):
+            return bits(dtype, xp=xp) >= 16
+        return bool(xp.isdtype(dtype, ("bool", "integral")))
     except (TypeError, ValueError):
         return False
 
@@ -218,9 +254,12 @@ def float32_products_are_exact(x: Array, *, xp: Namespace) -> bool:
         import torch
 
         # Which shapes take the short cut is the library's choice, so the switch decides, not a trial.
-        return torch.get_float32_matmul_precision() == "highest" and not (
-            torch.backends.cuda.matmul.allow_tf32
-        )
+        try:
+            return torch.get_float32_matmul_precision() == "highest" and not (
+                torch.backends.cuda.matmul.allow_tf32
+            )
+        except RuntimeError:  # the newer switches have been used
+            return False
     return _product_probe(xp, device_of(x))
 
 

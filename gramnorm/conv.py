@@ -10,10 +10,10 @@ import numpy as np
 from gramnorm import _assemble, _scaling, _search, _validate, _xp
 from gramnorm._rounding import gram_units, working_dtype
 from gramnorm._symbol import Symbol, phases
-from gramnorm._typing import Array, HostFloats, Namespace
+from gramnorm._typing import Array, HostFloats, HostInts, Namespace
 from gramnorm.bracket import NormBracket
 from gramnorm.geometry import ConvGeometry, span
-from gramnorm.matrix import bracket_stack, fixed_steps, result_dtype, to_bracket
+from gramnorm.matrix import attainable, bracket_stack, fixed_steps, result_dtype, to_bracket
 
 __all__ = ["conv_gram_iteration", "conv_norm_bound", "conv_norm_bracket"]
 
@@ -188,7 +188,8 @@ def conv_norm_bracket(
         a, input_shape, padding, dilation, groups, circular=padding_mode == "circular"
     )
     dtype = result_dtype(a, xp=xp)
-    lower, upper, turns, evaluations = _bracket(a, geometry, rtol=gap, xp=xp)
+    with _xp.plain_arithmetic(a):
+        lower, upper, turns, evaluations = _bracket(a, geometry, rtol=attainable(gap), xp=xp)
     frequency = None
     if turns is not None:
         frequency = 2 * math.pi * (turns - np.ceil(turns - 0.5))
@@ -281,15 +282,17 @@ def conv_gram_iteration(
     if not is_complex:  # F(-theta) is the conjugate of F(theta)
         ranges[0] = range(sizes[0] // 2 + 1)
     points = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(sizes))
-    weights = phases(
-        geometry.offsets * np.asarray(geometry.dilation), points, np.asarray(sizes)
-    ).astype(np.complex128 if real == xp.float64 else np.complex64)
+    weights = phases(_on_circle(geometry.offsets, geometry), points, np.asarray(sizes)).astype(
+        np.complex128 if real == xp.float64 else np.complex64
+    )
     # the taps are scaled before they are summed, so that no sum overflows
     work = _xp.complex_dtype(real, xp=xp)
     taps = xp.astype(_taps(a, geometry.groups, xp=xp), work)
     parts = [xp.abs(_xp.without_gradient(part)) for part in _xp.components(taps, xp=xp)]
     peak = xp.max(xp.stack(parts))
-    scale = xp.where(xp.isfinite(peak) & (peak > 0), peak, xp.ones_like(peak))
+    tiny = xp.full_like(peak, float(xp.finfo(real).smallest_normal))
+    usable = xp.isfinite(peak) & (peak > 0)
+    scale = xp.where(usable, xp.where(peak > tiny, peak, tiny), xp.ones_like(peak))
     moved = xp.asarray(weights, dtype=work, device=_xp.device_of(a))
     flat = xp.reshape(taps / xp.astype(scale, work), (taps.shape[0], -1))
     blocks = xp.reshape(_xp.matmul(moved, flat, xp=xp), (len(points), *taps.shape[1:]))
@@ -387,12 +390,14 @@ def _bracket(
         if 0 in geometry.output_shape():
             return zero, zero, None, 0
         size = _assemble.window(geometry, block)
-        parts = _assemble.matrix(_taps(a, geometry.groups, xp=xp), geometry, size, xp=xp)
-        lower, upper, products = bracket_stack(parts, rtol=rtol, dtype=out, xp=xp)
-        lower, upper = np.max(lower, keepdims=True), np.max(upper, keepdims=True)
-        if size == geometry.input_shape:
-            return lower, upper, None, products
-        window_lower = lower
+        window_lower = zero
+        if size is not None:
+            parts = _assemble.matrix(_taps(a, geometry.groups, xp=xp), geometry, size, xp=xp)
+            lower, upper, products = bracket_stack(parts, rtol=rtol, dtype=out, xp=xp)
+            lower, upper = np.max(lower, keepdims=True), np.max(upper, keepdims=True)
+            if size == geometry.input_shape:
+                return lower, upper, None, products
+            window_lower = lower
 
     best = _maximum(xp.reshape(scaled.values, a.shape), geometry, rtol=0.95 * rtol, xp=xp)
     lower, upper = _scaling.restore(
@@ -403,15 +408,42 @@ def _bracket(
     return lower, upper, best.turns, best.evaluations
 
 
+def _on_circle(offsets: HostInts, geometry: ConvGeometry) -> HostInts:
+    """Return the positions of taps after dilation, wrapped around the circle of the input."""
+    assert geometry.input_shape is not None
+    sizes = np.asarray(geometry.input_shape)
+    return np.asarray(offsets % sizes * (np.asarray(geometry.dilation) % sizes) % sizes)
+
+
 def _maximum(a: Array, geometry: ConvGeometry, *, rtol: float, xp: Namespace) -> _search.Maximum:
     """Bracket the maximum of the symbol's norm over the grid of a circle, or over all frequencies."""
     taps = _taps(a, geometry.groups, xp=xp)
     present = np.flatnonzero(_xp.to_host(xp.any(taps != 0, axis=(1, 2, 3))))
-    offsets = geometry.offsets[present]
-    taps = _xp.select(taps, present, xp=xp)
-    if geometry.circular and geometry.input_shape is not None:
-        symbol = Symbol(taps, offsets * np.asarray(geometry.dilation), xp=xp)
-        return _search.over_grid(symbol, geometry.input_shape, rtol=rtol, xp=xp)
+    taps, offsets = _xp.select(taps, present, xp=xp), geometry.offsets[present]
+    if not geometry.circular or geometry.input_shape is None:
+        return _supremum(taps, offsets, geometry, rtol=rtol, xp=xp)
+    sizes = geometry.input_shape
+    symbol = Symbol(taps, _on_circle(offsets, geometry), xp=xp)
+    if math.prod(sizes) <= _search.FULL_GRID:
+        return _search.over_grid(symbol, sizes, rtol=rtol, xp=xp)
+    # on a fine grid the supremum is attained almost: a point beside it may settle the matter
+    best = _supremum(taps, offsets, geometry, rtol=rtol / 2, xp=xp)
+    assert best.turns is not None
+    near = _search.beside(symbol, best.turns, sizes, rtol=rtol, xp=xp)
+    near.evaluations += best.evaluations
+    if near.is_finished(np.asarray(best.upper)) or math.prod(sizes) > _search.EVALUATIONS[1]:
+        near.upper = best.upper
+        return near
+    grid = _search.over_grid(symbol, sizes, rtol=rtol, xp=xp)
+    grid.upper = min(grid.upper, best.upper)
+    grid.evaluations += near.evaluations
+    return grid
+
+
+def _supremum(
+    taps: Array, offsets: HostInts, geometry: ConvGeometry, *, rtol: float, xp: Namespace
+) -> _search.Maximum:
+    """Bracket the supremum of the symbol's norm over all frequencies."""
     # zero borders do not count, and neither does dilation: F(d theta) has the supremum of F
     offsets = offsets - offsets.min(axis=0)
     kernel_size = tuple(int(k) + 1 for k in offsets.max(axis=0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,14 +14,14 @@ from gramnorm._rounding import (
     gram_units,
     precision_of,
     round_outward,
-    scale_back,
-    up,
     working_dtype,
 )
 from gramnorm._typing import Array, DType, HostBools, HostFloats, Namespace
 from gramnorm.bracket import NormBracket
 
 __all__ = ["gram_iteration", "matrix_norm_bound", "matrix_norm_bracket"]
+
+Kernel = Callable[..., tuple[HostFloats, HostFloats, int]]
 
 MEMORY = 2**27
 """Bytes that a part of a stack may take in double precision, complex; a few such arrays live at a time."""
@@ -137,23 +138,28 @@ def matrix_norm_bracket(
     True
     """
     sparse = _xp.is_sparse(x)
-    values = _sparse.entries(x) if sparse else x
+    x = _sparse.stored(x) if sparse else x
+    values = x.data if sparse else x
     xp, a = _validate.concrete_argument(values, name="x", instead="gram_iteration")
     out = result_dtype(a, xp=xp)
     gap = _validate.tolerance(rtol, default=1e-6 if _xp.bits(out, xp=xp) == 64 else 1e-4)
-    if sparse:
-        lower, upper, products = _bracket_sparse(x, rtol=gap, dtype=out, xp=xp)
-        batch: tuple[int, ...] = ()
-    else:
-        _validate.matrices(a, name="x")
-        batch = a.shape[:-2]
-        stack = xp.reshape(a, (math.prod(batch), *a.shape[-2:]))
-        lower, upper, products = bracket_stack(stack, rtol=gap, dtype=out, xp=xp)
+    aim = attainable(gap)
+    with _xp.plain_arithmetic(a):
+        if sparse:
+            _validate.sparse(x, most=_sparse.DENSE_COLUMNS)
+            lower, upper, products = _sparse.bracket(x, rtol=aim, dtype=out, xp=xp)
+            batch: tuple[int, ...] = ()
+        else:
+            _validate.matrices(a, name="x")
+            batch = a.shape[:-2]
+            stack = xp.reshape(a, (math.prod(batch), *a.shape[-2:]))
+            lower, upper, products = bracket_stack(stack, rtol=aim, dtype=out, xp=xp)
     result = to_bracket(
         lower, upper, rtol=gap, shape=batch, n_products=products, dtype=out, like=a, xp=xp
     )
     if vectors:
-        result = _with_vectors(result, x if sparse else stack, rtol=gap, dtype=out, xp=xp)
+        with _xp.plain_arithmetic(a):
+            result = _with_vectors(result, x if sparse else stack, rtol=aim, dtype=out, xp=xp)
     return result
 
 
@@ -214,13 +220,16 @@ def fixed_steps(a: Array, *, steps: int, xp: Namespace) -> Array:
         return xp.zeros(a.shape[:-2], dtype=out, device=_xp.device_of(a))
     real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
     a = xp.astype(a, _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real)
+    tiny = float(xp.finfo(real).smallest_normal)  # complex division by less overflows
     peaks = [
         xp.max(xp.abs(_xp.without_gradient(part)), axis=(-2, -1))
         for part in _xp.components(a, xp=xp)
     ]
     peak = peaks[0] if len(peaks) == 1 else xp.maximum(*peaks)
     usable = xp.isfinite(peak) & (peak > 0)
-    scale = xp.where(usable, peak, xp.ones_like(peak))
+    scale = xp.where(
+        usable, xp.where(peak > tiny, peak, xp.full_like(peak, tiny)), xp.ones_like(peak)
+    )
     values = gram_values(a / xp.astype(scale[..., None, None], a.dtype), steps=steps, xp=xp)
     return xp.astype(xp.where(xp.isfinite(peak), scale * values, peak), out)
 
@@ -247,29 +256,22 @@ def bracket_stack(
         ]
         lows, highs, costs = zip(*parts, strict=True)
         return np.concatenate(lows), np.concatenate(highs), max(costs)
+    if _goes_one_by_one(a, xp=xp):
+        return _bracket_part(a, _each, xp.float64, rtol=rtol, dtype=dtype, xp=xp)
     # a stable rank of a quarter of the columns is typical; what is flatter is done again in float64
     units = gram_units((m, n), complex=_xp.is_complex(a.dtype, xp=xp)) / 4
     work = working_dtype(a, units, rtol, xp=xp)
-    one_by_one = _goes_one_by_one(count, min(m, n), a, work, xp=xp)
-    if one_by_one and count == 1:
-        quick = _bracket_in_range(a, rtol=rtol, work=work, xp=xp)
-        if quick is not None:
-            low, high = np.asarray([quick.lower]), np.asarray([quick.upper])
-            return (*round_outward(low, high, dtype=dtype, xp=xp), quick.products)
-    scaled = _scaling.normalise(a, dtype=work, xp=xp)
-    kernel = _each if one_by_one else _iterate
-    lower, upper, products = kernel(scaled.values, rtol=rtol, xp=xp)
-    lower, upper = _scaling.restore(lower, upper, scaled, dtype=dtype, xp=xp)
+    lower, upper, products = _bracket_part(a, _iterate, work, rtol=rtol, dtype=dtype, xp=xp)
     wide = np.flatnonzero(np.isfinite(upper) & ~converged(lower, upper, rtol))
     if wide.size and work == xp.float32 and _xp.has_float64(_xp.device_of(a), xp=xp):
-        # a flat spectrum: float32 was not enough after all
-        rest = xp.astype(_xp.select(a, wide, xp=xp), _xp.wider(a.dtype, xp=xp))
-        lower[wide], upper[wide], more = bracket_stack(rest, rtol=rtol, dtype=dtype, xp=xp)
+        rest = _xp.select(a, wide, xp=xp)
+        low, high, more = _bracket_part(rest, _iterate, xp.float64, rtol=rtol, dtype=dtype, xp=xp)
+        lower[wide], upper[wide] = np.maximum(lower[wide], low), np.minimum(upper[wide], high)
         products += more
     return lower, upper, products
 
 
-def _goes_one_by_one(count: int, q: int, a: Array, work: DType, *, xp: Namespace) -> bool:
+def _goes_one_by_one(a: Array, *, xp: Namespace) -> bool:
     """Choose the method from shape and device.
 
     =========================  =========================================================
@@ -277,54 +279,73 @@ def _goes_one_by_one(count: int, q: int, a: Array, work: DType, *, xp: Namespace
     on a host, q > `SQUARED`   the same, one matrix after the other
     all other stacks, GPUs     Gram iteration of the stack (`_gram`)
     =========================  =========================================================
+
+    What goes one by one is computed in float64, for which `_single` is written.
     """
-    on_host = _xp.is_on_cpu(a, xp=xp) and _xp.has_linalg(xp=xp) and work == xp.float64
-    return on_host and (count == 1 or q > _single.SQUARED)
+    if not (_xp.is_on_cpu(a, xp=xp) and _xp.has_linalg(xp=xp)):
+        return False
+    large = min(a.shape[1:]) > _single.SQUARED
+    return (a.shape[0] == 1 or large) and _xp.has_float64(_xp.device_of(a), xp=xp)
+
+
+def _bracket_part(
+    a: Array, kernel: Kernel, work: DType, *, rtol: float, dtype: DType, xp: Namespace
+) -> tuple[HostFloats, HostFloats, int]:
+    """Scale a stack that fits in memory into the real type `work`, run the kernel, and scale back."""
+    if kernel is _each and a.shape[0] == 1:
+        quick = _bracket_in_range(a, rtol=rtol, work=work, xp=xp)
+        if quick is not None:
+            low, high = np.asarray([quick.lower]), np.asarray([quick.upper])
+            return (*round_outward(low, high, dtype=dtype, xp=xp), quick.products)
+    scaled = _scaling.normalise(a, dtype=work, xp=xp)
+    lower, upper, products = kernel(scaled.values, rtol=rtol, xp=xp)
+    return (*_scaling.restore(lower, upper, scaled, dtype=dtype, xp=xp), products)
 
 
 def _bracket_in_range(
     a: Array, *, rtol: float, work: DType, xp: Namespace
 ) -> _single.Bracket | None:
     """Bracket a stack of one matrix that needs no scaling; None if it does, or is not finite."""
-    if not _xp.is_floating(a.dtype, xp=xp):
+    if not _xp.is_floating(a.dtype, xp=xp) or _xp.bits(a.dtype, xp=xp) < 32:
         return None
-    source = a.dtype
-    kind = _xp.complex_dtype(work, xp=xp) if _xp.is_complex(source, xp=xp) else work
+    kind = _xp.complex_dtype(work, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else work
     b = xp.astype(a[0, ...], kind, copy=False)
     if b.shape[0] < b.shape[1]:
         b = xp.matrix_transpose(b)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        square = _single.square_norm(b, xp=xp)
-    if not 2.0**-200 < square < 2.0**200:  # false for NaN, inf and zero as well
+    square = _single.square_norm(b, xp=xp)
+    # single precision: so that its subnormal numbers are next to nothing beside the norm
+    least = 2.0**-200 if _xp.bits(a.dtype, xp=xp) == 64 else 2.0**-100
+    if not least < square < 2.0**200:  # false for NaN, inf and zero as well
         return None
-    p, q = b.shape
-    prec = precision_of(kind, xp=xp)
-    loss = math.sqrt(4 * p * q) * float(xp.finfo(source).smallest_normal)  # of subnormal entries
-    result = _single.bracket(
-        b, frobenius2=square * (1 + 2 * _single.sum_loss((p, q), prec)), rtol=rtol / 2, xp=xp
-    )
-    if not result.is_within(rtol / 2):
-        return None
-    return _single.Bracket(result.lower - loss, result.upper + loss, result.products)
+    result = _one(b, square, rtol=rtol, xp=xp)
+    # subnormal entries may have been flushed; beside a norm in this range they are next to nothing
+    loss = 2.0 * float(xp.finfo(a.dtype).smallest_normal) * math.sqrt(math.prod(b.shape))
+    return _single.Bracket(max(result.lower - loss, 0.0), result.upper + loss, result.products)
 
 
 def _each(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloats, int]:
-    """Bracket scaled matrices one after the other; the Gram iteration where that is not enough."""
-    lower, upper, products = np.zeros(a.shape[0]), np.full(a.shape[0], np.inf), 0
+    """Bracket scaled matrices one after the other."""
+    found = []
     for k in range(a.shape[0]):
         b = a[k, ...]
-        if b.shape[0] < b.shape[1]:
-            b = xp.matrix_transpose(b)
-        loss = _single.sum_loss(b.shape, precision_of(b.dtype, xp=xp))
-        square = _single.square_norm(b, xp=xp) * (1 + 2 * loss)
-        one = _single.bracket(b, frobenius2=square, rtol=rtol / 2, xp=xp)
-        lower[k], upper[k] = one.lower, one.upper
-        if not one.is_within(rtol / 2):
-            low, high, steps = _iterate(b[None, ...], rtol=rtol, xp=xp)
-            lower[k], upper[k] = max(lower[k], low.item()), min(upper[k], high.item())
-            products = max(products, steps + one.products)
-        products = max(products, one.products)
-    return lower, upper, products
+        b = xp.matrix_transpose(b) if b.shape[0] < b.shape[1] else b
+        found.append(_one(b, _single.square_norm(b, xp=xp), rtol=rtol, xp=xp))
+    lower = np.asarray([one.lower for one in found])
+    upper = np.asarray([one.upper for one in found])
+    return lower, upper, max((one.products for one in found), default=0)
+
+
+def _one(b: Array, square: float, *, rtol: float, xp: Namespace) -> _single.Bracket:
+    """Bracket one matrix with computed squared norm `square`; by the Gram iteration if all else fails."""
+    loss = _single.sum_loss(b.shape, precision_of(b.dtype, xp=xp))
+    # half the gap asked for: the result is still to be rounded to the caller's type
+    one = _single.bracket(b, frobenius2=square * (1 + 2 * loss), rtol=rtol / 2, xp=xp)
+    if one.is_within(rtol / 2):
+        return one
+    low, high, steps = _iterate(b[None, ...], rtol=rtol, xp=xp)
+    return _single.Bracket(
+        max(one.lower, low.item()), min(one.upper, high.item()), one.products + steps
+    )
 
 
 def _iterate(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloats, int]:
@@ -332,7 +353,7 @@ def _iterate(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostF
     lower, upper = np.zeros(a.shape[0]), np.full(a.shape[0], np.inf)
     chain, rest, steps = GramChain(a, xp=xp), np.arange(a.shape[0]), 0
     # in exact arithmetic the log of the gap is at most 2 ln(q) / 2^t after t steps
-    limit = 2 + max(0, math.ceil(math.log2(8 * math.log(1 + min(a.shape[1:])) / min(rtol, 1))))
+    limit = 2 + max(0, math.ceil(math.log2(8 * math.log(1 + min(a.shape[1:])) / rtol)))
     while rest.size and steps < limit:
         steps += 1
         low, high = chain.advance()
@@ -352,7 +373,7 @@ def _with_vectors(
     result: NormBracket, a: Array, *, rtol: float, dtype: DType, xp: Namespace
 ) -> NormBracket:
     """Add unit vectors for the stack or the sparse matrix `a` to a bracket."""
-    like = _sparse.entries(a) if _xp.is_sparse(a) else a
+    like = a.data if _xp.is_sparse(a) else a
     device = _xp.device_of(like)
     work = xp.float64 if _xp.has_float64(device, xp=xp) else xp.float32
     complex_values = _xp.is_complex(like.dtype, xp=xp)
@@ -379,23 +400,9 @@ def _with_vectors(
     return dataclasses.replace(result, left=move(left), right=move(right))
 
 
-def _bracket_sparse(
-    x: Array, *, rtol: float, dtype: DType, xp: Namespace
-) -> tuple[HostFloats, HostFloats, int]:
-    """Bracket the norm of one sparse matrix as host numbers that `dtype` represents."""
-    _validate.sparse(x, most=_sparse.DENSE_COLUMNS)
-    data = _sparse.entries(x)
-    peak = np.zeros(1)
-    if data.shape[0]:
-        peak = _scaling.peaks(xp.reshape(data, (1, 1, -1)), xp=xp)
-    if not 0 < peak[0] < np.inf:  # zero, inf, NaN
-        return peak, peak, 0
-    exponent = np.clip(np.frexp(peak)[1], -1022, 1022).astype(np.float64)
-    b, square, loss = _sparse.scaled(x, math.ldexp(1.0, -int(exponent[0])), xp=xp)
-    one = _sparse.bracket(b, frobenius2=square, rtol=rtol / 2, xp=xp)
-    low = np.asarray([max(one.lower - loss, 0.0)])
-    lower, upper = scale_back(low, up(np.asarray([one.upper + loss])), exponent)
-    return (*round_outward(lower, upper, dtype=dtype, xp=xp), one.products)
+def attainable(rtol: float) -> float:
+    """Return the relative gap to work for: at most 1, and no less than float64 can hope for."""
+    return min(max(rtol, 2.0**-44), 1.0)
 
 
 def converged(lower: HostFloats, upper: HostFloats, rtol: float) -> HostBools:

@@ -381,14 +381,14 @@ def judge(case: Case, lower: float, upper: float) -> tuple[bool, bool, bool, flo
             return oracles.compare_symbol(kernel, tuple(theta), t, 1, groups)
 
     # Where the taps cancel at every frequency of a size, rounding alone sets the ratio.
-    absolute = math.fsum(np.abs(kernel.astype(np.clongdouble)).ravel())
+    absolute = float(np.sum(np.abs(kernel.astype(np.clongdouble) / (upper or 1.0)))) * upper
     over = upper / value - 1 if 1e-9 * absolute < value < math.inf else math.inf
     open_ = high = low = False
     tiny = 2.0**20 * float(np.finfo(kernel.dtype).smallest_subnormal)
     if not upper >= value * (1 + TIGHT) + tiny:
         sign = compare(upper)
         high, open_ = sign == -1, sign is None
-    if not lower <= value * (1 - TIGHT) - tiny:
+    if not lower <= max(value * (1 - TIGHT) - tiny, 0.0):
         sign = compare(lower)
         # At a maximum that was only approached, "above" means above by more than the approach.
         slack = 1e-11 if shape is None else 0.0

@@ -29,8 +29,7 @@ def stored_dtype(be, dtype):
 
 def dtype_in_turn(be, dtype):
     """Return the type to test, or skip one that another parameter or backend covers."""
-    single = dtype not in NARROW
-    if single if compiles(be) and be.has_float64 else not single and not be.has_float64:
+    if dtype in NARROW if not be.has_float64 else compiles(be) and dtype == "complex64":
         pytest.skip("covered by another type or backend")
     return dtype
 
@@ -57,10 +56,11 @@ def ask(be, host, dtype=None, **options):
 
 
 def honest(lower, upper, converged, rtol):
-    """Tell whether the flag says what the returned numbers say."""
-    lower, upper = lower.astype(np.longdouble), upper.astype(np.longdouble)
-    with np.errstate(invalid="ignore"):
-        return np.array_equal(converged, upper - lower <= rtol * lower)
+    """Tell whether the flag says what the returned numbers say; subnormals may round that formula."""
+    wide = lower.astype(np.longdouble), upper.astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        right = [converged == (u - low <= rtol * low) for low, u in (wide, (lower, upper))]
+    return bool(np.all(right[0] | (right[1] & (upper < 1e-30))))
 
 
 def check(be, host, rtol=None, dtype=None):

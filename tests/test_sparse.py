@@ -115,9 +115,11 @@ def test_duplicate_entries_are_added_up():
 
 
 def many_equal(count, value):
-    """Return the exact sum of `count` equal numbers, as a decision: is t at least, at most, the sum?"""
+    """Return a function of t that has the sign of t minus the exact sum of `count` equal numbers."""
     numerator, denominator = value.as_integer_ratio()
-    return lambda t: t.as_integer_ratio()[0] * denominator - count * numerator * t.as_integer_ratio()[1]
+    return lambda t: (
+        t.as_integer_ratio()[0] * denominator - count * numerator * t.as_integer_ratio()[1]
+    )
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7])
@@ -130,13 +132,15 @@ def test_the_rounding_of_sums_of_duplicates_is_counted(value):
     assert excess(float(found.lower)) <= 0 <= excess(float(found.upper))
 
 
+@pytest.mark.slow
 def test_the_rounding_of_sums_of_duplicate_blocks_is_counted():
-    count, side, value = 3000, 32, 0.1
-    blocks = np.zeros((count + 4, side, side))
+    count, side, value = 7900, 64, 0.9628572886072093  # sums of this number lose 1000 roundings
+    blocks = np.zeros((count + 1, side, side))
     blocks[:count, 0, 0] = value
-    starts = np.asarray([0, count, count + 1, count + 2, count + 3, count + 4])
-    columns = np.concatenate([np.zeros(count, dtype=int), np.arange(4)])
-    x = scipy.sparse.bsr_array((blocks, columns, starts), shape=(5 * side, 5 * side))
+    starts = np.asarray([0, count, count + 1])
+    x = scipy.sparse.bsr_array(
+        (blocks, np.zeros(count + 1, dtype=int), starts), shape=(2 * side, side)
+    )
     found = gn.matrix_norm_bracket(x)
     excess = many_equal(count, value)
     assert excess(float(found.lower)) <= 0 <= excess(float(found.upper))
@@ -334,7 +338,9 @@ def test_a_sparse_vector_is_refused():
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])
 def test_long_double_is_refused(dtype):
-    if np.dtype(dtype).itemsize == np.dtype(float).itemsize * (2 if np.dtype(dtype).kind == "c" else 1):
+    if np.dtype(dtype).itemsize == np.dtype(float).itemsize * (
+        2 if np.dtype(dtype).kind == "c" else 1
+    ):
         pytest.skip("long double is double here")
     with pytest.raises(TypeError, match="dtype"):
         gn.matrix_norm_bound(scipy.sparse.csr_array(np.eye(2, dtype=dtype)))
@@ -393,7 +399,14 @@ def test_an_operator_is_never_above_its_norm(shape, dtype):
 @pytest.mark.parametrize("shape", [(1, 1), (60, 40), (40, 60), (300, 200)])
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_an_operator_with_an_ordinary_spectrum_is_close_to_its_norm(shape, dtype):
-    for name in ("gaussian", "harmonic_spectrum", "rank_one", "single_entry", "top_pair", "nilpotent"):
+    for name in (
+        "gaussian",
+        "harmonic_spectrum",
+        "rank_one",
+        "single_entry",
+        "top_pair",
+        "nilpotent",
+    ):
         a = FAMILIES[name](np.random.default_rng(5), *shape, dtype)
         norm = np.linalg.norm(a, 2)
         value = gn.operator_norm_lower_bound(aslinearoperator(a))
@@ -502,7 +515,7 @@ def test_arrays_and_sparse_matrices_are_told_what_is_needed():
 @pytest.mark.parametrize("side", ["matvec", "rmatvec"])
 def test_products_that_are_not_finite_are_an_error(side, value):
     functions = {"matvec": lambda x: x, "rmatvec": lambda x: x}
-    functions[side] = lambda x: np.full(3, value)
+    functions[side] = lambda _: np.full(3, value)
     operator = LinearOperator((3, 3), dtype=float, **functions)
     with pytest.raises(ValueError, match="finite"):
         gn.operator_norm_lower_bound(operator)
