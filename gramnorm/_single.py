@@ -24,7 +24,7 @@ SQUARED = 192
 EIGENVECTORS = 96
 """Up to this many columns all eigenvectors cost less than a Ritz vector."""
 
-_NARROW = 1e-7  # relative gaps that vectors in single precision can serve
+NARROW = 1e-7  # relative gaps that vectors in single precision can serve
 
 _SQUARINGS = 12
 _ONE_SUM = 2**14  # entries that are summed in one go rather than row by row
@@ -129,14 +129,18 @@ def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float, xp: Na
     return Bracket(math.sqrt(ritz.lower) * _SHRINK, math.sqrt(upper) * _GROW, products)
 
 
-def top_vector(gram: Array, rtol: float, *, xp: Namespace) -> Array:
-    """Return an approximate top eigenvector of `gram` as a column."""
+def top_vector(gram: Array, rtol: float, *, settled: bool = True, xp: Namespace) -> Array:
+    """Return an approximate top eigenvector of `gram` as a column.
+
+    Its quotient has settled to about `rtol`; within a cluster that may be further from the top, which only
+    all eigenvectors exclude (`settled` false).
+    """
     host = _xp.host_array(gram)
     q = host.shape[0]
-    if q <= EIGENVECTORS:
+    if q <= EIGENVECTORS or not settled:
         vector = np.linalg.eigh(host)[1][:, -1]
     else:
-        narrow = _single_precision(host) if rtol > _NARROW else host
+        narrow = _single_precision(host) if rtol > NARROW else host
         # fixed, and generic: a column of S may miss the block in which the top eigenvector lives
         start = np.asarray(np.random.default_rng(0).standard_normal(q), dtype=narrow.dtype)
         vector, _ = _lanczos.top_vector(

@@ -17,7 +17,8 @@ def unit_pair(b: Array, rtol: float, *, xp: Namespace) -> tuple[HostVectors, Hos
     if wide:
         b = b.T if _xp.is_sparse(b) else xp.matrix_transpose(b)
     gram = _xp.matmul(_xp.adjoint(b, xp=xp), b, xp=xp)
-    v = _single.top_vector(gram.toarray() if _xp.is_sparse(gram) else gram, rtol, xp=xp)
+    gram = gram.toarray() if _xp.is_sparse(gram) else gram
+    v = _single.top_vector(gram, rtol, settled=rtol > _single.NARROW, xp=xp)
     u = _xp.host_array(_xp.matmul(b, v, xp=xp))[:, 0]
     v = _xp.host_array(v)[:, 0]
     u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)

@@ -407,7 +407,7 @@ def attainable(rtol: float) -> float:
 
 def converged(lower: HostFloats, upper: HostFloats, rtol: float) -> HostBools:
     """Say where the bracket is as narrow as asked for."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(upper - lower <= rtol * lower)
 
 

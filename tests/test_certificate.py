@@ -536,6 +536,7 @@ def test_a_wrong_factorisation_costs_width_and_not_validity(monkeypatch):
 def test_without_the_defect_a_wrong_factorisation_breaks_the_bracket(monkeypatch):
     b = FAMILIES["gaussian"](np.random.default_rng(5), 120, 120, "float64")
     norm = oracles.sigma(b)
+    monkeypatch.setattr(_single, "SQUARED", 0)  # straight to the certificate
     replace_factor(monkeypatch, lying("of another matrix"))
     # a vector that is far from the top gives the factorisation a level that is too low
     monkeypatch.setattr(_single, "top_vector", lambda gram, *_, **__: np.ones((len(gram), 1)))
