@@ -163,7 +163,8 @@ def conv_norm_bracket(
 
     *Every size*: the supremum of the norm of the symbol over all frequencies, by a search over boxes of
     frequencies (theory page, Theorem 6), at a cost that does not depend on any image. *Circular at a
-    given size*: the maximum over the grid of frequencies, the kernel wrapped where it is longer than the input.
+    given size*: the maximum over the grid of frequencies, the kernel wrapped where it is longer than the input; on
+    large circles the supremum and a grid point beside its maximiser, at the same cost for every size.
     *Zero padding at a given size*: small operators are assembled and bracketed as matrices; for larger ones
     `upper` is the bound of every size and `lower` comes from a window of the input, so that the bracket is
     valid but seldom converges.
