@@ -71,7 +71,7 @@ def operator_norm_lower_bound(
     ...         return x[1:] - x[:-1]
     ...     def rmatvec(self, y):
     ...         return np.concatenate([-y[:1], y[:-1] - y[1:], y[-1:]])
-    >>> abs(gn.operator_norm_lower_bound(Difference()) - 2 * np.cos(np.pi / 8)) < 1e-12
+    >>> bool(abs(gn.operator_norm_lower_bound(Difference()) - 2 * np.cos(np.pi / 8)) < 1e-12)
     True
     """
     for need in ("shape", "matvec", "rmatvec"):
