@@ -118,6 +118,8 @@ def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float, xp: Na
 
     # lambda_2^2 <= ||S||_F^2 - lambda_1^2 for the exact S
     size = math.sqrt(square_norm(gram, xp=xp)) * (1 + sum_loss((q, q), prec)) + error
+    if not (ritz.lower > 0 and math.isfinite(ritz.residual)):  # the vector is of no use
+        return Bracket(0.0, math.sqrt(size) * _GROW, products)
     second = math.sqrt(max(size**2 * _GROW - ritz.lower**2 * _SHRINK, 0.0)) * _GROW
     upper = min(ritz.kato_temple(second), size * _GROW)
     if upper > target and _residual.has_non_negative_look(gram, xp=xp):

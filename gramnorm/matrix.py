@@ -339,7 +339,10 @@ def _one(b: Array, square: float, *, rtol: float, xp: Namespace) -> _single.Brac
     """Bracket one matrix with computed squared norm `square`; by the Gram iteration if all else fails."""
     loss = _single.sum_loss(b.shape, precision_of(b.dtype, xp=xp))
     # half the gap asked for: the result is still to be rounded to the caller's type
-    one = _single.bracket(b, frobenius2=square * (1 + 2 * loss), rtol=rtol / 2, xp=xp)
+    try:
+        one = _single.bracket(b, frobenius2=square * (1 + 2 * loss), rtol=rtol / 2, xp=xp)
+    except np.linalg.LinAlgError:  # eigenvectors that do not converge
+        one = _single.Bracket(0.0, math.inf, 0)
     if one.is_within(rtol / 2):
         return one
     low, high, steps = _iterate(b[None, ...], rtol=rtol, xp=xp)
