@@ -29,7 +29,7 @@ def gram_values(a: Array, *, steps: int, xp: Namespace) -> Array:
         size = xp.where(size == 0, xp.ones_like(size), size)  # a zero matrix stays zero
         sizes.append(size)
         a = a / xp.astype(size[..., None, None], a.dtype)
-        a = _xp.matmul(_xp.adjoint(a, xp=xp), a, xp=xp)
+        a = _xp.gram_matrix(a, xp=xp)
     bound = _frobenius(a, xp=xp)
     for size in reversed(sizes):  # undo one squaring at a time: root, then scale
         bound = size * _safe_sqrt(bound, xp=xp)
@@ -82,7 +82,7 @@ class GramChain:
         """Form one more Gram product; return the (lower, upper) bounds that it proves."""
         xp, p = self._xp, self._iterate
         inner, q = p.shape[1], p.shape[2]
-        gram = _xp.matmul(_xp.adjoint(p, xp=xp), p, xp=xp)
+        gram = _xp.gram_matrix(p, xp=xp)
         # worth its passes over the matrices only where the Schatten norms have stopped to fall
         clustered = np.mean(self._plateau) > 0.2
         rows = [*_sizes(gram, xp=xp), *(_moments.sums(p, gram, xp=xp) if clustered else ())]

@@ -55,15 +55,14 @@ def bracket(b: Array, *, frobenius2: float, rtol: float, xp: Namespace) -> Brack
         squared = _squaring(b, frobenius2, rtol, xp=xp)
         if squared.is_within(rtol):
             return squared
-    gram = _xp.matmul(_xp.adjoint(b, xp=xp), b, xp=xp)
+    gram = _xp.gram_matrix(b, xp=xp)
     return certificate(b, gram, frobenius2=frobenius2, rtol=rtol, xp=xp)
 
 
 def square_norm(a: Array, *, xp: Namespace) -> float:
     """Return the squared Frobenius norm as computed; its relative error is at most `sum_loss`."""
     if math.prod(a.shape) <= _ONE_SUM:
-        flat = xp.reshape(a, (-1,))
-        return float(_xp.host_array(xp.vecdot(flat, flat)).real)
+        return _xp.square_sum(a, xp=xp)
     return float(_xp.host_array(inner_product(a, a, xp=xp)))
 
 
@@ -83,7 +82,7 @@ def _squaring(b: Array, frobenius2: float, rtol: float, *, xp: Namespace) -> Bra
     while True:
         steps += 1
         inner = p.shape[0]
-        gram = _xp.matmul(_xp.adjoint(p, xp=xp), p, xp=xp)
+        gram = _xp.gram_matrix(p, xp=xp)
         n2 = square_norm(gram, xp=xp)
         error = (prec.kappa(inner) * f2 + prec.underflow(inner) * q) * _GROW
         upper = (math.sqrt(n2 * (1 + sums) + 2 * q * q * prec.tiny) + error) * _GROW

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import array_api_compat as compat
@@ -84,17 +83,17 @@ def plain(x: Array) -> Array:
     return x
 
 
-@contextlib.contextmanager
-def plain_arithmetic(x: Array) -> Iterator[None]:
+def plain_arithmetic(x: Array) -> contextlib.AbstractContextManager[object]:
     """Compute in the types of the arrays, and report nothing: what goes wrong shows in the bounds."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(np.errstate(all="ignore"))
-        if compat.is_torch_array(x):
-            import torch
+    quiet = np.errstate(all="ignore")
+    if not compat.is_torch_array(x):
+        return quiet
+    import torch
 
-            if torch.is_autocast_enabled(x.device.type):
-                stack.enter_context(torch.autocast(x.device.type, enabled=False))
-        yield
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.autocast(x.device.type, enabled=False))
+    stack.enter_context(quiet)
+    return stack
 
 
 def without_gradient(x: Array) -> Array:
@@ -178,6 +177,21 @@ def matmul(a: Array, b: Array, *, xp: Namespace) -> Array:
     if compat.is_jax_namespace(xp):
         return xp.matmul(a, b, precision="highest")  # the default may be TF32 or bfloat16
     return xp.matmul(a, b)
+
+
+def gram_matrix(a: Array, *, xp: Namespace) -> Array:
+    """Return A^H A for each matrix of a stack."""
+    if isinstance(a, np.ndarray):  # the same, without three layers of calls
+        return np.matmul(a.mT.conj() if a.dtype.kind == "c" else a.mT, a)
+    return matmul(adjoint(a, xp=xp), a, xp=xp)
+
+
+def square_sum(a: Array, *, xp: Namespace) -> float:
+    """Return the sum of |a_i|^2 over all entries as computed in one go."""
+    if isinstance(a, np.ndarray):
+        return float(np.vdot(a, a).real)
+    flat = xp.reshape(a, (-1,))
+    return float(host_array(xp.vecdot(flat, flat)).real)
 
 
 @functools.cache

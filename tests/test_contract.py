@@ -114,7 +114,8 @@ def test_integers_and_bool_are_promoted_to_the_default_type(be, dtype):
 
 def test_large_integers_are_not_rounded_down(be):
     x = be.xp.asarray(np.asarray([[2**62 + 1]]), device=be.device)
-    assert int(float(be.to_numpy(gn.matrix_norm_bound(x)))) >= 2**62 + 1
+    stored = int(be.to_numpy(x)[0, 0])  # JAX without 64-bit types has cut it already
+    assert int(float(be.to_numpy(gn.matrix_norm_bound(x)))) >= stored
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
