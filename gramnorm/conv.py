@@ -9,11 +9,12 @@ import numpy as np
 
 from gramnorm import _assemble, _scaling, _search, _validate, _xp
 from gramnorm._rounding import gram_units, working_dtype
+from gramnorm._stack import attainable, bracket_stack, fixed_steps, result_dtype
 from gramnorm._symbol import Symbol, phases
 from gramnorm._typing import Array, HostFloats, HostInts, Namespace
 from gramnorm.bracket import NormBracket
 from gramnorm.geometry import ConvGeometry, span
-from gramnorm.matrix import attainable, bracket_stack, fixed_steps, result_dtype, to_bracket
+from gramnorm.matrix import to_bracket
 
 __all__ = ["conv_gram_iteration", "conv_norm_bound", "conv_norm_bracket"]
 

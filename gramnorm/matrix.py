@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 
-from gramnorm import _scaling, _single, _sparse, _validate, _vectors, _xp
-from gramnorm._gram import GramChain, gram_values
-from gramnorm._rounding import (
-    gram_units,
-    precision_of,
-    round_outward,
-    working_dtype,
-)
-from gramnorm._typing import Array, DType, HostBools, HostFloats, Namespace
+from gramnorm import _sparse, _validate, _vectors, _xp
+from gramnorm._stack import attainable, bracket_stack, converged, fixed_steps, result_dtype
+from gramnorm._typing import Array, DType, HostFloats, Namespace
 from gramnorm.bracket import NormBracket
 
 __all__ = ["gram_iteration", "matrix_norm_bound", "matrix_norm_bracket"]
-
-Kernel = Callable[..., tuple[HostFloats, HostFloats, int]]
-
-MEMORY = 2**27
-"""Bytes that a part of a stack may take in double precision, complex; a few such arrays live at a time."""
 
 
 def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool = False) -> Array:
@@ -213,165 +201,6 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
     return fixed_steps(a, steps=count, xp=xp)
 
 
-def fixed_steps(a: Array, *, steps: int, xp: Namespace) -> Array:
-    """Run the Gram iteration on scaled matrices; keep NaN, inf and zero as they are."""
-    out = result_dtype(a, xp=xp)
-    if 0 in a.shape:
-        return xp.zeros(a.shape[:-2], dtype=out, device=_xp.device_of(a))
-    real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
-    a = xp.astype(a, _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real)
-    tiny = float(xp.finfo(real).smallest_normal)  # complex division by less overflows
-    peaks = [
-        xp.max(xp.abs(_xp.without_gradient(part)), axis=(-2, -1))
-        for part in _xp.components(a, xp=xp)
-    ]
-    peak = peaks[0] if len(peaks) == 1 else xp.maximum(*peaks)
-    usable = xp.isfinite(peak) & (peak > 0)
-    scale = xp.where(
-        usable, xp.where(peak > tiny, peak, xp.full_like(peak, tiny)), xp.ones_like(peak)
-    )
-    values = gram_values(a / xp.astype(scale[..., None, None], a.dtype), steps=steps, xp=xp)
-    return xp.astype(xp.where(xp.isfinite(peak), scale * values, peak), out)
-
-
-def result_dtype(a: Array, *, xp: Namespace) -> DType:
-    """Return the real type of a bound on `a`."""
-    if _xp.is_floating(a.dtype, xp=xp):
-        return _xp.real_dtype(a.dtype, xp=xp)
-    return _xp.default_real_dtype(a, xp=xp)
-
-
-def bracket_stack(
-    a: Array, *, rtol: float, dtype: DType, xp: Namespace
-) -> tuple[HostFloats, HostFloats, int]:
-    """Bracket the norms of a stack (b, m, n) as host numbers that `dtype` represents."""
-    count, m, n = a.shape
-    if 0 in a.shape:
-        return np.zeros(count), np.zeros(count), 0
-    part = max(1, MEMORY // (16 * m * n))
-    if count > part:
-        parts = [
-            bracket_stack(a[k : k + part, ...], rtol=rtol, dtype=dtype, xp=xp)
-            for k in range(0, count, part)
-        ]
-        lows, highs, costs = zip(*parts, strict=True)
-        return np.concatenate(lows), np.concatenate(highs), max(costs)
-    if _goes_one_by_one(a, xp=xp):
-        return _bracket_part(a, _each, xp.float64, rtol=rtol, dtype=dtype, xp=xp)
-    # a stable rank of a quarter of the columns is typical; what is flatter is done again in float64
-    units = gram_units((m, n), complex=_xp.is_complex(a.dtype, xp=xp)) / 4
-    work = working_dtype(a, units, rtol, xp=xp)
-    lower, upper, products = _bracket_part(a, _iterate, work, rtol=rtol, dtype=dtype, xp=xp)
-    wide = np.flatnonzero(np.isfinite(upper) & ~converged(lower, upper, rtol))
-    if wide.size and work == xp.float32 and _xp.has_float64(_xp.device_of(a), xp=xp):
-        rest = _xp.select(a, wide, xp=xp)
-        low, high, more = _bracket_part(rest, _iterate, xp.float64, rtol=rtol, dtype=dtype, xp=xp)
-        lower[wide], upper[wide] = np.maximum(lower[wide], low), np.minimum(upper[wide], high)
-        products += more
-    return lower, upper, products
-
-
-def _goes_one_by_one(a: Array, *, xp: Namespace) -> bool:
-    """Choose the method from shape and device.
-
-    =========================  =========================================================
-    on a host, one matrix      a few squarings, else the Cholesky certificate (`_single`)
-    on a host, q > `SQUARED`   the same, one matrix after the other
-    all other stacks, GPUs     Gram iteration of the stack (`_gram`)
-    =========================  =========================================================
-
-    What goes one by one is computed in float64, for which `_single` is written.
-    """
-    if not (_xp.is_on_cpu(a, xp=xp) and _xp.has_linalg(xp=xp)):
-        return False
-    large = min(a.shape[1:]) > _single.SQUARED
-    return (a.shape[0] == 1 or large) and _xp.has_float64(_xp.device_of(a), xp=xp)
-
-
-def _bracket_part(
-    a: Array, kernel: Kernel, work: DType, *, rtol: float, dtype: DType, xp: Namespace
-) -> tuple[HostFloats, HostFloats, int]:
-    """Scale a stack that fits in memory into the real type `work`, run the kernel, and scale back."""
-    if kernel is _each and a.shape[0] == 1:
-        quick = _bracket_in_range(a, rtol=rtol, work=work, xp=xp)
-        if quick is not None:
-            low, high = np.asarray([quick.lower]), np.asarray([quick.upper])
-            return (*round_outward(low, high, dtype=dtype, xp=xp), quick.products)
-    scaled = _scaling.normalise(a, dtype=work, xp=xp)
-    lower, upper, products = kernel(scaled.values, rtol=rtol, xp=xp)
-    return (*_scaling.restore(lower, upper, scaled, dtype=dtype, xp=xp), products)
-
-
-def _bracket_in_range(
-    a: Array, *, rtol: float, work: DType, xp: Namespace
-) -> _single.Bracket | None:
-    """Bracket a stack of one matrix that needs no scaling; None if it does, or is not finite."""
-    if not _xp.is_floating(a.dtype, xp=xp) or _xp.bits(a.dtype, xp=xp) < 32:
-        return None
-    kind = _xp.complex_dtype(work, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else work
-    b = xp.astype(a[0, ...], kind, copy=False)
-    if b.shape[0] < b.shape[1]:
-        b = xp.matrix_transpose(b)
-    square = _single.square_norm(b, xp=xp)
-    # single precision: so that its subnormal numbers are next to nothing beside the norm
-    least = 2.0**-200 if _xp.bits(a.dtype, xp=xp) == 64 else 2.0**-100
-    if not least < square < 2.0**200:  # false for NaN, inf and zero as well
-        return None
-    result = _one(b, square, rtol=rtol, xp=xp)
-    # subnormal entries may have been flushed; beside a norm in this range they are next to nothing
-    loss = 2.0 * float(xp.finfo(a.dtype).smallest_normal) * math.sqrt(math.prod(b.shape))
-    return _single.Bracket(max(result.lower - loss, 0.0), result.upper + loss, result.products)
-
-
-def _each(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloats, int]:
-    """Bracket scaled matrices one after the other."""
-    found = []
-    for k in range(a.shape[0]):
-        b = a[k, ...]
-        b = xp.matrix_transpose(b) if b.shape[0] < b.shape[1] else b
-        found.append(_one(b, _single.square_norm(b, xp=xp), rtol=rtol, xp=xp))
-    lower = np.asarray([one.lower for one in found])
-    upper = np.asarray([one.upper for one in found])
-    return lower, upper, max((one.products for one in found), default=0)
-
-
-def _one(b: Array, square: float, *, rtol: float, xp: Namespace) -> _single.Bracket:
-    """Bracket one matrix with computed squared norm `square`; by the Gram iteration if all else fails."""
-    loss = _single.sum_loss(b.shape, precision_of(b.dtype, xp=xp))
-    # half the gap asked for: the result is still to be rounded to the caller's type
-    try:
-        one = _single.bracket(b, frobenius2=square * (1 + 2 * loss), rtol=rtol / 2, xp=xp)
-    except np.linalg.LinAlgError:  # eigenvectors that do not converge
-        one = _single.Bracket(0.0, math.inf, 0)
-    if one.is_within(rtol / 2):
-        return one
-    low, high, steps = _iterate(b[None, ...], rtol=rtol, xp=xp)
-    return _single.Bracket(
-        max(one.lower, low.item()), min(one.upper, high.item()), one.products + steps
-    )
-
-
-def _iterate(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloats, int]:
-    """Advance the Gram iteration of each matrix of the stack until its bracket is narrow enough."""
-    lower, upper = np.zeros(a.shape[0]), np.full(a.shape[0], np.inf)
-    chain, rest, steps = GramChain(a, xp=xp), np.arange(a.shape[0]), 0
-    # in exact arithmetic the log of the gap is at most 2 ln(q) / 2^t after t steps
-    limit = 2 + max(0, math.ceil(math.log2(8 * math.log(1 + min(a.shape[1:])) / rtol)))
-    while rest.size and steps < limit:
-        steps += 1
-        low, high = chain.advance()
-        lower[rest], upper[rest] = np.maximum(lower[rest], low), np.minimum(upper[rest], high)
-        width = upper[rest] - lower[rest]
-        # half the gap asked for: the result is still to be rounded to the caller's type
-        done = width <= 0.5 * rtol * lower[rest]
-        hopeless = width * 0.7 <= 2 * chain.noise * upper[rest]
-        going = np.flatnonzero(~(done | hopeless))
-        if going.size < rest.size:
-            chain.keep(going)
-            rest = rest[going]
-    return lower, upper, steps
-
-
 def _with_vectors(
     result: NormBracket, a: Array, *, rtol: float, dtype: DType, xp: Namespace
 ) -> NormBracket:
@@ -401,17 +230,6 @@ def _with_vectors(
         return _xp.from_host(moved, dtype=kind, device=device, xp=xp)
 
     return dataclasses.replace(result, left=move(left), right=move(right))
-
-
-def attainable(rtol: float) -> float:
-    """Return the relative gap to work for: at most 1, and no less than float64 can hope for."""
-    return min(max(rtol, 2.0**-44), 1.0)
-
-
-def converged(lower: HostFloats, upper: HostFloats, rtol: float) -> HostBools:
-    """Say where the bracket is as narrow as asked for."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(upper - lower <= rtol * lower)
 
 
 def to_bracket(
