@@ -38,7 +38,7 @@ def symbol_bound(taps: Array, offsets: HostInts, *, xp: Namespace) -> float:
         return math.inf
     prec = precision_of(taps.dtype, xp=xp)
     rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, p, count * q))
-    gram = _xp.matmul(_xp.adjoint(rows, xp=xp), rows, xp=xp)
+    gram = _xp.gram_matrix(rows, xp=xp)
     blocks = xp.reshape(gram, (groups, count, q, count, q))
     blocks = xp.reshape(xp.permute_dims(blocks, (1, 3, 0, 2, 4)), (count * count, groups, q, q))
 

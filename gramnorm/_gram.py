@@ -167,9 +167,7 @@ class GramChain:
 
 def _sizes(gram: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
     """Return trace, largest diagonal entry and squared Frobenius norm of each matrix."""
-    diagonal = xp.linalg.diagonal(gram)
-    if _xp.is_complex(gram.dtype, xp=xp):
-        diagonal = xp.real(diagonal)
+    diagonal = _xp.real_part(xp.linalg.diagonal(gram), xp=xp)
     return (
         xp.sum(diagonal, axis=-1),
         xp.max(diagonal, axis=-1),

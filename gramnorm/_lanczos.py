@@ -16,7 +16,7 @@ Vector = npt.NDArray[np.inexact]
 
 def top_vector(
     apply: Callable[[Vector], Vector], start: Vector, *, rtol: float, steps: int
-) -> tuple[Vector, int]:
+) -> Vector:
     """Return the Ritz vector of the largest Ritz value of a Hermitian positive semidefinite operator.
 
     Parameters
@@ -32,8 +32,8 @@ def top_vector(
 
     Returns
     -------
-    vector, int
-        A vector of norm about 1, and the number of applications.
+    vector
+        A vector of norm about 1.
     """
     n = start.size
     steps = min(steps, n)
@@ -56,7 +56,7 @@ def top_vector(
             settled = settled + 1 if value - previous <= rtol * value else 0
             if settled == 2:
                 break
-    return _ritz(diagonal[:count], off[: count - 1])[1] @ basis[:count], count
+    return _ritz(diagonal[:count], off[: count - 1])[1] @ basis[:count]
 
 
 def _ritz(

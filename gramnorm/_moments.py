@@ -21,9 +21,7 @@ from gramnorm._typing import Array, HostFloats, Namespace
 
 def inner_product(a: Array, b: Array, *, xp: Namespace) -> Array:
     """Return Re <a, b> of each pair of matrices, summed in two stages: rows, then their sums."""
-    rows = xp.vecdot(a, b, axis=-1)
-    if _xp.is_complex(rows.dtype, xp=xp):
-        rows = xp.real(rows)
+    rows = _xp.real_part(xp.vecdot(a, b, axis=-1), xp=xp)
     return xp.sum(rows, axis=-1)
 
 

@@ -29,15 +29,11 @@ class Quotient:
         Bounds on rho = ||B x||^2 / ||x||^2.
     residual : float
         Upper bound on ||B^H B x - rho x|| / ||x||.
-    right, left : array
-        The vector x, as a column, and its image B x.
     """
 
     lower: float
     upper: float
     residual: float
-    right: Array
-    left: Array
 
     def kato_temple(self, second: float) -> float:
         """Bound lambda_1(B^H B) given an upper bound on lambda_2; inf if that is not below rho."""
@@ -67,7 +63,7 @@ def quotient(b: Array, x: Array, *, frobenius: float, xp: Namespace) -> Quotient
     error_z = (prec.kappa(p) * norm_y + error_y) * frobenius * (1 + sums) + prec.underflow(p) * q
     error_r = error_z + 8 * prec.unit * (frobenius * norm_y + high**2 * norm_x)
     residual = (math.sqrt(rr) * (1 + sums) + error_r) / norm_x * (1 + 2 * sums + 2.0**-48)
-    return Quotient(low**2 * (1 - 2.0**-50), high**2 * (1 + 2.0**-50), residual, x, y)
+    return Quotient(low**2 * (1 - 2.0**-50), high**2 * (1 + 2.0**-50), residual)
 
 
 def has_non_negative_look(gram: Array, *, xp: Namespace) -> bool:

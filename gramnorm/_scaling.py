@@ -58,7 +58,7 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0, xp: Namespace) -> Sc
             loss += entries * float(xp.finfo(dtype).eps)  # entries are below 1
         a = xp.astype(a, dtype)
     source = _xp.real_dtype(a.dtype, xp=xp)
-    peak = peaks(a, xp=xp)
+    peak = _peaks(a, xp=xp)
     zero, excess = peak == 0, 0.0
     if _xp.flushes_subnormals(a, source, xp=xp):
         # entries below the smallest normal number may have been read as zero
@@ -81,7 +81,7 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0, xp: Namespace) -> Sc
     return Scaled(values, active, exponents.astype(np.float64), known, loss, excess)
 
 
-def peaks(a: Array, *, xp: Namespace) -> HostFloats:
+def _peaks(a: Array, *, xp: Namespace) -> HostFloats:
     """Return the largest component of each matrix; NaN or inf where there is one."""
     axes = (-2, -1)
     parts = _xp.components(a, xp=xp)

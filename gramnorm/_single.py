@@ -144,7 +144,7 @@ def top_vector(gram: Array, rtol: float, *, settled: bool = True, xp: Namespace)
         narrow = _single_precision(host) if rtol > NARROW else host
         # fixed, and generic: a column of S may miss the block in which the top eigenvector lives
         start = np.asarray(np.random.default_rng(0).standard_normal(q), dtype=narrow.dtype)
-        vector, _ = _lanczos.top_vector(
+        vector = _lanczos.top_vector(
             lambda v: narrow @ v, start, rtol=min(rtol, 1e-2) / 16, steps=_STEPS
         )
     column = np.asarray(vector, dtype=host.dtype)[:, None]

@@ -7,14 +7,12 @@ import math
 import numpy as np
 
 from gramnorm import _scaling, _single, _xp
-from gramnorm._gram import GramChain
 from gramnorm._rounding import precision_of
+from gramnorm._stack import iterate
 from gramnorm._typing import Array, DType, HostFloats, Namespace
 
 DENSE_COLUMNS = 4096
 """Largest smaller side; the dense Gram matrix then takes 128 MiB, in complex arithmetic 256 MiB."""
-
-_STEPS = 40
 
 
 def stored(x: Array) -> Array:
@@ -69,21 +67,16 @@ def _bracket_scaled(b: Array, *, rtol: float, xp: Namespace) -> _single.Bracket:
     square = _square_sum(b.data, xp=xp) * (1 + prec.gamma(2 * b.data.shape[0] + 8))
     if square == 0.0:  # everything cancelled
         return _single.Bracket(0.0, 0.0, 0)
-    gram = _xp.matmul(_xp.adjoint(b, xp=xp), b, xp=xp).toarray()
+    gram = _xp.gram_matrix(b, xp=xp)
     one = _single.certificate(b, gram, frobenius2=square, rtol=rtol, xp=xp)
     if one.is_within(rtol):
         return one
     # clusters: the Gram iteration brackets the norm of the Gram matrix, whose root is the norm
     error = (prec.kappa(b.shape[0]) * square + prec.underflow(b.shape[0]) * b.shape[1]) * 1.01
     scale = math.ldexp(1.0, -math.frexp(square)[1])
-    chain, lower, upper, steps = GramChain(gram[None, ...] * scale, xp=xp), 0.0, math.inf, 0
-    while upper - lower > rtol * lower and steps < _STEPS:
-        steps += 1
-        low, high = chain.advance()
-        lower, upper = max(lower, low.item()), min(upper, high.item())
-        if (upper - lower) * 0.7 <= 2 * chain.noise.item() * upper:
-            break
-    least, most = math.sqrt(max(lower / scale - error, 0.0)), math.sqrt(upper / scale + error)
+    lower, upper, steps = iterate(gram[None, ...] * scale, rtol=rtol, xp=xp)
+    least = math.sqrt(max(lower.item() / scale - error, 0.0))
+    most = math.sqrt(upper.item() / scale + error)
     return _single.Bracket(
         max(one.lower, least * (1 - 2.0**-50)),
         min(one.upper, most * (1 + 2.0**-50)),

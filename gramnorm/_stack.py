@@ -41,11 +41,11 @@ def bracket_stack(
     # a stable rank of a quarter of the columns is typical; what is flatter is done again in float64
     units = gram_units((m, n), complex=_xp.is_complex(a.dtype, xp=xp)) / 4
     work = working_dtype(a, units, rtol, xp=xp)
-    lower, upper, products = _bracket_part(a, _iterate, work, rtol=rtol, dtype=dtype, xp=xp)
+    lower, upper, products = _bracket_part(a, iterate, work, rtol=rtol, dtype=dtype, xp=xp)
     wide = np.flatnonzero(np.isfinite(upper) & ~converged(lower, upper, rtol))
     if wide.size and work == xp.float32 and _xp.has_float64(_xp.device_of(a), xp=xp):
         rest = _xp.select(a, wide, xp=xp)
-        low, high, more = _bracket_part(rest, _iterate, xp.float64, rtol=rtol, dtype=dtype, xp=xp)
+        low, high, more = _bracket_part(rest, iterate, xp.float64, rtol=rtol, dtype=dtype, xp=xp)
         lower[wide], upper[wide] = np.maximum(lower[wide], low), np.minimum(upper[wide], high)
         products += more
     return lower, upper, products
@@ -125,13 +125,13 @@ def _one(b: Array, square: float, *, rtol: float, xp: Namespace) -> _single.Brac
         one = _single.Bracket(0.0, math.inf, 0)
     if one.is_within(rtol / 2):
         return one
-    low, high, steps = _iterate(b[None, ...], rtol=rtol, xp=xp)
+    low, high, steps = iterate(b[None, ...], rtol=rtol, xp=xp)
     return _single.Bracket(
         max(one.lower, low.item()), min(one.upper, high.item()), one.products + steps
     )
 
 
-def _iterate(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloats, int]:
+def iterate(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloats, int]:
     """Advance the Gram iteration of each matrix of the stack until its bracket is narrow enough."""
     lower, upper = np.zeros(a.shape[0]), np.full(a.shape[0], np.inf)
     chain, rest, steps = GramChain(a, xp=xp), np.arange(a.shape[0]), 0

@@ -16,8 +16,7 @@ def unit_pair(b: Array, rtol: float, *, xp: Namespace) -> tuple[HostVectors, Hos
     wide = b.shape[0] < b.shape[1]
     if wide:
         b = b.T if _xp.is_sparse(b) else xp.matrix_transpose(b)
-    gram = _xp.matmul(_xp.adjoint(b, xp=xp), b, xp=xp)
-    gram = gram.toarray() if _xp.is_sparse(gram) else gram
+    gram = _xp.gram_matrix(b, xp=xp)
     v = _single.top_vector(gram, rtol, settled=rtol > _single.NARROW, xp=xp)
     u = _xp.host_array(_xp.matmul(b, v, xp=xp))[:, 0]
     v = _xp.host_array(v)[:, 0]

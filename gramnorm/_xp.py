@@ -180,10 +180,11 @@ def matmul(a: Array, b: Array, *, xp: Namespace) -> Array:
 
 
 def gram_matrix(a: Array, *, xp: Namespace) -> Array:
-    """Return A^H A for each matrix of a stack."""
+    """Return A^H A for each matrix of a stack, or of one sparse matrix as a dense one."""
     if isinstance(a, np.ndarray):  # the same, without three layers of calls
         return np.matmul(a.mT.conj() if a.dtype.kind == "c" else a.mT, a)
-    return matmul(adjoint(a, xp=xp), a, xp=xp)
+    gram = matmul(adjoint(a, xp=xp), a, xp=xp)
+    return gram.toarray() if is_sparse(gram) else gram
 
 
 def square_sum(a: Array, *, xp: Namespace) -> float:
@@ -227,11 +228,6 @@ def real_dtype(dtype: DType, *, xp: Namespace) -> DType:
 def complex_dtype(dtype: DType, *, xp: Namespace) -> DType:
     """Return the complex type of the same precision as the float32 or float64 type `dtype`."""
     return xp.complex128 if bits(dtype, xp=xp) == 64 else xp.complex64
-
-
-def wider(dtype: DType, *, xp: Namespace) -> DType:
-    """Return the double precision type of the same kind as the floating type `dtype`."""
-    return xp.complex128 if is_complex(dtype, xp=xp) else xp.float64
 
 
 @functools.cache

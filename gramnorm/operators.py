@@ -97,7 +97,7 @@ def operator_norm_lower_bound(
         return _finite(A.rmatvec(_finite(A.matvec(v)) / size)) / size
 
     # the image of the start also tells whether the operator is complex
-    x, _ = _lanczos.top_vector(normal, normal(start), rtol=gap / 4, steps=steps)
+    x = _lanczos.top_vector(normal, normal(start), rtol=gap / 4, steps=steps)
     y = _finite(A.matvec(x)) / size
     shrink = 1 - 4 * (len(x) + len(y) + 8) * 2.0**-53
     return float(np.linalg.norm(y) / np.linalg.norm(x) * shrink * size)
