@@ -56,15 +56,17 @@ class Maximum:
         return np.asarray(upper <= (1 + self.rtol) * self.lower)
 
 
+def grid_shape(sizes: tuple[int, ...], *, half: bool) -> tuple[int, ...]:
+    """Return how many frequencies per axis represent a circle's; F(-theta) is conj F(theta) if `half`."""
+    return (sizes[0] // 2 + 1, *sizes[1:]) if half else sizes
+
+
 def over_grid(symbol: Symbol, sizes: tuple[int, ...], *, rtol: float, xp: Namespace) -> Maximum:
     """Bracket the maximum over the frequencies 2 pi j / sizes."""
     best = Maximum(rtol)
     denominators = np.asarray(sizes, dtype=np.int64)
-    ranges = [range(n) for n in sizes]
-    if symbol.real:  # F(-theta) is the conjugate of F(theta)
-        ranges[0] = range(sizes[0] // 2 + 1)
-    total = math.prod(len(r) for r in ranges)
-    shape = tuple(len(r) for r in ranges)
+    shape = grid_shape(sizes, half=symbol.real)
+    total = math.prod(shape)
     # a sparse sample first: with a good lower bound most blocks are finished after a step or two
     sample = np.arange(0, total, max(1, total // 64))
     rest = np.setdiff1d(np.arange(total), sample, assume_unique=True)

@@ -159,18 +159,22 @@ def fixed_steps(a: Array, *, steps: int, xp: Namespace) -> Array:
         return xp.zeros(a.shape[:-2], dtype=out, device=_xp.device_of(a))
     real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
     a = xp.astype(a, _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real)
-    tiny = float(xp.finfo(real).smallest_normal)  # complex division by less overflows
     peaks = [
         xp.max(xp.abs(_xp.without_gradient(part)), axis=(-2, -1))
         for part in _xp.components(a, xp=xp)
     ]
     peak = peaks[0] if len(peaks) == 1 else xp.maximum(*peaks)
-    usable = xp.isfinite(peak) & (peak > 0)
-    scale = xp.where(
-        usable, xp.where(peak > tiny, peak, xp.full_like(peak, tiny)), xp.ones_like(peak)
-    )
+    scale = divisor(peak, xp=xp)
     values = gram_values(a / xp.astype(scale[..., None, None], a.dtype), steps=steps, xp=xp)
     return xp.astype(xp.where(xp.isfinite(peak), scale * values, peak), out)
+
+
+def divisor(peak: Array, *, xp: Namespace) -> Array:
+    """Return what to divide arrays with largest component `peak` by; 1 where there is nothing to scale."""
+    # complex division by a subnormal number overflows
+    least = xp.full_like(peak, float(xp.finfo(peak.dtype).smallest_normal))
+    usable = xp.isfinite(peak) & (peak > 0)
+    return xp.where(usable, xp.where(peak > least, peak, least), xp.ones_like(peak))
 
 
 def result_dtype(a: Array, *, xp: Namespace) -> DType:

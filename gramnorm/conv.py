@@ -9,7 +9,7 @@ import numpy as np
 
 from gramnorm import _assemble, _scaling, _search, _validate, _xp
 from gramnorm._rounding import gram_units, working_dtype
-from gramnorm._stack import attainable, bracket_stack, fixed_steps, result_dtype
+from gramnorm._stack import attainable, bracket_stack, divisor, fixed_steps, result_dtype
 from gramnorm._symbol import Symbol, phases
 from gramnorm._typing import Array, HostFloats, HostInts, Namespace
 from gramnorm.bracket import NormBracket
@@ -280,9 +280,7 @@ def conv_gram_iteration(
     real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
     is_complex = _xp.is_complex(a.dtype, xp=xp)
     sizes = geometry.input_shape
-    ranges = [range(n) for n in sizes]
-    if not is_complex:  # F(-theta) is the conjugate of F(theta)
-        ranges[0] = range(sizes[0] // 2 + 1)
+    ranges = [range(n) for n in _search.grid_shape(sizes, half=not is_complex)]
     points = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(sizes))
     weights = phases(_on_circle(geometry.offsets, geometry), points, np.asarray(sizes)).astype(
         np.complex128 if real == xp.float64 else np.complex64
@@ -292,9 +290,7 @@ def conv_gram_iteration(
     taps = xp.astype(_taps(a, geometry.groups, xp=xp), work)
     parts = [xp.abs(_xp.without_gradient(part)) for part in _xp.components(taps, xp=xp)]
     peak = xp.max(xp.stack(parts))
-    tiny = xp.full_like(peak, float(xp.finfo(real).smallest_normal))
-    usable = xp.isfinite(peak) & (peak > 0)
-    scale = xp.where(usable, xp.where(peak > tiny, peak, tiny), xp.ones_like(peak))
+    scale = divisor(peak, xp=xp)
     moved = xp.asarray(weights, dtype=work, device=_xp.device_of(a))
     flat = xp.reshape(taps / xp.astype(scale, work), (taps.shape[0], -1))
     blocks = xp.reshape(_xp.matmul(moved, flat, xp=xp), (len(points), *taps.shape[1:]))
