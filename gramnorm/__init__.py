@@ -1,15 +1,18 @@
 """Certified bounds on the spectral norm of matrices and of convolutions, for any array library."""
 
 from gramnorm.bracket import NormBracket
-from gramnorm.conv import conv_gram_iteration, conv_norm_bound, conv_norm_bracket
+from gramnorm.conv import conv_gram_iteration, conv_norm_bound, conv_norm_bracket, fir_norm
+from gramnorm.geometry import ConvGeometry
 from gramnorm.matrix import gram_iteration, matrix_norm_bound, matrix_norm_bracket
 from gramnorm.operators import operator_norm_lower_bound
 
 __all__ = [
+    "ConvGeometry",
     "NormBracket",
     "conv_gram_iteration",
     "conv_norm_bound",
     "conv_norm_bracket",
+    "fir_norm",
     "gram_iteration",
     "matrix_norm_bound",
     "matrix_norm_bracket",

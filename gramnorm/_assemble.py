@@ -1,107 +1,118 @@
-"""Convolutions of finite size as explicit matrices: exact for small ones, a window of large ones."""
+"""Small convolutions as matrices: the Gram matrix on the smaller side, without the matrix itself.
+
+A convolution of finite size is A = sum_k (L_{1,k_1} x L_{2,k_2} x ...) x K_k with one 0/1 matrix per axis and tap
+that copies inputs to outputs, whatever the padding.  Hence
+
+    A^H A = sum_{k,l} (L_{1,k_1}^T L_{1,l_1} x ...) x K_k^H K_l,
+
+one product of taps and one product per axis.  Its largest eigenvalue is the squared norm, up to rounding
+that is known beforehand (docs/theory.md, section 4).
+"""
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from gramnorm import _xp
-from gramnorm._typing import Array, HostInts, Namespace
-from gramnorm.geometry import ConvGeometry
+from gramnorm._moments import inner_product
+from gramnorm._rounding import precision_of
+from gramnorm._stack import bracket_stack
+from gramnorm._typing import Array, HostFloats, Namespace
+from gramnorm.geometry import Axis
 
-SIDE = 1024
-"""Largest smaller side of an assembled matrix."""
+ORDER = 4096
+"""Most rows of a Gram matrix."""
 
-ENTRIES = 2**23
-"""Most entries of an assembled matrix, all groups together."""
-
-
-def window(geometry: ConvGeometry, channels: tuple[int, int]) -> tuple[int, ...] | None:
-    """Return an input window whose part of the operator may be assembled; None if even a sample's is too large.
-
-    It is the whole input for a small operator, and is shortened along its longest axis otherwise.
-    """
-    assert geometry.input_shape is not None
-    size = list(geometry.input_shape)
-    while True:
-        rows = math.prod(len(r) for _, r in _ranges(geometry, tuple(size)))
-        sides = channels[0] * rows, channels[1] * math.prod(size)
-        if min(sides) <= SIDE and sides[0] * sides[1] * geometry.groups <= ENTRIES:
-            return tuple(size)
-        longest = max(size)
-        if longest == 1:
-            return None
-        size[size.index(longest)] = longest // 2 if longest > 64 else longest - 1
+ENTRIES = 2**25
+"""Most numbers in an intermediate result."""
 
 
-def matrix(taps: Array, geometry: ConvGeometry, size: tuple[int, ...], *, xp: Namespace) -> Array:
-    """Return the columns of the operator that belong to a central input window, one matrix per group.
+def order(axes: Sequence[Axis], channels: tuple[int, int]) -> int:
+    """Return the smaller side of the operator of a group with (c_out, c_in) channels."""
+    return min(
+        channels[0] * math.prod(a.outputs for a in axes),
+        channels[1] * math.prod(a.size for a in axes),
+    )
 
-    A submatrix of the operator (all of it if `size` is the input's), so its norm bounds the norm of the
-    operator from below.
 
-    Parameters
-    ----------
-    taps : array, shape (T, groups, c_out / groups, c_in / groups)
-        Kernel as one block of channels per tap and group.
-    geometry : ConvGeometry
-        With zero padding and an input size.
-    size : tuple of int
-        Samples of the window per axis.
-    """
-    ranges = _ranges(geometry, size)
-    # which tap connects input i to output o along each axis; -1 for none
-    links = [
-        _links(inputs, outputs, lo=pad[0], dilation=d, taps=k)
-        for (inputs, outputs), pad, d, k in zip(
-            ranges, geometry.pads or (), geometry.dilation, geometry.kernel_size, strict=True
-        )
-    ]
-    table = functools.reduce(_combine, zip(links, geometry.kernel_size, strict=True), None)
-    assert table is not None
-    rows, columns = table.shape
+def is_affordable(
+    axes: Sequence[Axis], channels: tuple[int, int], groups: int, *, most: int
+) -> bool:
+    """Say whether the Gram matrix has at most `most` rows and its intermediate results fit in memory."""
+    if order(axes, channels) > most:
+        return False
+    side = _by_inputs(axes, channels)
+    sizes = [a.size if side else a.outputs for a in axes]
+    entries = float(groups * channels[1 if side else 0] ** 2)
+    entries *= math.prod(a.taps**2 for a in axes)
+    largest = max(entries, *(float(a.taps * n) ** 2 for a, n in zip(axes, sizes, strict=True)))
+    for a, n in zip(axes, sizes, strict=True):
+        entries *= n**2 / a.taps**2
+        largest = max(largest, entries)
+    return largest <= ENTRIES
+
+
+def bracket(
+    taps: Array, axes: Sequence[Axis], *, rtol: float, xp: Namespace
+) -> tuple[float, float, int]:
+    """Bracket the norm of the operator with taps (T, groups, c_out, c_in); return its cost as well."""
+    gram, error = gram_matrix(taps, axes, xp=xp)
+    dtype = _xp.real_dtype(gram.dtype, xp=xp)
+    lower, upper, cost = bracket_stack(gram, rtol=1.8 * rtol, dtype=dtype, xp=xp)
+    low = math.sqrt(max(float(np.max(lower - error)), 0.0)) * (1 - 2.0**-50)
+    return low, math.sqrt(float(np.max(upper + error))) * (1 + 2.0**-50), cost
+
+
+def gram_matrix(taps: Array, axes: Sequence[Axis], *, xp: Namespace) -> tuple[Array, HostFloats]:
+    """Return the Gram matrix of each group on the smaller side, and bounds on the errors of their norms."""
     count, groups, c_out, c_in = taps.shape
-    index = np.where(table < 0, count, table).reshape(-1)  # slot `count` holds zeros
-    padded = xp.concat([taps, xp.zeros_like(taps[:1, ...])], axis=0)
-    entries = _xp.select(padded, index, xp=xp)
-    entries = xp.reshape(entries, (rows, columns, groups, c_out, c_in))
-    return xp.reshape(
-        xp.permute_dims(entries, (2, 3, 0, 4, 1)), (groups, c_out * rows, c_in * columns)
-    )
+    by_inputs = _by_inputs(axes, (c_out, c_in))
+    if not by_inputs:
+        taps = _xp.adjoint(taps, xp=xp)  # A A^H is the Gram matrix of A^H
+    inner, c = taps.shape[2:]
+    rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, inner, count * c))
+    sizes = [a.taps for a in axes]
+    dims = len(sizes)
+    gram = xp.reshape(_xp.gram_matrix(rows, xp=xp), (groups, *sizes, c, *sizes, c))
+    pairs = (i for a in range(dims) for i in (1 + a, 2 + dims + a))
+    gram = xp.permute_dims(gram, (0, *pairs, 1 + dims, 2 + 2 * dims))
+    links, uses = [], np.ones(())
+    for axis in axes:
+        link = axis.links().reshape(axis.taps, axis.outputs, axis.size)
+        links.append(link if by_inputs else link.swapaxes(1, 2))
+        uses = np.multiply.outer(uses, link.sum(axis=(1, 2)))
+    for link in links:
+        # (k, l) of the first axis left become (i, i'), at the end
+        shape = (groups, link.shape[0] ** 2, *gram.shape[3:])
+        gram = xp.permute_dims(xp.reshape(gram, shape), (0, *range(2, len(shape)), 1))
+        moved = _xp.from_host(_pairs(link), dtype=taps.dtype, device=_xp.device_of(taps), xp=xp)
+        gram = _xp.matmul(gram, moved, xp=xp)
+    points = [link.shape[2] for link in links]
+    gram = xp.reshape(gram, (groups, c, c, *(n for n in points for _ in range(2))))
+    half = range(3, 3 + 2 * dims, 2)
+    gram = xp.permute_dims(gram, (0, 1, *half, 2, *(i + 1 for i in half)))
+    q = c * math.prod(points)
+
+    prec = precision_of(taps.dtype, xp=xp)
+    squares = _xp.to_host(inner_product(taps, taps, xp=xp)) * (1 + prec.gamma(2 * (inner + c) + 8))
+    # || sum_k L_k x |K_k| ||_F^2, where taps that read the same sample may add up
+    size = uses.reshape(1, -1) @ squares * math.prod(a.coincidences() for a in axes)
+    loss = prec.kappa(inner) + sum(prec.kappa(k * k) for k in sizes)
+    error = 1.1 * loss * size[0] + 2 * q * count**2 * prec.underflow(inner + sum(sizes))
+    return xp.reshape(gram, (groups, q, q)), error
 
 
-def _ranges(geometry: ConvGeometry, size: tuple[int, ...]) -> list[tuple[range, range]]:
-    """Return per axis the inputs of a central window and the outputs that they touch."""
-    assert geometry.input_shape is not None
-    assert geometry.pads is not None
-    result = []
-    shape = zip(
-        geometry.input_shape,
-        size,
-        geometry.output_shape(),
-        geometry.pads,
-        geometry.span,
-        strict=True,
-    )
-    for n, part, m, (lo, _), reach in shape:
-        start = (n - part) // 2
-        outputs = range(max(0, start + lo - reach), min(m, start + part + lo))
-        result.append((range(start, start + part), outputs))
-    return result
+def _by_inputs(axes: Sequence[Axis], channels: tuple[int, int]) -> bool:
+    inputs = channels[1] * math.prod(a.size for a in axes)
+    return inputs <= channels[0] * math.prod(a.outputs for a in axes)
 
 
-def _links(inputs: range, outputs: range, *, lo: int, dilation: int, taps: int) -> HostInts:
-    distance = np.asarray(inputs)[None, :] + lo - np.asarray(outputs)[:, None]
-    tap = distance // dilation
-    return np.where((distance % dilation == 0) & (tap >= 0) & (tap < taps), tap, -1)
-
-
-def _combine(table: HostInts | None, axis: tuple[HostInts, int]) -> HostInts:
-    link, taps = axis
-    if table is None:
-        return link
-    both = table[:, None, :, None] * taps + link[None, :, None, :]
-    both = np.where((table[:, None, :, None] < 0) | (link[None, :, None, :] < 0), -1, both)
-    return both.reshape(table.shape[0] * link.shape[0], -1)
+def _pairs(link: HostFloats) -> HostFloats:
+    """Return L_k^T L_l for all pairs of taps, shape (taps^2, size^2), from links (taps, outputs, size)."""
+    taps, outputs, size = link.shape
+    columns = link.transpose(1, 0, 2).reshape(outputs, taps * size)
+    products = (columns.T @ columns).reshape(taps, size, taps, size)
+    return products.transpose(0, 2, 1, 3).reshape(taps**2, size**2)

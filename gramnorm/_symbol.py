@@ -12,6 +12,7 @@ for T taps and phases that are wrong by omega at most.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ from gramnorm import _autocorrelation, _xp
 from gramnorm._moments import inner_product
 from gramnorm._rounding import precision_of
 from gramnorm._typing import Array, HostInts, Namespace
+
+NARROW_BLOCKS, NARROW_SIDE = 16, 32
+"""From so many blocks of such a size on, single precision goes first."""
 
 _HOST_UNIT = 2.0**-53
 
@@ -44,6 +48,42 @@ def phases(
     return result
 
 
+def polyphase(
+    taps: Array, kernel_size: tuple[int, ...], stride: tuple[int, ...], *, xp: Namespace
+) -> tuple[Array, HostInts]:
+    """Return a kernel of stride 1 with the same norm: the phases of the input become channels.
+
+    Tap k = s q + p reads sample s (o + q) + p, that is sample o + q of phase p (theory, Lemma 10).
+
+    Parameters
+    ----------
+    taps : array, shape (T, groups, c_out, c_in)
+        Taps in the order of the kernel.
+
+    Returns
+    -------
+    array, shape (Q, groups, c_out, phases * c_in), and host ints, shape (Q, axes)
+        Taps by position, and their offsets q.
+    """
+    table, offsets = np.zeros((1, 1), dtype=np.int64), np.zeros((1, 0), dtype=np.int64)
+    for k, s in zip(kernel_size, stride, strict=True):
+        steps = -(-k // s)
+        tap = s * np.arange(steps)[:, None] + np.arange(min(k, s))[None, :]
+        missing = (table[:, None, :, None] < 0) | (tap[None, :, None, :] >= k)
+        joined = table[:, None, :, None] * k + tap[None, :, None, :]
+        table = np.where(missing, -1, joined).reshape(table.shape[0] * steps, -1)
+        old, new = np.repeat(offsets, steps, axis=0), np.tile(np.arange(steps), len(offsets))
+        offsets = np.concatenate([old, new[:, None]], axis=1)
+    count, groups, c_out, c_in = taps.shape
+    if any(s > 1 for s in stride):
+        with_zero = xp.concat([taps, xp.zeros_like(taps[:1, ...])], axis=0)
+        index = np.where(table < 0, count, table).reshape(-1)
+        taps = xp.reshape(_xp.select(with_zero, index, xp=xp), (*table.shape, groups, c_out, c_in))
+        taps = xp.permute_dims(taps, (0, 2, 3, 1, 4))
+        taps = xp.reshape(taps, (table.shape[0], groups, c_out, -1))
+    return taps, offsets
+
+
 class Symbol:
     """The blocks of a convolution at given frequencies.
 
@@ -61,6 +101,8 @@ class Symbol:
     """
 
     def __init__(self, taps: Array, offsets: HostInts, *, xp: Namespace) -> None:
+        self.taps = taps
+        self._narrow: Symbol | None = None
         if taps.shape[2] < taps.shape[3]:
             taps = xp.matrix_transpose(taps)  # the same norms, and a smaller Gram matrix
         self._xp = xp
@@ -70,21 +112,43 @@ class Symbol:
         self.real = not _xp.is_complex(taps.dtype, xp=xp)
         work = _xp.complex_dtype(taps.dtype, xp=xp)
         count = taps.shape[0]
-        self._taps = xp.astype(xp.reshape(taps, (count, -1)), work)
-        self._given = taps
+        self._flat = xp.astype(xp.reshape(taps, (count, -1)), work)
+        self._oriented = taps
         self.error = self._error_bound(taps)
+
+    def host_taps(self, block: int) -> npt.NDArray[np.inexact]:
+        """Return the taps of a block on the host, in double precision, shape (T, p, q) as given."""
+        taps = _xp.host_array(self.taps[:, block, ...])
+        return taps.astype(np.float64 if self.real else np.complex128)
+
+    def narrow_first(self, frequencies: int) -> Iterator[Symbol]:
+        """Yield the symbol in single precision, where that saves time, and then itself."""
+        xp = self._xp
+        double = _xp.bits(self.taps.dtype, xp=xp) == 64
+        large = frequencies * self.blocks >= NARROW_BLOCKS and min(self.block_shape) >= NARROW_SIDE
+        if double and large and _xp.float32_products_are_exact(self.taps, xp=xp):
+            if self._narrow is None:
+                kind = xp.float32 if self.real else xp.complex64
+                self._narrow = Symbol(xp.astype(self.taps, kind), self.offsets, xp=xp)
+                # each entry of a tap is off by u of single precision, or by what underflowed
+                lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * math.sqrt(
+                    math.prod(self.taps.shape)
+                )
+                self._narrow.error += lost
+            yield self._narrow
+        yield self
 
     def sum_bound(self) -> float:
         """Return the bound sum_k ||K_k||_F on the norm at every frequency."""
-        prec = precision_of(self._taps.dtype, xp=self._xp)
+        prec = precision_of(self._flat.dtype, xp=self._xp)
         count, p, q = len(self.offsets), *self.block_shape
-        squares = _xp.to_host(inner_product(self._given, self._given, xp=self._xp))
+        squares = _xp.to_host(inner_product(self.taps, self.taps, xp=self._xp))
         sums = np.sum(np.sqrt(squares), axis=0)
         return float(np.max(sums)) * (1 + 2 * prec.gamma(2 * (p + q) + count + 16))
 
     def _error_bound(self, taps: Array) -> float:
         xp = self._xp
-        prec = precision_of(self._taps.dtype, xp=xp)
+        prec = precision_of(self._flat.dtype, xp=xp)
         count, axes = len(self.offsets), int(self.offsets.shape[1])
         p, q = self.block_shape
         total = xp.sum(xp.abs(taps), axis=0)  # entrywise sum of moduli
@@ -98,13 +162,13 @@ class Symbol:
         """Return the blocks at the angles 2 pi numerators / denominators, shape (frequencies * blocks, p, q)."""
         xp = self._xp
         weights = phases(self.offsets, numerators, denominators)
-        work = self._taps.dtype
+        work = self._flat.dtype
         if _xp.bits(work, xp=xp) < 64:
             weights = weights.astype(np.complex64)
-        moved = xp.asarray(weights, dtype=work, device=_xp.device_of(self._taps))
-        values = _xp.matmul(moved, self._taps, xp=xp)
+        moved = xp.asarray(weights, dtype=work, device=_xp.device_of(self._flat))
+        values = _xp.matmul(moved, self._flat, xp=xp)
         return xp.reshape(values, (numerators.shape[0] * self.blocks, *self.block_shape))
 
     def flat_bound(self) -> float:
         """Return a bound on the norm at every frequency that is sharp if the symbol is a scaled unitary."""
-        return _autocorrelation.symbol_bound(self._given, self.offsets, xp=self._xp)
+        return _autocorrelation.symbol_bound(self._oriented, self.offsets, xp=self._xp)

@@ -63,17 +63,17 @@ def sparse(x: Array, *, most: int) -> None:
         raise ValueError(msg)
 
 
-def kernel(a: Array, *, groups: object, name: str = "kernel") -> int:
+def kernel_shape(shape: tuple[int, ...], *, groups: object, name: str = "kernel") -> int:
     """Check the axes of a convolution kernel (c_out, c_in / groups, *spatial); return `groups`."""
-    if a.ndim < 3:
+    if len(shape) < 3:
         msg = (
             f"{name} must have shape (c_out, c_in / groups, *spatial) with at least one spatial axis, got shape "
-            f"{tuple(a.shape)}; use the matrix functions for a dense layer"
+            f"{shape}; use the matrix functions for a dense layer"
         )
         raise ValueError(msg)
     count = positive_int(groups, name="groups")
-    if a.shape[0] % count:
-        msg = f"groups must divide the output channels, got groups={count} and {name} of shape {tuple(a.shape)}"
+    if shape[0] % count:
+        msg = f"groups must divide the first axis of {name}, got groups={count} and shape {shape}"
         raise ValueError(msg)
     return count
 
@@ -128,25 +128,38 @@ def padding_mode(value: object) -> str:
 
 
 def pads(
-    padding: Padding, *, span: tuple[int, ...], has_size: bool
+    padding: Padding,
+    mode: str,
+    *,
+    reach: tuple[int, ...],
+    stride: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> tuple[tuple[int, int], ...] | None:
-    """Return (lo, hi) per axis for stride 1; None when every amount of padding is meant.
+    """Return (lo, hi) per axis; None for every amount of zeros and for the same-size circular operator.
 
-    `span` is the number of samples a (dilated) kernel reaches over, less one.
+    `reach` is the distance between the first and the last tap of a (dilated) kernel, `sizes` the samples of
+    the input of the correlation.
     """
-    axes = len(span)
+    axes = len(reach)
     if padding is None:
-        return tuple((s // 2, s - s // 2) for s in span) if has_size else None
+        if sizes is None or mode == "circular":
+            return None
+        padding = "same"
     if isinstance(padding, str):
-        named = {
-            "valid": tuple((0, 0) for _ in span),
-            "same": tuple((s // 2, s - s // 2) for s in span),
-            "full": tuple((s, s) for s in span),
-        }
-        if padding not in named:
+        if padding not in ("valid", "same", "full"):
             msg = f"padding must be 'valid', 'same', 'full' or integers, got {padding!r}"
             raise ValueError(msg)
-        return named[padding]
+        if padding == "valid":
+            return ((0, 0),) * axes
+        if padding == "full":
+            return tuple((r, r) for r in reach)
+        if sizes is None:
+            return None
+        needed = (
+            max((-(-n // s) - 1) * s + r + 1 - n, 0)
+            for n, s, r in zip(sizes, stride, reach, strict=True)
+        )
+        return tuple((total // 2, total - total // 2) for total in needed)
     if isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding):
         if len(padding) != axes or not all(
             isinstance(p, Sequence) and len(p) == 2 for p in padding
@@ -161,3 +174,80 @@ def pads(
             for p in padding
         )
     return tuple((p, p) for p in per_axis(padding, name="padding", axes=axes, least=0))
+
+
+def continuation(
+    mode: str,
+    pads: tuple[tuple[int, int], ...] | None,
+    *,
+    reach: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
+) -> None:
+    """Check that a padding mode has what it needs to continue the input."""
+    if sizes is None:
+        if mode in ("reflect", "replicate"):
+            msg = (
+                f"input_shape must be given for padding_mode={mode!r}: how often a sample is repeated depends on "
+                "the size"
+            )
+            raise ValueError(msg)
+        if mode == "circular" and any(
+            lo + hi > r for (lo, hi), r in zip(pads or (), reach, strict=False)
+        ):
+            msg = (
+                f"input_shape must be given for circular padding by more than the kernel's reach, got pads {pads} for "
+                f"reach {reach}: outputs repeat, and how often depends on the size"
+            )
+            raise ValueError(msg)
+    elif mode == "reflect" and any(max(pad) >= n for pad, n in zip(pads or (), sizes, strict=True)):
+        msg = f"padding must be less than the input in each axis for padding_mode='reflect', got {pads} for {sizes}"
+        raise ValueError(msg)
+
+
+def transposed(
+    mode: str,
+    padding: Padding,
+    extra: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    *,
+    has_size: bool,
+) -> None:
+    """Check the arguments of a transposed convolution."""
+    if mode in ("reflect", "replicate") or (mode == "circular" and padding is not None):
+        msg = (
+            "a transposed convolution takes padding_mode='zeros', or 'circular' with padding=None, got "
+            f"padding_mode={mode!r}, padding={padding!r}"
+        )
+        raise ValueError(msg)
+    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
+        msg = (
+            f"output_padding must be less than stride or dilation in each axis, got {extra} for stride {stride} and "
+            f"dilation {dilation}"
+        )
+        raise ValueError(msg)
+    if any(extra) and (mode == "circular" or (has_size and padding in (None, "same"))):
+        msg = (
+            f"output_padding needs explicit zero padding, e.g. padding=0, got output_padding={extra} with "
+            f"padding={padding!r} and padding_mode={mode!r}, which fix the output size"
+        )
+        raise ValueError(msg)
+
+
+def refuse_output_padding(extra: tuple[int, ...]) -> None:
+    """Complain about output padding of an ordinary convolution."""
+    msg = f"output_padding is for transposed=True, got output_padding={extra}"
+    raise ValueError(msg)
+
+
+def divides(stride: tuple[int, ...], sizes: tuple[int, ...] | None) -> None:
+    """Check that a circular convolution has a size, and a stride that divides it."""
+    if sizes is None:
+        msg = "input_shape must be given: the fixed-step bound is that of one size"
+        raise ValueError(msg)
+    if any(n % s for n, s in zip(sizes, stride, strict=True)):
+        msg = (
+            f"stride must divide input_shape in each axis, got stride {stride} and input_shape {sizes}; "
+            "conv_norm_bracket takes any"
+        )
+        raise ValueError(msg)

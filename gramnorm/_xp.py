@@ -55,6 +55,11 @@ def namespace_of(x: object, *, name: str) -> Namespace:
         raise TypeError(msg) from None
 
 
+def numpy_namespace() -> Namespace:
+    """Return the namespace of host arrays."""
+    return compat.array_namespace(np.empty(0))
+
+
 def device_of(x: Array) -> Device:
     """Return the device of `x`."""
     return compat.device(x)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from gramnorm import _assemble, _scaling, _search, _validate, _xp
+from gramnorm import _finite, _scaling, _search, _validate, _xp
 from gramnorm._rounding import gram_units, working_dtype
-from gramnorm._stack import attainable, bracket_stack, divisor, fixed_steps, result_dtype
-from gramnorm._symbol import Symbol, phases
-from gramnorm._typing import Array, HostFloats, HostInts, Namespace
+from gramnorm._stack import attainable, divisor, fixed_steps, result_dtype
+from gramnorm._symbol import Symbol, phases, polyphase
+from gramnorm._typing import Array, HostFloats, Namespace
 from gramnorm.bracket import NormBracket
-from gramnorm.geometry import ConvGeometry, span
+from gramnorm.geometry import Axis, ConvGeometry
 from gramnorm.matrix import to_bracket
 
-__all__ = ["conv_gram_iteration", "conv_norm_bound", "conv_norm_bracket"]
+__all__ = ["conv_gram_iteration", "conv_norm_bound", "conv_norm_bracket", "fir_norm"]
 
 
 def conv_norm_bound(
@@ -40,23 +41,22 @@ def conv_norm_bound(
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a transposed
+        convolution ``(c_in, c_out / groups, *spatial)``.
     input_shape : int or sequence of int, optional
         Samples of the input per spatial axis; by default every size at once.
-    stride : int or sequence of int, optional
-        Only 1 for now.
+    stride, dilation : int or sequence of int, optional
+        Step between outputs and distance between taps, per axis.
     padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
-        Zero padding per axis at a given `input_shape`; "same" by default.
+        Padding per axis at a given `input_shape`; "same" by default, none needed for "circular".
     padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
-        What lies beyond the input; "reflect" and "replicate" are not implemented yet.
-    dilation : int or sequence of int, optional
-        Distance between taps per axis.
+        What lies beyond the input.
     groups : int, optional
         Number of independent blocks of channels.
     transposed : bool, optional
-        Only False for now.
+        Whether the operator is a transposed convolution.
     output_padding : int or sequence of int, optional
-        Only 0 for now.
+        Samples added at the end of the output of a transposed convolution.
     rtol : float, optional
         Relative gap asked for, 1e-3 by default.
 
@@ -110,41 +110,47 @@ def conv_norm_bracket(
 ) -> NormBracket:
     """Return certified lower and upper bounds on the spectral norm of a convolution.
 
-    The operator is the multi-channel cross-correlation of neural networks. Its norm depends on the size and
-    the padding of the input; without `input_shape` the bracket is that of the supremum over all sizes.
+    The operator is the multi-channel cross-correlation of neural networks, or its transpose. Its norm depends on the
+    size and the padding of the input; without `input_shape` the bracket is that of the supremum over all sizes.
 
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a transposed
+        convolution ``(c_in, c_out / groups, *spatial)``.
     input_shape : int or sequence of int, optional
         Samples of the input per spatial axis. By default every size at once: the supremum over frequencies,
-        which bounds circular convolution of any size and zero padding of any size and amount.
+        which bounds zero padding of any size and amount, and circular convolution of any size that the stride divides.
     stride : int or sequence of int, optional
-        Only 1 for now.
+        Step between outputs per axis; it need not divide anything.
     padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
-        Zero padding per axis at a given `input_shape`; "same" by default. Circular convolution needs none.
+        Padding per axis at a given `input_shape`. "valid" is none, "full" the kernel's reach on both sides, and
+        "same", the default, makes ``ceil(n / stride)`` outputs (transposed: ``n * stride``), the odd sample behind, as
+        in TensorFlow. Circular convolution needs no padding: output ``o`` starts at sample ``stride * o``, one output
+        for each of the ``ceil(n / stride)`` multiples of the stride below n. If padding is given, the periodic input is
+        extended by it, as in PyTorch, and outputs may repeat or be missing.
     padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
-        What lies beyond the input; "reflect" and "replicate" are not implemented yet.
+        What lies beyond the input.
     dilation : int or sequence of int, optional
         Distance between taps per axis.
     groups : int, optional
         Number of independent blocks of channels; the norm is the largest of theirs.
     transposed : bool, optional
-        Only False for now.
+        Whether the operator is the transposed convolution, in PyTorch's conventions.
     output_padding : int or sequence of int, optional
-        Only 0 for now.
+        Samples added at the end of the output of a transposed convolution.
     rtol : float, optional
         Relative gap asked for, 1e-3 by default.
     vectors : bool, optional
-        Whether to return vectors attaining the lower bound. Not implemented yet.
+        Whether to return vectors attaining the lower bound. Not implemented.
 
     Returns
     -------
     NormBracket
-        0-d bounds in the namespace, device and real dtype of `kernel`; `frequency` in radians per axis where
-        the norm is attained at one; `n_products` counts the blocks of the symbol evaluated. NaN for a kernel
-        that holds NaN, inf if it holds inf, exactly 0 for a zero or empty one.
+        0-d bounds in the namespace, device and real dtype of `kernel`; `frequency` in radians per sample of the
+        input and axis where the norm is attained at one (every size, and circular padding whose stride divides the
+        size); `n_products` counts the blocks of the symbol evaluated. NaN for a kernel that holds NaN, inf if it holds
+        inf, exactly 0 for a zero or empty one and for an operator without outputs.
 
     Raises
     ------
@@ -152,23 +158,31 @@ def conv_norm_bracket(
         If `kernel` is not an array of numbers or has no values (inside ``jax.jit``), or an argument is of the
         wrong kind.
     ValueError
-        If shapes or sizes do not fit together or `rtol` is not positive.
+        If shapes or sizes do not fit together, `rtol` is not positive, or the operator is undefined: reflect or
+        replicate padding without `input_shape` or of a transposed convolution, reflect padding that exceeds the
+        input, output padding of an ordinary convolution.
     NotImplementedError
-        For strides, transposed convolutions, reflect and replicate padding, circular padding by another amount
-        than the kernel's reach, and vectors.
+        For vectors.
+
+    See Also
+    --------
+    fir_norm : The same for a filter bank, in the terms of control and signal processing.
+    conv_gram_iteration : A fixed number of steps, differentiable.
 
     Notes
     -----
     **Guarantee.** ``lower <= norm <= upper`` under the rounding model of the theory page, for the operator with
     its padding and size, converged or not.
 
-    *Every size*: the supremum of the norm of the symbol over all frequencies, by a search over boxes of
-    frequencies (theory page, Theorem 6), at a cost that does not depend on any image. *Circular at a
-    given size*: the maximum over the grid of frequencies, the kernel wrapped where it is longer than the input; on
-    large circles the supremum and a grid point beside its maximiser, at the same cost for every size.
-    *Zero padding at a given size*: small operators are assembled and bracketed as matrices; for larger ones
-    `upper` is the bound of every size and `lower` comes from a window of the input, so that the bracket is
-    valid but seldom converges.
+    *Every size*: the supremum of the norm of the symbol over all frequencies, by a search over cells of
+    frequencies (theory page, Theorem 6), at a cost that does not depend on any image; strides turn phases of the input
+    into channels (Lemma 10). *Circular*: the maximum over the grid of frequencies, the kernel wrapped where it is
+    longer than the input, at no more cost than every size.
+    *Zero padding at a given size*: the least of the supremum, a bound from scalar Toeplitz matrices that know the
+    size (Theorem 11), and, for operators with up to 4096 rows or columns, the Gram matrix; `lower` comes from a plane
+    wave under a window and from Golub-Kahan steps on the operator. *Reflect, replicate, and circular padding that is
+    not the above*: exact for small operators; beyond, the supremum times the square root of how often a sample is
+    repeated (Theorem 13), which is loose and seldom converges.
 
     Examples
     --------
@@ -183,12 +197,20 @@ def conv_norm_bracket(
     """
     xp, a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
     gap = _validate.tolerance(rtol, default=1e-3)
-    _refuse_what_is_missing(
-        stride, transposed, output_padding, vectors, padding_mode, axes=max(a.ndim - 2, 1)
+    geometry = ConvGeometry.of(
+        tuple(a.shape),
+        input_shape,
+        stride=stride,
+        padding=padding,
+        padding_mode=padding_mode,
+        dilation=dilation,
+        groups=groups,
+        transposed=transposed,
+        output_padding=output_padding,
     )
-    geometry = _geometry(
-        a, input_shape, padding, dilation, groups, circular=padding_mode == "circular"
-    )
+    if vectors:
+        msg = "vectors=True is not implemented for convolutions; `frequency` names the mode that attains `lower`"
+        raise NotImplementedError(msg)
     dtype = result_dtype(a, xp=xp)
     with _xp.plain_arithmetic(a):
         lower, upper, turns, evaluations = _bracket(a, geometry, rtol=attainable(gap), xp=xp)
@@ -206,6 +228,66 @@ def conv_norm_bracket(
         xp=xp,
         frequency=frequency,
     )
+
+
+def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
+    """Return certified lower and upper bounds on the H-infinity norm of a FIR filter bank.
+
+    The norm is the largest gain of the transfer matrix ``H(z) = sum_k taps[k] z^-k`` on the unit circle, over all
+    frequencies and directions of the input.
+
+    Parameters
+    ----------
+    taps : array, shape (N, p, m) or (N,)
+        Impulse response of a filter with m inputs and p outputs, or of a single filter; real or complex.
+    rtol : float, optional
+        Relative gap asked for, 1e-3 by default.
+
+    Returns
+    -------
+    NormBracket
+        0-d bounds in the namespace, device and real dtype of `taps`. `frequency`, shape (1,), is the peak
+        frequency in radians per sample, in [0, pi] for real and in (-pi, pi] for complex taps, at which `lower` is
+        attained.
+
+    Raises
+    ------
+    TypeError
+        If `taps` is not an array of numbers or has no values (inside ``jax.jit``).
+    ValueError
+        If `taps` has another number of axes or `rtol` is not positive.
+
+    See Also
+    --------
+    conv_norm_bracket : The same search with strides, groups and any number of axes.
+
+    Notes
+    -----
+    **Guarantee.** ``lower <= norm <= upper`` for all frequencies of the continuum, not of a grid, rounding included
+    (theory page, Theorem 6).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> bracket = gn.fir_norm(np.asarray([1.0, -2.0, 1.0]))  # gain 4 at the highest frequency
+    >>> bool(bracket.lower <= 4.0 <= bracket.upper), bracket.frequency.round(4).tolist()
+    (True, [3.1416])
+    """
+    xp, a = _validate.concrete_argument(taps, name="taps", instead="conv_gram_iteration")
+    if a.ndim not in (1, 3):
+        msg = f"taps must have shape (N, outputs, inputs) or (N,), got shape {tuple(a.shape)}"
+        raise ValueError(msg)
+    a = a[:, None, None] if a.ndim == 1 else a
+    bracket = conv_norm_bracket(xp.permute_dims(a, (1, 2, 0)), rtol=rtol)
+    if bracket.frequency is None:
+        return bracket
+    # the symbol has exp(+i k theta); a real filter has the same gain at both
+    theta = -bracket.frequency
+    theta = xp.where(theta == -math.pi, -theta, theta)
+    if not _xp.is_complex(a.dtype, xp=xp):
+        theta = xp.abs(theta)
+    return dataclasses.replace(bracket, frequency=theta)
 
 
 def conv_gram_iteration(
@@ -233,7 +315,7 @@ def conv_gram_iteration(
     steps : int
         Number of Gram products, at least 0.
     stride : int or sequence of int, optional
-        Only 1 for now.
+        Step between outputs per axis; divides `input_shape`.
     dilation : int or sequence of int, optional
         Distance between taps per axis.
     groups : int, optional
@@ -246,8 +328,8 @@ def conv_gram_iteration(
 
     Raises
     ------
-    TypeError, ValueError, NotImplementedError
-        As in `conv_norm_bracket`; ValueError also for negative `steps`.
+    TypeError, ValueError
+        As in `conv_norm_bracket`; ValueError also for negative `steps` and a stride that does not divide the size.
 
     See Also
     --------
@@ -269,93 +351,38 @@ def conv_gram_iteration(
     """
     xp, a = _validate.array_argument(kernel, name="kernel")
     count = _validate.positive_int(steps, name="steps", least=0)
-    _refuse_what_is_missing(stride, False, 0, False, "circular", axes=max(a.ndim - 2, 1))
-    geometry = _geometry(a, input_shape, None, dilation, groups, circular=True)
-    if geometry.input_shape is None:
-        msg = "input_shape must be given: the fixed-step bound is that of one size"
-        raise ValueError(msg)
+    geometry = ConvGeometry.of(
+        tuple(a.shape),
+        input_shape,
+        stride=stride,
+        padding_mode="circular",
+        dilation=dilation,
+        groups=groups,
+    )
+    _validate.divides(geometry.stride, geometry.input_shape)
     out = result_dtype(a, xp=xp)
     if 0 in a.shape:
         return xp.zeros((), dtype=out, device=_xp.device_of(a))
     real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
-    is_complex = _xp.is_complex(a.dtype, xp=xp)
-    sizes = geometry.input_shape
-    ranges = [range(n) for n in _search.grid_shape(sizes, half=not is_complex)]
-    points = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(sizes))
-    weights = phases(_on_circle(geometry.offsets, geometry), points, np.asarray(sizes)).astype(
-        np.complex128 if real == xp.float64 else np.complex64
-    )
-    # the taps are scaled before they are summed, so that no sum overflows
     work = _xp.complex_dtype(real, xp=xp)
-    taps = xp.astype(_taps(a, geometry.groups, xp=xp), work)
+    plain, sizes = zip(*(axis.circle()[:2] for axis in geometry.axes()), strict=True)
+    sizes = tuple(n // s for n, s in zip(sizes, plain, strict=True))
+    # the taps are scaled before they are summed, so that no sum overflows
+    taps = _taps(xp.astype(a, work), geometry.groups, xp=xp)
     parts = [xp.abs(_xp.without_gradient(part)) for part in _xp.components(taps, xp=xp)]
     peak = xp.max(xp.stack(parts))
     scale = divisor(peak, xp=xp)
-    moved = xp.asarray(weights, dtype=work, device=_xp.device_of(a))
-    flat = xp.reshape(taps / xp.astype(scale, work), (taps.shape[0], -1))
-    blocks = xp.reshape(_xp.matmul(moved, flat, xp=xp), (len(points), *taps.shape[1:]))
+    values, offsets = polyphase(taps / xp.astype(scale, work), geometry.kernel_size, plain, xp=xp)
+    half = not _xp.is_complex(a.dtype, xp=xp)
+    ranges = [np.arange(n) for n in _search.grid_shape(sizes, half=half)]
+    points = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(sizes))
+    weights = _xp.from_host(
+        phases(offsets, points, np.asarray(sizes)), dtype=work, device=_xp.device_of(a), xp=xp
+    )
+    flat = xp.reshape(values, (values.shape[0], -1))
+    blocks = xp.reshape(_xp.matmul(weights, flat, xp=xp), (len(points), *values.shape[1:]))
     value = scale * xp.max(fixed_steps(blocks, steps=count, xp=xp))
     return xp.astype(xp.where(xp.isfinite(peak), value, peak), out)
-
-
-def _refuse_what_is_missing(
-    stride: int | Sequence[int],
-    transposed: bool,
-    output_padding: int | Sequence[int],
-    vectors: bool,
-    padding_mode: str,
-    *,
-    axes: int,
-) -> None:
-    """Raise NotImplementedError for arguments of the contract that this release cannot serve."""
-    mode = _validate.padding_mode(padding_mode)
-    missing = {
-        "stride other than 1": any(
-            s != 1 for s in _validate.per_axis(stride, name="stride", axes=axes)
-        ),
-        "transposed=True": bool(transposed),
-        "output_padding other than 0": any(
-            _validate.per_axis(output_padding, name="output_padding", axes=axes, least=0)
-        ),
-        f"padding_mode={mode!r}": mode not in ("zeros", "circular"),
-        "vectors=True": bool(vectors),
-    }
-    for what, asked in missing.items():
-        if asked:
-            msg = f"{what} is not implemented yet; no bound is returned rather than a wrong one"
-            raise NotImplementedError(msg)
-
-
-def _geometry(
-    a: Array,
-    input_shape: int | Sequence[int] | None,
-    padding: _validate.Padding,
-    dilation: int | Sequence[int],
-    groups: int,
-    *,
-    circular: bool,
-) -> ConvGeometry:
-    """Check the arguments that describe the operator and gather them."""
-    count = _validate.kernel(a, groups=groups)
-    kernel_size = tuple(int(k) for k in a.shape[2:])
-    axes = len(kernel_size)
-    spacing = _validate.per_axis(dilation, name="dilation", axes=axes)
-    sizes = None
-    if input_shape is not None:
-        sizes = _validate.per_axis(input_shape, name="input_shape", axes=axes)
-    reach = span(kernel_size, spacing)
-    pads = _validate.pads(padding, span=reach, has_size=sizes is not None)
-    if (
-        circular
-        and padding is not None
-        and pads != _validate.pads("same", span=reach, has_size=True)
-    ):
-        msg = (
-            "circular convolution by another amount of padding than the kernel's reach is not implemented yet; leave "
-            f"padding=None for the same-size circular operator, got padding={padding!r}"
-        )
-        raise NotImplementedError(msg)
-    return ConvGeometry(kernel_size, spacing, count, sizes, circular, pads)
 
 
 def _taps(a: Array, groups: int, *, xp: Namespace) -> Array:
@@ -373,79 +400,76 @@ def _bracket(
     zero = np.zeros(1)
     if 0 in a.shape:
         return zero, zero, None, 0
+    axes = None if geometry.input_shape is None else geometry.axes()
     block = (a.shape[0] // geometry.groups, int(a.shape[1]))
     count = math.prod(geometry.kernel_size)
     units = gram_units(block, complex=True) + 3.2 * (count + 4) * math.sqrt(count * min(block))
     work = working_dtype(a, units, rtol, xp=xp)
+    copies = 1 if axes is None else math.prod(axis.copies() for axis in axes)
     scaled = _scaling.normalise(
-        xp.reshape(a, (1, a.shape[0], -1)), dtype=work, gain=math.sqrt(count), xp=xp
+        xp.reshape(a, (1, a.shape[0], -1)), dtype=work, gain=math.sqrt(count * copies), xp=xp
     )
+    nothing = axes is not None and 0 in [n for axis in axes for n in (axis.size, axis.outputs)]
+    if nothing and scaled.active.size:
+        return zero, zero, None, 0
     if not scaled.active.size:
         return (*_scaling.restore(zero[:0], zero[:0], scaled, dtype=out, xp=xp), None, 0)
 
-    finite_zeros = geometry.input_shape is not None and not geometry.circular
-    if finite_zeros:
-        if 0 in geometry.output_shape():
-            return zero, zero, None, 0
-        size = _assemble.window(geometry, block)
-        window_lower = zero
-        if size is not None:
-            parts = _assemble.matrix(_taps(a, geometry.groups, xp=xp), geometry, size, xp=xp)
-            lower, upper, products = bracket_stack(parts, rtol=rtol, dtype=out, xp=xp)
-            lower, upper = np.max(lower, keepdims=True), np.max(upper, keepdims=True)
-            if size == geometry.input_shape:
-                return lower, upper, None, products
-            window_lower = lower
-
-    best = _maximum(xp.reshape(scaled.values, a.shape), geometry, rtol=0.95 * rtol, xp=xp)
-    lower, upper = _scaling.restore(
-        np.asarray([best.lower]), np.asarray([best.upper]), scaled, dtype=out, xp=xp
-    )
-    if finite_zeros:
-        return window_lower, np.maximum(upper, window_lower), None, best.evaluations
-    return lower, upper, best.turns, best.evaluations
-
-
-def _on_circle(offsets: HostInts, geometry: ConvGeometry) -> HostInts:
-    """Return the positions of taps after dilation, wrapped around the circle of the input."""
-    assert geometry.input_shape is not None
-    sizes = np.asarray(geometry.input_shape)
-    return np.asarray(offsets % sizes * (np.asarray(geometry.dilation) % sizes) % sizes)
+    values, first = _trimmed(xp.reshape(scaled.values, a.shape), xp=xp)
+    kernel_size = tuple(int(k) for k in values.shape[2:])
+    taps = _taps(values, geometry.groups, xp=xp)
+    aim = 0.95 * rtol  # the result is still to be rounded to the caller's type
+    turns = None
+    if axes is None:
+        symbol, best = _search.supremum(
+            taps, kernel_size, geometry.stride, geometry.dilation, rtol=aim, xp=xp
+        )
+        assert best.turns is not None
+        turns = best.turns - np.ceil(best.turns - 0.5)
+        turns = turns / np.lcm(geometry.stride, geometry.dilation)
+        lower, upper, cost = best.lower, best.upper, best.evaluations * symbol.blocks
+    else:
+        axes = tuple(
+            dataclasses.replace(axis, taps=k, before=axis.before - axis.dilation * skipped)
+            for axis, k, skipped in zip(axes, kernel_size, first, strict=True)
+        )
+        if all(axis.is_circle for axis in axes):
+            best, turns, blocks = _on_circle(taps, axes, rtol=aim, xp=xp)
+            lower, upper, cost = best.lower, best.upper, best.evaluations * blocks
+        else:
+            found = _finite.bracket(taps, axes, rtol=aim, xp=xp)
+            lower, upper, cost = found.lower, found.upper, found.cost
+    low, high = _scaling.restore(np.asarray([lower]), np.asarray([upper]), scaled, dtype=out, xp=xp)
+    return low, high, turns, cost
 
 
-def _maximum(a: Array, geometry: ConvGeometry, *, rtol: float, xp: Namespace) -> _search.Maximum:
-    """Bracket the maximum of the symbol's norm over the grid of a circle, or over all frequencies."""
-    taps = _taps(a, geometry.groups, xp=xp)
-    present = np.flatnonzero(_xp.to_host(xp.any(taps != 0, axis=(1, 2, 3))))
-    taps, offsets = _xp.select(taps, present, xp=xp), geometry.offsets[present]
-    if not geometry.circular or geometry.input_shape is None:
-        return _supremum(taps, offsets, geometry, rtol=rtol, xp=xp)
-    sizes = geometry.input_shape
-    symbol = Symbol(taps, _on_circle(offsets, geometry), xp=xp)
-    if math.prod(sizes) <= _search.FULL_GRID:
-        return _search.over_grid(symbol, sizes, rtol=rtol, xp=xp)
-    # on a fine grid the supremum is attained almost: a point beside it may settle the matter
-    best = _supremum(taps, offsets, geometry, rtol=rtol / 2, xp=xp)
+def _trimmed(a: Array, *, xp: Namespace) -> tuple[Array, list[int]]:
+    """Return the kernel without borders of zeros, and the number of taps cut off in front, per axis."""
+    dims = a.ndim - 2
+    present = _xp.to_host(xp.any(a != 0, axis=(0, 1))) != 0
+    first = []
+    for axis in range(dims):
+        others = tuple(i for i in range(dims) if i != axis)
+        used = np.flatnonzero(np.any(present, axis=others))
+        low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 1)
+        first.append(low)
+        a = a[(slice(None),) * (2 + axis) + (slice(low, high), ...)]
+    return a, first
+
+
+def _on_circle(
+    taps: Array, axes: tuple[Axis, ...], *, rtol: float, xp: Namespace
+) -> tuple[_search.Maximum, HostFloats, int]:
+    """Bracket the norm of a circular convolution whose stride divides the size; return its turns as well."""
+    plain, sizes, factors = zip(*(axis.circle() for axis in axes), strict=True)
+    kernel_size = tuple(axis.taps for axis in axes)
+    symbol = Symbol(*polyphase(taps, kernel_size, plain, xp=xp), xp=xp)
+    points = tuple(n // s for n, s in zip(sizes, plain, strict=True))
+    extent = tuple(-(-k // s) for k, s in zip(kernel_size, plain, strict=True))
+    best = _search.over_circle(symbol, points, extent, rtol=rtol, xp=xp)
     assert best.turns is not None
-    near = _search.beside(symbol, best.turns, sizes, rtol=rtol, xp=xp)
-    near.evaluations += best.evaluations
-    if near.is_finished(np.asarray(best.upper)) or math.prod(sizes) > _search.EVALUATIONS[1]:
-        near.upper = best.upper
-        return near
-    grid = _search.over_grid(symbol, sizes, rtol=rtol, xp=xp)
-    grid.upper = min(grid.upper, best.upper)
-    grid.evaluations += near.evaluations
-    return grid
-
-
-def _supremum(
-    taps: Array, offsets: HostInts, geometry: ConvGeometry, *, rtol: float, xp: Namespace
-) -> _search.Maximum:
-    """Bracket the supremum of the symbol's norm over all frequencies."""
-    # zero borders do not count, and neither does dilation: F(d theta) has the supremum of F
-    offsets = offsets - offsets.min(axis=0)
-    kernel_size = tuple(int(k) + 1 for k in offsets.max(axis=0))
-    best = _search.over_torus(Symbol(taps, offsets, xp=xp), kernel_size, rtol=rtol, xp=xp)
-    if best.turns is not None:
-        best.turns = (best.turns - np.ceil(best.turns - 0.5)) / np.asarray(geometry.dilation)
-    return best
+    j = [
+        round(turn * n) * factor % n / axis.size
+        for turn, n, factor, axis in zip(best.turns.tolist(), points, factors, axes, strict=True)
+    ]
+    return best, np.asarray(j), symbol.blocks

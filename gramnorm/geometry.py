@@ -1,65 +1,371 @@
-"""What a convolution is: kernel reach, dilation, groups, padding and the sizes it maps."""
+"""What a convolution is, and the operator it stands for.
+
+Along each spatial axis a convolution is a correlation with `taps` taps, `stride` s and `dilation` d,
+
+    y[o] = sum_k K[k] x[s o + d k - before],     0 <= o < outputs,
+
+whose input is continued beyond its `size` samples by zeros, periodically or by reflection.  A transposed
+convolution is the transpose of such a correlation.  A common factor of stride and dilation only
+skips samples, and what is left of the dilation only interleaves (docs/theory.md, section 4): every
+correlation with zero padding is a direct sum of correlations without dilation.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from gramnorm._typing import HostInts
+from gramnorm import _validate, _xp
+from gramnorm._typing import Array, HostFloats, HostInts, Namespace
+
+__all__ = ["ConvGeometry"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One axis of a correlation without dilation: u-th output, v-th input, tap k at ``v = stride u + k``.
+
+    Attributes
+    ----------
+    outputs : int
+        Outputs 0 <= u < outputs.
+    first, last : int
+        The inputs first <= v <= last exist; the others are zero.
+    """
+
+    outputs: int
+    first: int
+    last: int
+
+    def is_within(self, other: Part, stride: int) -> bool:
+        """Say whether this operator is a submatrix of `other`."""
+        shifts = range(max(other.outputs - self.outputs, -1) + 1)
+        inside = (
+            other.first <= self.first + t * stride and self.last + t * stride <= other.last
+            for t in shifts
+        )
+        return any(inside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One axis of a correlation at a finite size; the module's formula has the symbols."""
+
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+    size: int
+    outputs: int
+    mode: str
+
+    @property
+    def reach(self) -> int:
+        """Distance between the first and the last tap."""
+        return self.dilation * (self.taps - 1)
+
+    @property
+    def is_circle(self) -> bool:
+        """Whether the axis is circular and the stride takes it round exactly once."""
+        return self.mode == "circular" and self.outputs * self.stride == self.size
+
+    def sources(self) -> HostInts:
+        """Return which input sample tap k of output o reads, shape (taps, outputs); -1 for a zero."""
+        position = (
+            self.stride * np.arange(self.outputs, dtype=np.int64)[None, :]
+            + self.dilation * np.arange(self.taps, dtype=np.int64)[:, None]
+            - self.before
+        )
+        n = self.size
+        if self.mode == "circular":
+            return np.asarray(position % n)
+        if self.mode == "replicate":
+            return np.asarray(np.clip(position, 0, n - 1))
+        if self.mode == "reflect":
+            mirrored = np.abs(position)
+            return np.asarray(np.where(mirrored >= n, 2 * (n - 1) - mirrored, mirrored))
+        return np.asarray(np.where((position >= 0) & (position < n), position, -1))
+
+    def links(self) -> HostFloats:
+        """Return the matrix that copies inputs to (tap, output) pairs, shape (taps * outputs, size)."""
+        source = self.sources().reshape(-1)
+        matrix = np.zeros((source.size, self.size))
+        rows = np.flatnonzero(source >= 0)
+        matrix[rows, source[rows]] = 1.0
+        return matrix
+
+    def copies(self) -> int:
+        """Bound how often the continued input holds the same sample."""
+        n, lo = self.size, max(self.before, 0)
+        if self.outputs == 0 or self.mode == "zeros":
+            return 1
+        last = self.stride * (self.outputs - 1) + self.reach - self.before
+        if self.mode == "circular":
+            return -(-(last + self.before + 1) // n)
+        hi = max(last - (n - 1), 0)
+        if self.mode == "replicate":
+            return 1 + (lo + hi if n == 1 else max(lo, hi))
+        both = max(1, n - 1 - hi) <= min(lo, n - 2)
+        return 3 if both else 2 if lo or hi else 1
+
+    def coincidences(self) -> int:
+        """Bound how many taps of one output read the same sample."""
+        if self.mode == "zeros" or self.outputs == 0:
+            return 1
+        if self.mode == "circular":
+            return -(-self.taps * math.gcd(self.dilation, self.size) // self.size)
+        return min(self.taps, self.copies())
+
+    def inside(self) -> Axis:
+        """Return the outputs whose taps all read existing samples: a correlation with zero padding."""
+        first = max(-(-self.before // self.stride), 0)
+        last = min((self.size - 1 - self.reach + self.before) // self.stride, self.outputs - 1)
+        return dataclasses.replace(
+            self,
+            before=self.before - self.stride * first,
+            outputs=max(last - first + 1, 0),
+            mode="zeros",
+        )
+
+    def window(self, most: int) -> Axis:
+        """Return the correlation of `most` central samples with all outputs that read them (zero padding)."""
+        if self.size <= most:
+            return self
+        start = (self.size - most) // 2
+        first = max(-(-(start + self.before - self.reach) // self.stride), 0)
+        last = min((start + most - 1 + self.before) // self.stride, self.outputs - 1)
+        return dataclasses.replace(
+            self,
+            before=self.before + start - self.stride * first,
+            size=most,
+            outputs=max(last - first + 1, 0),
+        )
+
+    def parts(self) -> list[Part]:
+        """Split a correlation with zero padding into ones of stride s / gcd(s, d) without dilation.
+
+        With g = gcd(s, d) only inputs with g | i + before are read; outputs o = rho (mod d / g) read inputs
+        of one class modulo d / g.  Parts that are submatrices of others are left out.
+        """
+        g = math.gcd(self.stride, self.dilation)
+        s, d = self.stride // g, self.dilation // g
+        found: list[Part] = []
+        for rho in range(min(d, self.outputs)):
+            outputs = -(-(self.outputs - rho) // d)
+            first = -((s * rho + -self.before // g) // d)  # two ceilings
+            last = ((self.size - 1 + self.before) // g - s * rho) // d
+            part = Part(outputs, max(first, 0), min(last, s * (outputs - 1) + self.taps - 1))
+            if part.first > part.last or any(part.is_within(other, s) for other in found):
+                continue
+            found = [other for other in found if not other.is_within(part, s)] + [part]
+        return found
+
+    def circle(self) -> tuple[int, int, int]:
+        """Return stride, size and multiplier of a circular correlation without dilation of the same norm.
+
+        On a circle the dilation only permutes frequencies and repeats them: at the frequency 2 pi j / size of
+        the new circle stands what the old one has at j times the multiplier.
+        """
+        h = math.gcd(self.stride, self.dilation)
+        stride, dilation, size = self.stride // h, self.dilation // h, self.size // h
+        e = math.gcd(dilation, size)
+        size //= e
+        return stride, size, pow(dilation // e, -1, size // stride)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
-    """The geometry of a convolution of stride 1.
-
-    The operator maps an input x of shape (c_in, *input_shape) to
-
-        y[o] = sum_k  K[k] x[o + dilation * k - lo],
-
-    with x zero outside the input (padding "zeros") or periodic ("circular").
+    """The geometry of a convolution, made by `of`, and the operator that it defines for a kernel.
 
     Attributes
     ----------
-    kernel_size, dilation : tuple of int
-        Taps and spacing of the taps per spatial axis.
+    kernel_size, stride, dilation : tuple of int
+        Taps, step between outputs and spacing of the taps, per spatial axis.
     groups : int
         Number of independent blocks of channels.
-    input_shape : tuple of int or None
-        Samples per spatial axis; None for every size at once.
-    circular : bool
-        Whether the input is periodic.
+    padding_mode : {"zeros", "circular", "reflect", "replicate"}
+        How the input is continued.
     pads : tuple of (lo, hi), or None
-        Zero padding per axis; None for every amount at once.
+        Samples of padding per axis; None for the same-size circular operator or any amount of zeros.
+    input_shape, output_shape : tuple of int, or None
+        Samples per axis; None for every size at once.
+    transposed : bool
+        Whether the operator is the transpose of a correlation from `output_shape` to `input_shape`.
+    output_padding : tuple of int
+        Samples added at the end of the output of a transposed convolution.
     """
 
     kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    input_shape: tuple[int, ...] | None
-    circular: bool
+    padding_mode: str
     pads: tuple[tuple[int, int], ...] | None
+    input_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
+    transposed: bool
+    output_padding: tuple[int, ...]
 
-    @property
-    def offsets(self) -> HostInts:
-        """Positions of the taps before dilation, shape (taps, axes), in the order of the kernel."""
-        grid = itertools.product(*(range(k) for k in self.kernel_size))
-        return np.asarray(list(grid), dtype=np.int64).reshape(-1, len(self.kernel_size))
+    @classmethod
+    def of(
+        cls,
+        kernel_shape: Sequence[int],
+        input_shape: int | Sequence[int] | None = None,
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: _validate.Padding = None,
+        padding_mode: str = "zeros",
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        transposed: bool = False,
+        output_padding: int | Sequence[int] = 0,
+    ) -> ConvGeometry:
+        """Check the arguments of `conv_norm_bracket` and resolve what they leave open.
 
-    @property
-    def span(self) -> tuple[int, ...]:
-        """Distance between the first and the last tap per axis."""
-        return span(self.kernel_size, self.dilation)
+        Parameters
+        ----------
+        kernel_shape : sequence of int
+            ``(c_out, c_in / groups, *spatial)``, of a transposed convolution ``(c_in, c_out / groups, *spatial)``.
+        input_shape : int or sequence of int, optional
+            Samples of the input per spatial axis.
+        stride, padding, padding_mode, dilation, groups, transposed, output_padding
+            As in `conv_norm_bracket`.
 
-    def output_shape(self) -> tuple[int, ...]:
-        """Return the samples per axis of the output, at a given input size with zero padding."""
+        Returns
+        -------
+        ConvGeometry
+            The geometry.
+
+        Examples
+        --------
+        >>> geometry = ConvGeometry.of((8, 3, 3, 3), (32, 31), stride=2, padding="same")
+        >>> geometry.pads, geometry.output_shape
+        (((0, 1), (1, 1)), (16, 16))
+        """
+        count = _validate.kernel_shape(tuple(kernel_shape), groups=groups)
+        kernel_size = tuple(int(k) for k in kernel_shape[2:])
+        axes = len(kernel_size)
+        step = _validate.per_axis(stride, name="stride", axes=axes)
+        spacing = _validate.per_axis(dilation, name="dilation", axes=axes)
+        extra = _validate.per_axis(output_padding, name="output_padding", axes=axes, least=0)
+        mode = _validate.padding_mode(padding_mode)
+        is_transposed = bool(transposed)
+        sizes = None
+        if input_shape is not None:
+            sizes = _validate.per_axis(input_shape, name="input_shape", axes=axes)
+        if is_transposed:
+            _validate.transposed(mode, padding, extra, step, spacing, has_size=sizes is not None)
+        elif any(extra):
+            _validate.refuse_output_padding(extra)
+        reach = tuple(d * (k - 1) for k, d in zip(kernel_size, spacing, strict=True))
+        same_sizes = sizes
+        if sizes is not None and is_transposed:
+            same_sizes = tuple(n * s for n, s in zip(sizes, step, strict=True))
+        pads = _validate.pads(padding, mode, reach=reach, stride=step, sizes=same_sizes)
+        _validate.continuation(mode, pads, reach=reach, sizes=sizes)
+        outputs = None
+        if sizes is not None:
+            outputs = tuple(
+                _output_size(*axis, transposed=is_transposed, same=padding in (None, "same"))
+                for axis in zip(
+                    sizes, step, reach, pads or ((None, None),) * axes, extra, strict=True
+                )
+            )
+        return cls(
+            kernel_size, step, spacing, count, mode, pads, sizes, outputs, is_transposed, extra
+        )
+
+    def axes(self) -> tuple[Axis, ...]:
+        """Return the axes of the correlation (of its transpose, if transposed) at the given size."""
         assert self.input_shape is not None
-        assert self.pads is not None
-        sizes = zip(self.input_shape, self.pads, self.span, strict=True)
-        return tuple(max(n + lo + hi - reach, 0) for n, (lo, hi), reach in sizes)
+        assert self.output_shape is not None
+        sizes, outputs = self.input_shape, self.output_shape
+        if self.transposed:
+            sizes, outputs = outputs, sizes
+        pads = self.pads or ((0, 0),) * len(sizes)
+        return tuple(
+            Axis(k, s, d, lo, n, m, self.padding_mode)
+            for k, s, d, (lo, _), n, m in zip(
+                self.kernel_size, self.stride, self.dilation, pads, sizes, outputs, strict=True
+            )
+        )
+
+    def apply(self, kernel: Array, x: Array) -> Array:
+        """Return the convolution of `x`, shape ``(c_in, *input_shape)``, in its namespace."""
+        if self.transposed:
+            return adjoint(self._real_adjoint_kernel(kernel), x, self.axes(), self.groups)
+        return correlate(kernel, x, self.axes(), self.groups)
+
+    def adjoint(self, kernel: Array, y: Array) -> Array:
+        """Return the adjoint (conjugate transpose) of `apply` at `y`, shape ``(c_out, *output_shape)``."""
+        if self.transposed:
+            return correlate(self._real_adjoint_kernel(kernel), y, self.axes(), self.groups)
+        return adjoint(kernel, y, self.axes(), self.groups)
+
+    def _real_adjoint_kernel(self, kernel: Array) -> Array:
+        """Return the kernel whose correlation has the transposed convolution as its adjoint: no conjugation."""
+        xp = _xp.namespace_of(kernel, name="kernel")
+        return xp.conj(kernel) if _xp.is_complex(kernel.dtype, xp=xp) else kernel
 
 
-def span(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the distance between the first and the last tap of a dilated kernel per axis."""
-    return tuple(d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True))
+def _output_size(
+    n: int,
+    stride: int,
+    reach: int,
+    pad: tuple[int | None, int | None],
+    extra: int,
+    *,
+    transposed: bool,
+    same: bool,
+) -> int:
+    lo, hi = pad
+    if lo is None or hi is None or same:
+        return n * stride if transposed else -(-n // stride)
+    if transposed:
+        return max((n - 1) * stride - lo - hi + reach + extra + 1, 0)
+    return max((n + lo + hi - reach - 1) // stride + 1, 0)
+
+
+def correlate(kernel: Array, x: Array, axes: Sequence[Axis], groups: int) -> Array:
+    """Return the correlation of `x`, shape (c_in, *sizes), with (c_out, c_in / groups, *taps)."""
+    xp = _xp.namespace_of(x, name="x")
+    for axis in axes:
+        x = _along(x, axis.links().T, xp=xp)
+    taps, outputs = (tuple(getattr(a, name) for a in axes) for name in ("taps", "outputs"))
+    pairs = [n for pair in zip(taps, outputs, strict=True) for n in pair]
+    dims = len(taps)
+    patches = xp.reshape(x, (groups, -1, *pairs))
+    order = (0, 1, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2))
+    patches = xp.reshape(xp.permute_dims(patches, order), (groups, -1, math.prod(outputs)))
+    y = _xp.matmul(_rows(kernel, groups, xp=xp), patches, xp=xp)
+    return xp.reshape(y, (-1, *outputs))
+
+
+def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array:
+    """Return the adjoint of `correlate` at `y`, shape (c_out, *outputs)."""
+    xp = _xp.namespace_of(y, name="y")
+    taps, outputs = (tuple(getattr(a, name) for a in axes) for name in ("taps", "outputs"))
+    y = xp.reshape(y, (groups, -1, math.prod(outputs)))
+    patches = _xp.matmul(_xp.adjoint(_rows(kernel, groups, xp=xp), xp=xp), y, xp=xp)
+    dims = len(taps)
+    patches = xp.reshape(patches, (-1, *taps, *outputs))
+    order = (0, *(i for a in range(dims) for i in (1 + a, 1 + dims + a)))
+    x = xp.permute_dims(patches, order)
+    x = xp.reshape(x, (-1, *(k * m for k, m in zip(taps, outputs, strict=True))))
+    for axis in axes:
+        x = _along(x, axis.links(), xp=xp)
+    return x
+
+
+def _rows(kernel: Array, groups: int, *, xp: Namespace) -> Array:
+    """Return the kernel as one matrix per group, shape (groups, c_out / groups, c_in / groups * T)."""
+    return xp.reshape(kernel, (groups, kernel.shape[0] // groups, -1))
+
+
+def _along(x: Array, matrix: HostFloats, *, xp: Namespace) -> Array:
+    """Multiply axis 1 of `x` by a host matrix from the right; the result becomes the last axis."""
+    moved = _xp.from_host(matrix, dtype=x.dtype, device=_xp.device_of(x), xp=xp)
+    return _xp.matmul(xp.permute_dims(x, (0, *range(2, x.ndim), 1)), moved, xp=xp)

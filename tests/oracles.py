@@ -4,12 +4,15 @@ Nothing here looks at the package. A bound t is compared with sigma_1(A) through
 t^2 I - A^H A. The stored floats are integers times a power of two, so that this matrix is an
 integer matrix. Its LDL^H pivots are enclosed in balls, at rising precision; where balls cannot
 tell (t equal to sigma_1, say) fraction-free elimination over the integers decides.
+
+A convolution is its definition, y[o] = sum_k K[k] x[s o + d k - lo], one output and one tap at a
+time; what stands for x beyond its ends is decided by `beyond`, once for all padding modes.
 """
 
 import enum
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -19,6 +22,9 @@ import numpy as np
 
 BITS = (192, 768, 3072)  # ball precisions, tried in turn
 EXACT_LIMIT = 4e9  # n^4 times the length in bits, up to which integers decide (seconds)
+
+
+Rows = list[list[Any]]  # of integers or balls
 
 
 class Verdict(enum.Enum):
@@ -41,6 +47,14 @@ def _dyadic(x: np.ndarray) -> tuple[list[int], int]:
     return [m << (e - lowest) if m else 0 for m, e in zip(whole, shift, strict=True)], lowest
 
 
+def integers(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return X, Y and e with a = (X + i Y) 2^e exactly; X and Y hold Python integers."""
+    parts = np.stack([np.real(a), np.imag(a)])
+    whole, e = _dyadic(parts)
+    x, y = np.asarray(whole, dtype=object).reshape(parts.shape)
+    return x, y, e
+
+
 class Exact:
     """A finite host matrix of floats, ready for exact comparisons with its largest sigma."""
 
@@ -49,16 +63,25 @@ class Exact:
         if not np.all(np.isfinite(a)):
             msg = "the oracle takes finite matrices"
             raise ValueError(msg)
-        if a.shape[0] < a.shape[1]:
-            a = a.T  # the transpose has the same singular values
-        m, n = a.shape
-        parts = np.stack([np.real(a), np.imag(a)])
-        whole, self.exponent = _dyadic(parts)
-        real, imag = (flint.fmpz_mat(m, n, whole[i * m * n : (i + 1) * m * n]) for i in (0, 1))
-        self.n = n
-        self.is_complex = bool(np.any(parts[1]))
+        self._take(*integers(a))
+
+    @classmethod
+    def from_integers(cls, x: np.ndarray, y: np.ndarray, e: int) -> "Exact":
+        """Return the matrix (x + i y) 2^e, whose entries need not be floats."""
+        exact = cls.__new__(cls)
+        exact._take(x, y, e)
+        return exact
+
+    def _take(self, x: np.ndarray, y: np.ndarray, e: int) -> None:
+        if x.shape[0] < x.shape[1]:
+            x, y = x.T, y.T  # the transpose has the same singular values
+        real, imag = (flint.fmpz_mat(*x.shape, part.ravel().tolist()) for part in (x, y))
+        self.exponent = e
+        self.n = x.shape[1]
+        self.is_complex = bool(np.any(y))
         self.gram_real = real.transpose() * real + imag.transpose() * imag
         self.gram_imag = real.transpose() * imag - imag.transpose() * real
+        self.blocks = _diagonal_blocks(self.gram_real, self.gram_imag)
 
     def compare(self, t: float) -> int | None:
         """Return the sign of t - sigma_1, or None if it stayed open."""
@@ -67,13 +90,21 @@ class Exact:
             raise ValueError(msg)
         if math.isinf(t) or t < 0:
             return 1 if t > 0 else -1
+        signs = []
+        for real, imag in self.blocks:
+            signs.append(self._compare_block(real, imag, t))
+            if signs[-1] == -1:
+                return -1
+        return None if None in signs else min((s for s in signs if s is not None), default=1)
+
+    def _compare_block(self, gram_real: Rows, gram_imag: Rows, t: float) -> int | None:
         mantissa, exponent = _dyadic(np.asarray([t]))
         shift = 2 * (exponent - self.exponent)
         up, down = max(shift, 0), max(-shift, 0)
-        real = _negated(self.gram_real, down)
+        real = _negated(gram_real, down)
         for i, row in enumerate(real):
             row[i] += mantissa[0] ** 2 << up
-        imag = _negated(self.gram_imag, down) if self.is_complex else None
+        imag = _negated(gram_imag, down) if self.is_complex else None
         for bits in BITS:
             sign = _inertia_in_balls(real, imag, bits)
             if sign is not None:
@@ -85,18 +116,40 @@ class Exact:
         return _inertia_exactly(whole)
 
 
-def _negated(matrix: Any, down: int) -> list[list[Any]]:
-    """Return -2^down times an integer matrix, as rows."""
-    return [[-(x << down) for x in row] for row in matrix.tolist()]
+def _diagonal_blocks(real: Any, imag: Any) -> list[tuple[Rows, Rows]]:
+    """Return the different blocks of a Hermitian integer matrix that no entry connects.
+
+    The norm is the largest of theirs; in a convolution, blocks far apart are often the same.
+    """
+    x, y = real.tolist(), imag.tolist()
+    left, blocks = set(range(len(x))), {}
+    while left:
+        queue = [left.pop()]
+        block = set(queue)
+        while queue:
+            i = queue.pop()
+            near = {j for j in left if x[i][j] != 0 or y[i][j] != 0}
+            left -= near
+            block |= near
+            queue += near
+        order = sorted(block)
+        parts = tuple([[v[i][j] for j in order] for i in order] for v in (x, y))
+        blocks[str(parts)] = parts
+    return list(blocks.values())
 
 
-def _embedded(real: list[list[Any]], imag: list[list[Any]]) -> list[list[Any]]:
+def _negated(rows: Rows, down: int) -> Rows:
+    """Return -2^down times an integer matrix."""
+    return [[-(x << down) for x in row] for row in rows]
+
+
+def _embedded(real: Rows, imag: Rows) -> Rows:
     """Return the real symmetric matrix [[X, -Y], [Y, X]] of the Hermitian X + iY."""
     top = [x + [-v for v in y] for x, y in zip(real, imag, strict=True)]
     return top + [y + x for x, y in zip(real, imag, strict=True)]
 
 
-def _inertia_in_balls(real: list[list[Any]], imag: list[list[Any]] | None, bits: int) -> int | None:
+def _inertia_in_balls(real: Rows, imag: Rows | None, bits: int) -> int | None:
     """Return the sign of the least eigenvalue of a Hermitian matrix, or None if too close."""
     saved, flint.ctx.prec = flint.ctx.prec, bits
     try:
@@ -112,7 +165,7 @@ def _inertia_in_balls(real: list[list[Any]], imag: list[list[Any]] | None, bits:
         flint.ctx.prec = saved
 
 
-def _pivots(a: list[list[Any]]) -> int | None:
+def _pivots(a: Rows) -> int | None:
     """Eliminate a Hermitian matrix of balls (lower triangle) and read the signs of its pivots."""
     n, sign = len(a), 1
     for k in range(n):
@@ -125,15 +178,18 @@ def _pivots(a: list[list[Any]]) -> int | None:
             continue
         if not pivot > 0:
             return None
-        scaled = [x.conjugate() / pivot if isinstance(x, flint.acb) else x / pivot for x in column]
-        for i in range(k + 1, n):
-            row, factor = a[i], column[i - k - 1]
-            for j in range(k + 1, i + 1):
-                row[j] -= factor * scaled[j - k - 1]
+        scaled: dict[int, Any] = {}
+        for i, x in enumerate(column, k + 1):
+            if x == 0:  # exactly: most entries of a convolution
+                continue
+            scaled[i] = (x.conjugate() if isinstance(x, flint.acb) else x) / pivot
+            row = a[i]
+            for j, y in scaled.items():
+                row[j] -= x * y
     return sign
 
 
-def _inertia_exactly(a: list[list[Any]]) -> int:
+def _inertia_exactly(a: Rows) -> int:
     """Return 1, 0 or -1 for a definite, semidefinite singular, or other symmetric integer matrix.
 
     Bareiss elimination. A zero pivot of a semidefinite matrix has a zero row: it is dropped.
@@ -257,25 +313,32 @@ class Findings:
         return not (self.upper_violated or self.lower_violated)
 
 
-def check_stack(stack: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> Findings:
+def check_stack(
+    stack: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    error: float = 0.0,
+    exactly: Callable[[int], Exact] | None = None,
+) -> Findings:
     """Check lower <= sigma_1 <= upper for each finite matrix of a stack of shape (..., m, n).
 
-    Extended precision settles what is clear; the exact oracle settles the rest.
+    Extended precision settles what is clear; the exact oracle settles the rest. Where the stack
+    holds the matrices up to `error` in the norm only, `exactly` returns the i-th one as it is.
     """
-    m, n = stack.shape[-2:]
-    stack = stack.reshape(-1, m, n)
     upper, lower = (np.asarray(x).reshape(-1).astype(LONG) for x in (upper, lower))
     if stack.size == 0:
         bad = [int(i) for i in np.flatnonzero((upper != 0) | (lower != 0))]
         nothing = np.zeros(len(upper))
         return Findings(bad, bad, [], nothing, nothing)
+    stack = stack.reshape(-1, *stack.shape[-2:])
     e = exponents(stack)
     least, most = fast_bracket(stack)
     u, low = np.ldexp(upper, -e), np.ldexp(lower, -e)
+    off = np.ldexp(LONG(error), -e)
     found: dict[str, list[int]] = {"upper": [], "lower": [], "open": []}
-    doubtful = np.flatnonzero(~(u >= most) | ~(low <= least))
+    doubtful = np.flatnonzero(~(u >= most + off) | ~(low <= np.maximum(least - off, 0)))
     for i in map(int, doubtful):
-        exact = Exact(stack[i])
+        exact = exactly(i) if exactly else Exact(stack[i])
         for name, test, value in (
             ("upper", check_upper, upper[i]),
             ("lower", check_lower, lower[i]),
@@ -303,14 +366,18 @@ def per_axis(value: int | Sequence[int], dims: int) -> list[int]:
 def pads(
     padding: Any, shape: Sequence[int], taps: Sequence[int], dilation: Any, stride: Any
 ) -> Pads:
-    """Return (before, after) per axis for a padding written in any of the accepted ways."""
+    """Return (before, after) per axis for a padding written in any of the accepted ways.
+
+    `shape` is what the forward convolution reads. None is "same": as many outputs as the stride
+    fits into the input, rounded up, and the odd sample of padding at the end.
+    """
     dims = len(shape)
     reach = [d * (k - 1) for d, k in zip(per_axis(dilation, dims), taps, strict=True)]
     if padding == "valid":
         return [(0, 0)] * dims
     if padding == "full":
         return [(r, r) for r in reach]
-    if padding == "same":
+    if padding is None or padding == "same":
         out = []
         for n, r, s in zip(shape, reach, per_axis(stride, dims), strict=True):
             total = max((-(-n // s) - 1) * s + r + 1 - n, 0)
@@ -321,94 +388,172 @@ def pads(
     return [(int(lo), int(hi)) for lo, hi in padding]
 
 
-def conv_apply(
-    kernel: np.ndarray,
-    x: np.ndarray,
-    padding: Any = "same",
+def beyond(i: int, n: int, padding_mode: str) -> int | None:
+    """Return which of n samples stands at position i, before, in or after them; None for a zero."""
+    if padding_mode == "circular":
+        return i % n
+    if 0 <= i < n:
+        return i
+    if padding_mode == "reflect":  # the mirror is the first or the last sample
+        return -i if i < 0 else 2 * (n - 1) - i
+    if padding_mode == "replicate":
+        return 0 if i < 0 else n - 1
+    return None
+
+
+def forward_sizes(
+    taps: Sequence[int],
+    input_shape: Sequence[int],
+    padding: Any = None,
     padding_mode: str = "zeros",
     dilation: Any = 1,
-    groups: int = 1,
     stride: Any = 1,
-) -> np.ndarray:
-    """Correlate x, of shape (c_in, *input, batch), with a kernel (c_out, c_in / groups, *taps).
+    transposed: bool = False,
+    output_padding: Any = 0,
+) -> list[tuple[int, int, int]]:
+    """Return (samples read, samples written, padding before) of the forward convolution per axis.
 
-    One output position and one tap at a time. "circular" wraps indices modulo the input size, the
-    output has the input's size (divided by the stride, rounded up), and no padding is read.
+    A transposed convolution is its forward one read backwards: `input_shape` is what that writes.
+    Circular without a padding: the first tap of output o stands at s o, once around the circle.
     """
-    taps, shape = kernel.shape[2:], x.shape[1:-1]
     dims = len(taps)
-    d, s = per_axis(dilation, dims), per_axis(stride, dims)
-    if padding_mode == "circular":
-        before = [0] * dims
-        out = [-(-n // t) for n, t in zip(shape, s, strict=True)]
-    else:
-        both = pads(padding, shape, taps, dilation, stride)
-        before = [lo for lo, _ in both]
-        out = [
-            (n + sum(p) - a * (k - 1) - 1) // t + 1
-            for n, p, a, k, t in zip(shape, both, d, taps, s, strict=True)
-        ]
-    c_out, c_group = kernel.shape[:2]
-    y = np.zeros((c_out, *out, x.shape[-1]), dtype=np.result_type(kernel, x))
-    for position in itertools.product(*map(range, out)):
-        for tap in itertools.product(*map(range, taps)):
-            source = [
-                p * t - b + a * k for p, t, b, a, k in zip(position, s, before, d, tap, strict=True)
-            ]
-            if padding_mode == "circular":
-                source = [i % n for i, n in zip(source, shape, strict=True)]
-            elif any(i < 0 or i >= n for i, n in zip(source, shape, strict=True)):
-                continue
-            for g in range(groups):
-                rows = slice(g * (c_out // groups), (g + 1) * (c_out // groups))
-                columns = slice(g * c_group, (g + 1) * c_group)
-                block = kernel[(rows, slice(None), *tap)]
-                y[(rows, *position)] += block @ x[(columns, *source)]
-    return y
+    d, s, more = (per_axis(v, dims) for v in (dilation, stride, output_padding))
+    wraps = padding_mode == "circular" and padding is None
+    is_same = padding is None or padding == "same"
+    multiples = [n * t for n, t in zip(input_shape, s, strict=True)]
+    both = pads(padding, multiples if transposed else input_shape, taps, d, s)
+    sizes = []
+    for axis, n in enumerate(input_shape):
+        lo, hi = (0, 0) if wraps else both[axis]
+        reach = d[axis] * (taps[axis] - 1)
+        if transposed and is_same:
+            sizes.append((multiples[axis], n, lo))
+        elif transposed:
+            sizes.append((max((n - 1) * s[axis] - lo - hi + reach + more[axis] + 1, 0), n, lo))
+        elif wraps:
+            sizes.append((n, -(-n // s[axis]), lo))
+        else:
+            sizes.append((n, max((n + lo + hi - reach - 1) // s[axis] + 1, 0), lo))
+    return sizes
 
 
 def conv_matrix(
     kernel: np.ndarray,
     input_shape: Sequence[int],
-    padding: Any = "same",
+    padding: Any = None,
     padding_mode: str = "zeros",
     dilation: Any = 1,
     groups: int = 1,
     stride: Any = 1,
+    transposed: bool = False,
+    output_padding: Any = 0,
 ) -> np.ndarray:
-    """Return the dense matrix of the convolution: `conv_apply` on every unit vector."""
-    shape = (kernel.shape[1] * groups, *input_shape)
-    size = math.prod(shape)
-    unit = np.eye(size, dtype=kernel.dtype).reshape(*shape, size)
-    return conv_apply(kernel, unit, padding, padding_mode, dilation, groups, stride).reshape(
-        -1, size
+    """Return the dense matrix of a convolution, one output position and one tap at a time.
+
+    Rows are (c_out, *output), columns (c_in, *input); kernels are (c_out, c_in / groups, *taps).
+    Transposed, kernels are (c_in, c_out / groups, *taps), and what is returned is the matrix of the
+    forward convolution that reads the output: of the adjoint, which has the same norm.
+    """
+    taps = kernel.shape[2:]
+    d, s = per_axis(dilation, len(taps)), per_axis(stride, len(taps))
+    reads, writes, before = zip(
+        *forward_sizes(taps, input_shape, padding, padding_mode, d, s, transposed, output_padding),
+        strict=True,
     )
+    p, q = kernel.shape[0] // groups, kernel.shape[1]  # channels of one group
+    a = np.zeros((groups * p, *writes, groups * q, *reads), dtype=kernel.dtype)
+    for position in itertools.product(*map(range, writes)):
+        for tap in itertools.product(*map(range, taps)):
+            source = [
+                beyond(t * o + e * k - lo, n, padding_mode)
+                for t, o, e, k, lo, n in zip(s, position, d, tap, before, reads, strict=True)
+            ]
+            if None in source:
+                continue
+            for g in range(groups):
+                rows, columns = slice(g * p, (g + 1) * p), slice(g * q, (g + 1) * q)
+                a[(rows, *position, columns, *source)] += kernel[(rows, slice(None), *tap)]
+    return a.reshape(groups * p * math.prod(writes), groups * q * math.prod(reads))
+
+
+def conv_apply(
+    kernel: np.ndarray,
+    x: np.ndarray,
+    padding: Any = None,
+    padding_mode: str = "zeros",
+    dilation: Any = 1,
+    groups: int = 1,
+    stride: Any = 1,
+    transposed: bool = False,
+    output_padding: Any = 0,
+) -> np.ndarray:
+    """Apply a convolution to x, of shape (c_in, *input, batch); transposed without conjugates."""
+    shape = x.shape[1:-1]
+    before, after = (padding, padding_mode, dilation), (stride, transposed, output_padding)
+    a = conv_matrix(kernel, shape, *before, groups, *after)
+    sizes = forward_sizes(kernel.shape[2:], shape, *before, *after)
+    if transposed:
+        out = [groups * kernel.shape[1], *(reads for reads, _, _ in sizes)]
+        return (a.T @ x.reshape(-1, x.shape[-1])).reshape(*out, x.shape[-1])
+    out = [kernel.shape[0], *(writes for _, writes, _ in sizes)]
+    return (a @ x.reshape(-1, x.shape[-1])).reshape(*out, x.shape[-1])
+
+
+def check_conv(
+    kernel: np.ndarray,
+    input_shape: Sequence[int],
+    lower: float,
+    upper: float,
+    padding_mode: str = "zeros",
+    **geometry: Any,
+) -> Findings:
+    """Check lower <= norm <= upper of one convolution on its dense matrix.
+
+    Where taps meet in one entry (never with zero padding) their sum is rounded, in extended
+    precision: each row is off by sum |taps| (T - 1) u at most. The exact oracle sums integers.
+    """
+    geometry |= {"padding_mode": padding_mode}
+    long = kernel.astype(np.result_type(kernel, LONG))
+    dense = conv_matrix(long, input_shape, **geometry)
+    meeting = 0 if padding_mode == "zeros" else math.prod(kernel.shape[2:]) - 1
+    error = meeting * LONG_EPS * math.sqrt(len(dense)) * np.sum(np.abs(long))
+
+    def exactly(_: int) -> Exact:
+        x, y, e = integers(kernel)
+        return Exact.from_integers(*(conv_matrix(v, input_shape, **geometry) for v in (x, y)), e)
+
+    return check_stack(dense[None], np.asarray([lower]), np.asarray([upper]), error, exactly)
 
 
 # --------------------------------------------------------------------------------- the symbol
 
 
-def symbol(kernel: np.ndarray, theta: np.ndarray, dilation: Any = 1, groups: int = 1) -> np.ndarray:
-    """Return F(theta) = sum_k K_k exp(i d k . theta) from the definition.
+def symbol(
+    kernel: np.ndarray, theta: np.ndarray, dilation: Any = 1, groups: int = 1, stride: Any = 1
+) -> np.ndarray:
+    """Return the blocks [F(theta + 2 pi r / s)]_r / sqrt(prod s) from the definition.
 
-    `theta` has shape (..., axes); the result (..., groups, c_out / groups, c_in / groups).
+    F(theta) = sum_k K_k exp(i d k . theta), and r runs over the box prod range(s_a): the aliases,
+    which a stride s folds into one frequency of the output. `theta` has shape (..., axes), the
+    result (..., groups, c_out / groups, prod(s) c_in / groups).
     """
     taps = kernel.shape[2:]
     theta = np.asarray(theta, dtype=np.float64)
-    d = np.asarray(per_axis(dilation, len(taps)))
-    blocks = kernel.reshape(groups, -1, *kernel.shape[1:])
-    out = np.zeros((*theta.shape[:-1], *blocks.shape[:3]), dtype=np.complex128)
-    for tap in itertools.product(*map(range, taps)):
-        phase = np.exp(1j * (theta @ (d * np.asarray(tap))))
-        out += phase[..., None, None, None] * blocks[(..., *tap)]
-    return out
+    d, s = per_axis(dilation, len(taps)), per_axis(stride, len(taps))
+    shifts = np.asarray(list(itertools.product(*map(range, s)))) * (2 * np.pi / np.asarray(s))
+    steps = np.asarray(list(itertools.product(*map(range, taps)))) * d
+    waves = np.exp(1j * ((theta[..., None, :] + shifts) @ steps.T))  # (..., aliases, taps)
+    p, q = kernel.shape[0] // groups, kernel.shape[1]
+    blocks = (waves @ kernel.reshape(groups * p * q, -1).T).reshape(*waves.shape[:-1], groups, p, q)
+    side_by_side = np.moveaxis(blocks, -4, -2)  # (..., groups, p, aliases, q)
+    return side_by_side.reshape(*theta.shape[:-1], groups, p, -1) / math.sqrt(math.prod(s))
 
 
 def symbol_sigma(
-    kernel: np.ndarray, theta: np.ndarray, dilation: Any = 1, groups: int = 1
+    kernel: np.ndarray, theta: np.ndarray, dilation: Any = 1, groups: int = 1, stride: Any = 1
 ) -> np.ndarray:
-    """Return the norm of F(theta) for each theta: the largest over the groups."""
-    blocks = symbol(kernel, theta, dilation, groups)
+    """Return the norm of the block at each theta: the largest over the groups."""
+    blocks = symbol(kernel, theta, dilation, groups, stride)
     return np.linalg.svd(blocks, compute_uv=False).max(axis=(-2, -1))
 
 
@@ -431,32 +576,64 @@ def _unscaled(value: float, e: int) -> float:
 
 
 def circular_reference(
-    kernel: np.ndarray, input_shape: Sequence[int], dilation: Any = 1, groups: int = 1
+    kernel: np.ndarray,
+    input_shape: Sequence[int],
+    dilation: Any = 1,
+    groups: int = 1,
+    stride: Any = 1,
 ) -> float:
-    """Return the norm of the circular convolution at one size, to about 1e-14."""
+    """Return the norm of the circular convolution at one size, to about 1e-14.
+
+    The stride must divide the size: then the outputs are a circle too, and the frequencies of the
+    input fall into classes of aliases.
+    """
     if 0 in kernel.shape or 0 in input_shape:
         return 0.0
     scaled, e = _scaled(kernel)
-    return _unscaled(symbol_sigma(scaled, grid(input_shape), dilation, groups).max(), e)
+    s = per_axis(stride, len(input_shape))
+    theta = grid(_divided(input_shape, s)) / s
+    return _unscaled(symbol_sigma(scaled, theta, dilation, groups, stride).max(), e)
+
+
+def _divided(shape: Sequence[int], stride: Sequence[int]) -> list[int]:
+    if any(n % s for n, s in zip(shape, stride, strict=True)):
+        msg = f"stride {stride} does not divide the circle {shape}: ask conv_matrix"
+        raise ValueError(msg)
+    return [n // s for n, s in zip(shape, stride, strict=True)]
 
 
 def sup_reference(
-    kernel: np.ndarray, groups: int = 1, per_axis_points: int | None = None, peaks: int = 6
+    kernel: np.ndarray,
+    groups: int = 1,
+    per_axis_points: int | None = None,
+    peaks: int = 6,
+    stride: Any = 1,
+    dilation: Any = 1,
 ) -> tuple[float, np.ndarray]:
     """Return the largest value of the symbol's norm that was found, and where it was found.
 
     A fine grid, then a local search from its highest local maxima: the value is attained, so it is
     below the supremum over all frequencies (up to 1e-14), and equal to it for all we know.
+
+    Summed over its aliases, F F^H keeps those terms exp(i d (k - l) theta) whose d (k - l) the
+    stride divides: multiples m of lcm(s, d), m (s / gcd(s, d)) < k. So the grid covers one period
+    2 pi / lcm(s, d), with a number of points that goes with the degree.
     """
     taps = kernel.shape[2:]
     theta0 = np.zeros(len(taps))
     if 0 in kernel.shape:
         return 0.0, theta0
     scaled, e = _scaled(kernel)
+    s, d = per_axis(stride, len(taps)), per_axis(dilation, len(taps))
     factor = per_axis_points or {1: 24, 2: 8}.get(len(taps), 5)
-    sizes = [1 if k == 1 else factor * k for k in taps]
-    theta = grid(sizes)
-    value = symbol_sigma(scaled, theta, 1, groups)
+    degrees = [(k - 1) // (a // math.gcd(a, b)) for k, a, b in zip(taps, s, d, strict=True)]
+    sizes = [factor * (degree + 1) if degree else 1 for degree in degrees]
+    period = np.asarray([1 / math.lcm(a, b) for a, b in zip(s, d, strict=True)])
+    theta = grid(sizes) * period
+    pieces = 1 + len(theta) * math.prod(s) * math.prod(taps) // 2**20  # tens of megabytes each
+    value = np.concatenate(
+        [symbol_sigma(scaled, part, d, groups, s) for part in np.array_split(theta, pieces)]
+    )
     table = value.reshape(sizes)
     peak = np.ones_like(table, dtype=bool)
     for axis in range(table.ndim):
@@ -464,19 +641,21 @@ def sup_reference(
             peak &= table >= np.roll(table, shift, axis)
     where = np.flatnonzero(peak.ravel())
     where = where[np.argsort(-value[where], kind="stable")][:peaks]
-    best, centre = value[where], theta[where]
-    step = np.where(np.asarray(sizes) > 1, 2 * np.pi / np.asarray(sizes), 0.0)
+    step = np.where(np.asarray(sizes) > 1, 2 * np.pi / np.asarray(sizes), 0.0) * period
+    aside = step * (0.11 + 0.06 * np.arange(len(taps)))  # off the saddles of symmetric symbols
+    centre = np.concatenate([theta[where], theta[where] + aside])
+    best = symbol_sigma(scaled, centre, d, groups, s)
     stencil = np.asarray(list(itertools.product((-1, 0, 1), repeat=len(taps))))
-    h = np.full(len(where), 0.5)
-    for _ in range(120):
+    h = np.full(len(centre), 0.5)
+    for _ in range(200):
         trial = centre[:, None] + h[:, None, None] * stencil * step
-        around = symbol_sigma(scaled, trial, 1, groups)
+        around = symbol_sigma(scaled, trial, d, groups, s)
         k = around.argmax(axis=1)
         top = around[np.arange(len(k)), k]
         better = top > best
         centre = np.where(better[:, None], trial[np.arange(len(k)), k], centre)
         best = np.where(better, top, best)
-        h = np.where(better, h, h / 2)
+        h = np.where(better, np.minimum(2 * h, 1), h / 2)
         if h.max() < 1e-9:
             break
     i = int(best.argmax())
@@ -489,44 +668,52 @@ def compare_symbol(
     t: float,
     dilation: Any = 1,
     groups: int = 1,
+    stride: Any = 1,
 ) -> int | None:
-    """Return the sign of t - ||F(theta)||, in balls, or None if it stayed open.
+    """Return the sign of t minus the norm of the symbol at theta, in balls, or None if open.
 
     `theta` holds floats, taken as exact radians, or Fractions, which count full turns.
     """
     if math.isinf(t):
         return 1
-    signs = [
-        _compare_block(block, theta, per_axis(dilation, kernel.ndim - 2), t)
-        for block in kernel.reshape(groups, -1, *kernel.shape[1:])
-    ]
-    if any(s == -1 for s in signs):
+    d, s = (per_axis(v, kernel.ndim - 2) for v in (dilation, stride))
+    blocks = kernel.reshape(groups, -1, *kernel.shape[1:])
+    signs = [_compare_block(block, theta, d, s, t) for block in blocks]
+    if any(sign == -1 for sign in signs):
         return -1
-    if any(s is None for s in signs):
+    if any(sign is None for sign in signs):
         return None
-    return min(s for s in signs if s is not None)
+    return min(sign for sign in signs if sign is not None)
 
 
-def _compare_block(kernel: np.ndarray, theta: Any, dilation: list[int], t: float) -> int | None:
-    """Return `compare_symbol` for one group."""
+def _compare_block(
+    kernel: np.ndarray, theta: Any, dilation: list[int], stride: list[int], t: float
+) -> int | None:
+    """Return `compare_symbol` for one group: the inertia of prod(s) t^2 I - B B^H, B = [F_r]_r."""
     taps = list(itertools.product(*map(range, kernel.shape[2:])))
+    aliases = [
+        [Fraction(r, s) for r, s in zip(shift, stride, strict=True)]
+        for shift in itertools.product(*map(range, stride))
+    ]
     saved = flint.ctx.prec
     try:
         for bits in BITS:
             flint.ctx.prec = bits
-            blocks = [
-                (flint.acb_mat(_acb_rows(kernel[(..., *tap)])), _phase(tap, theta, dilation))
-                for tap in taps
-            ]
-            f = flint.acb_mat(*kernel.shape[:2])
-            for block, phase in blocks:
-                f += block * phase
-            if kernel.shape[0] < kernel.shape[1]:
-                f = f.transpose()
-            rows = [[-x for x in row] for row in (_adjoint(f) * f).tolist()]
-            for i, row in enumerate(rows):
-                row[i] += flint.arb(t) ** 2
-            sign = _pivots(rows)
+            blocks = [flint.acb_mat(_acb_rows(kernel[(..., *tap)])) for tap in taps]
+            waves = [_phase(tap, theta, dilation) for tap in taps]
+            rows: list[list[Any]] = [[] for _ in range(kernel.shape[0])]
+            for alias in aliases:
+                f = flint.acb_mat(*kernel.shape[:2])
+                for tap, block, wave in zip(taps, blocks, waves, strict=True):
+                    f += block * (wave * _phase(tap, alias, dilation))
+                rows = [row + more for row, more in zip(rows, f.tolist(), strict=True)]
+            b = flint.acb_mat(rows)
+            if b.nrows() < b.ncols():
+                b = b.transpose()
+            gap = [[-x for x in row] for row in (_adjoint(b) * b).tolist()]
+            for i, row in enumerate(gap):
+                row[i] += math.prod(stride) * flint.arb(t) ** 2
+            sign = _pivots(gap)
             if sign is not None:
                 return sign
     finally:
@@ -563,20 +750,24 @@ def compare_circular(
     t: float,
     dilation: Any = 1,
     groups: int = 1,
+    stride: Any = 1,
     window: float = 1e-9,
 ) -> int | None:
     """Return the sign of t minus the norm of the circular convolution, in balls.
 
-    Only frequencies whose value, in float64, is within `window` of t or of the maximum are asked.
+    The stride divides the size. Only frequencies whose value, in float64, is within `window` of t
+    or of the maximum are asked.
     """
     scaled, e = _scaled(kernel)
-    value = symbol_sigma(scaled, grid(input_shape), dilation, groups)
+    s = per_axis(stride, len(input_shape))
+    outputs = _divided(input_shape, s)
+    value = symbol_sigma(scaled, grid(outputs) / s, dilation, groups, s)
     level = min(float(np.ldexp(LONG(t), -e)), float(value.max())) * (1 - window)
-    indices = list(itertools.product(*map(range, input_shape)))
+    indices = list(itertools.product(*map(range, outputs)))
     signs: list[int | None] = [1]
     for i in np.flatnonzero(value >= level):
         theta = [Fraction(j, n) for j, n in zip(indices[i], input_shape, strict=True)]
-        signs.append(compare_symbol(kernel, theta, t, dilation, groups))
+        signs.append(compare_symbol(kernel, theta, t, dilation, groups, s))
         if signs[-1] == -1:
             return -1
     return None if None in signs else min(s for s in signs if s is not None)
@@ -668,3 +859,28 @@ def known_suprema(
             yield f"modulated {taps}", kernel, 1, absolute_sum(kernel)
     for degrees in ((3,), (2, 2), (1, 1, 1)):
         yield f"paraunitary {degrees}", paraunitary_kernel(rng, 4, degrees, dtype), 1, 1.0
+
+
+def known_strided(
+    rng: np.random.Generator, dtype: str
+) -> Iterator[tuple[str, np.ndarray, dict[str, Any], float | np.ndarray]]:
+    """Yield (name, kernel, options, supremum, or a matrix with that norm), at strides above 1.
+
+    Where the stride divides the dilation, the taps of one output lie on one sublattice and the
+    supremum is that of stride 1. Where k <= s on every axis, and s and d have no common divisor, no
+    sample is read twice: the norm is that of the kernel reshaped to a matrix.
+    """
+    for name, kernel, groups, answer in known_suprema(rng, dtype):
+        s = tuple(int(i) for i in rng.integers(1, 5, kernel.ndim - 2))
+        d = tuple(i * int(rng.integers(1, 3)) for i in s)
+        options = {"stride": s, "dilation": d, "groups": groups}
+        yield f"sublattice {name}", kernel, options, answer
+    for s in ((1,), (2,), (3,), (4,), (2, 2), (4, 3), (2, 3, 2)):
+        d = tuple(int(rng.choice([i for i in (1, 2, 3, 4, 5) if math.gcd(i, t) == 1])) for t in s)
+        taps = tuple(int(rng.integers(1, t + 1)) for t in s)
+        yield f"window {s}", np.ones((1, 1, *s), dtype), {"stride": s}, math.sqrt(math.prod(s))
+        parts = rng.standard_normal((2, 3, 2, *taps))
+        kernel = (parts[0] + 1j * parts[1] if np.dtype(dtype).kind == "c" else parts[0]).astype(
+            dtype
+        )
+        yield f"patches {s}", kernel, {"stride": s, "dilation": d}, kernel.reshape(3, -1)

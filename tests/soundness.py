@@ -27,7 +27,7 @@ import numpy as np
 from tests import oracles
 from tests.families import DTYPES, FAMILIES, KERNELS
 
-MATRICES, KERNEL_COUNT = 200_000, 5_000
+MATRICES, KERNEL_COUNT = 200_000, 20_000
 QUICK_MATRICES, QUICK_KERNELS = 30_000, 600
 # Every tolerance must give valid bounds, reached or not.
 TOLERANCES = (None, None, 0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-11, 1e-14)
@@ -35,6 +35,11 @@ TOLERANCES = (None, None, 0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-11, 1e-14)
 FEW_SHAPES = ((4, 4), (3, 7), (12, 5))
 SHARES = {"numpy": 0.7, "torch": 0.1, "jax": 0.1, "array_api_strict": 0.1}
 TIGHT = 1e-12  # closer than this to a float64 reference, balls decide
+MODES = {"every": 0.26, "circular": 0.16, "zeros": 0.2, "reflect": 0.1, "replicate": 0.1,
+         "transposed": 0.18}  # fmt: skip
+# Dense matrices: least and most of the smaller side, most of the larger; a few cases are large.
+SIDES, LARGE_SIDES, LARGE = (1, 200, 700), (200, 400, 1200), 0.03
+GEOMETRY = ("padding", "padding_mode", "dilation", "stride", "transposed", "output_padding")
 
 
 # --------------------------------------------------------------------------------- the backends
@@ -280,69 +285,166 @@ class KernelTask:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel, the arguments it is bounded with, and the answer where it is known."""
+    """A kernel, the arguments it is bounded with, and the norm, or a matrix with it, where known."""
 
     family: str
     kernel: np.ndarray
     options: dict[str, Any]
-    known: float | None = None
+    known: float | np.ndarray | None = None
+
+    @property
+    def mode(self) -> str:
+        """Return "every", "transposed" or the padding mode."""
+        if self.options.get("input_shape") is None:
+            return "every"
+        if self.options.get("transposed"):
+            return "transposed"
+        return str(self.options.get("padding_mode", "zeros"))
+
+    @property
+    def shape(self) -> list[int]:
+        return oracles.per_axis(self.options["input_shape"], self.kernel.ndim - 2)
+
+    @property
+    def stride(self) -> list[int]:
+        return oracles.per_axis(self.options.get("stride", 1), self.kernel.ndim - 2)
+
+    @property
+    def is_circle(self) -> bool:
+        """Tell whether inputs and outputs lie on circles, so that frequencies do not mix."""
+        is_plain = self.mode == "circular" and self.options.get("padding") is None
+        return is_plain and not any(n % s for n, s in zip(self.shape, self.stride, strict=True))
+
+    @property
+    def is_tight(self) -> bool:
+        """Tell whether the package promises more than to be on the right side."""
+        return self.is_circle or self.mode in ("every", "zeros", "transposed")
 
 
 def known_case(rng: np.random.Generator) -> Case:
-    cases = list(oracles.known_suprema(rng, str(rng.choice(DTYPES))))
-    name, kernel, groups, known = cases[rng.integers(len(cases))]
+    dtype = str(rng.choice(DTYPES))
+    cases = [
+        (name, kernel, {"groups": groups}, answer)
+        for name, kernel, groups, answer in oracles.known_suprema(rng, dtype)
+    ]
+    if rng.uniform() < 0.5:
+        cases = list(oracles.known_strided(rng, dtype))
+    name, kernel, options, known = cases[rng.integers(len(cases))]
     scale = 2.0 ** int(rng.integers(-60, 60))
-    flat = name.startswith(("paraunitary", "shifts"))
-    rtol = {1: None, 2: 1e-2, 3: 0.1}[kernel.ndim - 2] if flat else None
-    options = {"groups": groups, "rtol": rtol}
+    flat = "paraunitary" in name or "shifts" in name
+    options["rtol"] = {1: None, 2: 1e-2, 3: 0.1}[kernel.ndim - 2] if flat else None
+    options["transposed"] = bool(rng.uniform() < 0.2)
     return Case("known " + name.split()[0], (kernel * scale).astype(kernel.dtype), options,
                 known * scale)  # fmt: skip
 
 
 def random_case(rng: np.random.Generator) -> Case:
-    dims = int(rng.choice([1, 2, 2, 3]))
-    most_taps, most_size, most_channels = {1: (9, 24, 5), 2: (5, 9, 4), 3: (3, 4, 3)}[dims]
-    taps = tuple(int(k) for k in rng.integers(1, most_taps + 1, dims))
-    groups = int(rng.choice([1, 1, 1, 2, 3]))
-    co, ci = (int(c) for c in rng.integers(1, most_channels + 1, 2))
-    if groups > 1 and rng.uniform() < 0.5:
-        ci = 1  # depthwise
-    dilation = tuple(int(d) for d in rng.choice([1, 1, 1, 2, 3], dims))
+    """Draw geometries of one mode until one is accepted by the package and by the dense oracle."""
+    mode = str(rng.choice(list(MODES), p=list(MODES.values())))
     name = str(rng.choice(sorted(KERNELS)))
+    dims = int(rng.choice([1, 1, 2, 2, 2, 3]))
+    sides = LARGE_SIDES if rng.uniform() < LARGE else SIDES
+    while True:
+        taps, (co, ci), options = random_geometry(rng, mode, dims)
+        if mode == "every" or is_drawn(taps, (co, ci), options, sides, rng.uniform() < 0.05):
+            break
     dtype = str(rng.choice(DTYPES))
+    groups = options["groups"]
     kernel = np.concatenate([KERNELS[name](rng, co, ci, taps, dtype) for _ in range(groups)])
     rtols = (None, None, 0.1, 1e-2, 1e-4) if dims < 3 else (None, 0.1, 1e-2)
     if name in ("flat_paraunitary", "shifts"):  # no box can be dropped: dear on several axes
         rtols = {1: rtols, 2: (0.1, 1e-2), 3: (0.3, 0.1)}[dims]
-    options: dict[str, Any] = {
-        "dilation": dilation,
-        "groups": groups,
-        "rtol": rtols[rng.integers(len(rtols))],
-    }
-    draw = rng.uniform()
-    if draw < 0.4:
-        return Case("every " + name, kernel, options)
-    shape = tuple(int(n) for n in rng.integers(1, most_size + 1, dims))
-    if draw < 0.75:
-        options |= {"input_shape": shape, "padding_mode": "circular"}
-        return Case("circular " + name, kernel, options)
+    options["rtol"] = rtols[rng.integers(len(rtols))]
+    return Case(name, kernel, options)
+
+
+def random_geometry(
+    rng: np.random.Generator, mode: str, dims: int
+) -> tuple[tuple[int, ...], tuple[int, int], dict[str, Any]]:
+    """Draw taps, channels of one group, and the arguments of one mode in any of their forms."""
+
+    def ints(low: int, high: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in rng.integers(low, high + 1, dims))
+
+    def either(*choices: Any) -> Any:
+        return choices[rng.integers(len(choices))]
+
+    def form(values: tuple[int, ...]) -> Any:
+        """Write one int per axis as such, or as an int where they agree."""
+        is_one = len(set(values)) == 1 and rng.uniform() < 0.5
+        return values[0] if is_one else either(tuple, list)(values)
+
+    most_taps, most_size, most_channels = {1: (9, 60, 5), 2: (5, 13, 4), 3: (3, 6, 3)}[dims]
+    taps = ints(1, 4 * most_taps if dims == 1 and rng.uniform() < 0.1 else most_taps)
+    groups = either(1, 1, 1, 2, 3)
+    co, ci = (int(c) for c in rng.integers(1, most_channels + 1, 2))
+    if groups > 1 and rng.uniform() < 0.5:
+        ci = 1  # depthwise
+    stride = either((1,) * dims, ints(1, 4), ints(1, 4), (either(2, 3),) * dims)
+    dilation = either((1,) * dims, (1,) * dims, ints(1, 4), stride)
+    shape = either(ints(1, most_size), ints(1, most_size), ints(1, 4))
     reach = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
-    if math.prod(n + r for n, r in zip(shape, reach, strict=True)) * ci * groups > 200:
-        options["dilation"], reach = 1, [k - 1 for k in taps]  # keep the dense matrix small
-        shape = tuple(min(n, 2) for n in shape)
-    paddings = [
-        "same",
-        "full",
-        None,
-        tuple((int(rng.integers(0, r + 2)), int(rng.integers(0, r + 2))) for r in reach),
-        int(max(reach)),
-        "valid",
-    ]
-    padding = paddings[rng.integers(len(paddings))]
-    if padding == "valid" or not isinstance(padding, str):  # at least one output position
-        shape = tuple(n + r for n, r in zip(shape, reach, strict=True))
-    options |= {"input_shape": shape, "padding_mode": "zeros", "padding": padding}
-    return Case("zeros " + name, kernel, options)
+    pairs = tuple((int(rng.integers(0, r + 3)), int(rng.integers(0, r + 3))) for r in reach)
+    padding = either(
+        None, "same", "valid", "full", int(rng.integers(0, max(reach) + 2)),
+        form(ints(0, max(reach) // 2 + 1)), pairs, [list(p) for p in pairs],
+        tuple((r // 2, r - r // 2) for r in reach),
+    )  # fmt: skip
+    options: dict[str, Any] = {"groups": groups, "stride": form(stride), "dilation": form(dilation)}
+    if mode == "every":
+        options["transposed"] = either(False, False, True)
+        options["padding_mode"] = either("zeros", "zeros", "circular")
+        short = tuple((int(rng.integers(0, r + 1)), 0) for r in reach)
+        padding = either(
+            None, padding if options["padding_mode"] == "zeros" else either("same", short)
+        )
+        if options["transposed"] and options["padding_mode"] == "circular":
+            padding = None
+    else:
+        options["input_shape"] = form(shape)
+        options["transposed"] = mode == "transposed"
+        options["padding_mode"] = "zeros" if mode == "transposed" else mode
+        if mode == "transposed" and rng.uniform() < 0.15:
+            options["padding_mode"], padding = "circular", None
+        if mode == "circular" and rng.uniform() < 0.5:
+            padding = None
+            if rng.uniform() < 0.5:  # a stride that divides the size
+                options["input_shape"] = tuple(
+                    -(-n // s) * s for n, s in zip(shape, stride, strict=True)
+                )
+    options["padding"] = padding
+    if options["transposed"] and padding not in (None, "same"):
+        options["output_padding"] = either(
+            0, tuple(int(rng.integers(0, max(s, d))) for s, d in zip(stride, dilation, strict=True))
+        )
+    return taps, (co, ci), options
+
+
+def is_drawn(
+    taps: Sequence[int],
+    channels: tuple[int, int],
+    options: dict[str, Any],
+    sides: tuple[int, int, int],
+    is_empty_wanted: bool,
+) -> bool:
+    """Tell whether a geometry at a size is accepted by the package, and small as a matrix."""
+    shape = oracles.per_axis(options["input_shape"], len(taps))
+    given = {name: options[name] for name in GEOMETRY if name in options}
+    sizes = oracles.forward_sizes(taps, shape, **given)
+    if options["padding_mode"] == "reflect":
+        both = oracles.pads(options["padding"], shape, taps, options["dilation"], options["stride"])
+        if any(max(pair) > n - 1 for pair, n in zip(both, shape, strict=True)):
+            return False
+    if options["transposed"] and min(reads for reads, _, _ in sizes) < 1:
+        return False  # an output of no samples
+    rows, columns = (
+        options["groups"] * c * math.prod(size[i] for size in sizes)
+        for i, c in ((1, channels[0]), (0, channels[1]))
+    )
+    if rows == 0:
+        return is_empty_wanted
+    least, most, larger = sides
+    return least <= min(rows, columns) <= most and max(rows, columns) <= larger
 
 
 def check_case(case: Case, lib: Library, library: str, inject: float) -> Report:
@@ -353,11 +455,10 @@ def check_case(case: Case, lib: Library, library: str, inject: float) -> Report:
     upper *= 1 - inject
     report = Report()
     high, low, open_, over = judge(case, lower, upper)
-    mode = case.options.get("padding_mode", "every")
     normal = upper > 2.0**40 * np.finfo(case.kernel.dtype).smallest_normal
-    report.counts[f"conv {case.family}"] = Count(
+    report.counts[f"conv {case.mode} {case.family}"] = Count(
         1, int(high), int(low), int(open_), int(not bool(lib.to_numpy(bracket.converged))),
-        [np.asarray([over])] if normal and mode != "zeros" else [],
+        [np.asarray([over])] if normal and case.is_tight else [],
     )  # fmt: skip
     if high or low:
         report.failures.append(
@@ -370,32 +471,56 @@ def check_case(case: Case, lib: Library, library: str, inject: float) -> Report:
 def judge(case: Case, lower: float, upper: float) -> tuple[bool, bool, bool, float]:
     """Return (upper violated, lower violated, open, upper / reference - 1)."""
     kernel, options = case.kernel, case.options
-    dilation, groups = options.get("dilation", 1), options.get("groups", 1)
-    shape = options.get("input_shape")
-    if case.known is not None:
+    if isinstance(case.known, float):
         over = upper / case.known - 1 if case.known else upper
         return upper < case.known * (1 - 4e-16), lower > case.known * (1 + 4e-16), False, over
-    if shape is not None and options["padding_mode"] == "zeros":
-        padding = "same" if options["padding"] is None else options["padding"]
-        dense = oracles.conv_matrix(kernel, shape, padding, "zeros", dilation, groups)
-        found = oracles.check_stack(dense[None], np.asarray([lower]), np.asarray([upper]))
-        return bool(found.upper_violated), bool(found.lower_violated), bool(found.undecided), 0.0
-    if shape is not None:
-        value = oracles.circular_reference(kernel, shape, dilation, groups)
-
-        def compare(t: float) -> int | None:
-            return oracles.compare_circular(kernel, shape, t, dilation, groups)
+    if case.known is None and (
+        case.mode == "every" or (case.is_circle and set(case.stride) == {1})
+    ):
+        high, low, open_, over = judge_by_symbol(case, lower, upper)
+    elif case.known is None:
+        given = {name: options[name] for name in ("groups", *GEOMETRY) if name in options}
+        high, low, open_, over = verdict(
+            oracles.check_conv(kernel, case.shape, lower, upper, **given)
+        )
     else:
-        value, theta = oracles.sup_reference(kernel, groups)
-        if lower > value * (1 + TIGHT) and math.isfinite(value):  # look harder before we accuse
-            value, theta = oracles.sup_reference(kernel, groups, 64, 64)
+        stack = np.asarray(case.known)[None]
+        ends = np.asarray([lower]), np.asarray([upper])
+        high, low, open_, over = verdict(oracles.check_stack(stack, *ends))
+    # Where the taps cancel, rounding alone sets the ratio.
+    absolute = float(np.sum(np.abs(kernel.astype(np.clongdouble) / (upper or 1.0))))
+    is_resolved = (1 + over) * absolute < 1e-4 / np.finfo(kernel.dtype).eps
+    return high, low, open_, over if is_resolved else math.inf
+
+
+def verdict(found: oracles.Findings) -> tuple[bool, bool, bool, float]:
+    """Return the findings about one matrix as `judge` does."""
+    sides = (found.upper_violated, found.lower_violated, found.undecided)
+    high, low, open_ = (bool(side) for side in sides)
+    return high, low, open_, float(found.over[0])
+
+
+def judge_by_symbol(case: Case, lower: float, upper: float) -> tuple[bool, bool, bool, float]:
+    """Return what `judge` does, from the frequencies of a circle or of every size."""
+    kernel, options = case.kernel, case.options
+    dilation, groups = options.get("dilation", 1), options.get("groups", 1)
+    stride = case.stride
+    is_circle = case.mode == "circular"
+    if is_circle:
+        value = oracles.circular_reference(kernel, case.shape, dilation, groups, stride)
 
         def compare(t: float) -> int | None:
-            return oracles.compare_symbol(kernel, tuple(theta), t, 1, groups)
+            return oracles.compare_circular(kernel, case.shape, t, dilation, groups, stride)
+    else:
+        value, theta = oracles.sup_reference(kernel, groups, None, 6, stride, dilation)
+        if lower > value * (1 + TIGHT) and math.isfinite(value):  # look harder before we accuse
+            finer = {1: 64, 2: 24}.get(kernel.ndim - 2, 10)
+            value, theta = oracles.sup_reference(kernel, groups, finer, 64, stride, dilation)
 
-    # Where the taps cancel at every frequency of a size, rounding alone sets the ratio.
-    absolute = float(np.sum(np.abs(kernel.astype(np.clongdouble) / (upper or 1.0)))) * upper
-    over = upper / value - 1 if 1e-9 * absolute < value < math.inf else math.inf
+        def compare(t: float) -> int | None:
+            return oracles.compare_symbol(kernel, tuple(theta), t, dilation, groups, stride)
+
+    over = upper / value - 1 if 0 < value < math.inf else math.inf
     open_ = high = low = False
     tiny = 2.0**20 * float(np.finfo(kernel.dtype).smallest_subnormal)
     if not upper >= value * (1 + TIGHT) + tiny:
@@ -404,7 +529,7 @@ def judge(case: Case, lower: float, upper: float) -> tuple[bool, bool, bool, flo
     if not lower <= max(value * (1 - TIGHT) - tiny, 0.0):
         sign = compare(lower)
         # At a maximum that was only approached, "above" means above by more than the approach.
-        slack = 1e-11 if shape is None else 0.0
+        slack = 0.0 if is_circle else 1e-11
         low = sign == 1 and (slack == 0 or compare(lower * (1 - slack) - tiny * 2.0**-20) == 1)
         open_ = open_ or sign is None
     return high, low, open_, over

@@ -63,9 +63,8 @@ def test_sizes_beyond_31_bits_are_refused():
 def test_an_operator_with_too_many_outputs_to_assemble_has_a_valid_bracket(monkeypatch):
     monkeypatch.setattr(_assemble, "ENTRIES", 10)
     bracket = gn.conv_norm_bracket(np.ones((2, 2, 5)), 50, padding="full")
-    assert bracket.lower == 0
-    assert bracket.upper >= 10
-    assert not bracket.converged
+    exact = 2 * (1 + 2 * np.cos(np.arange(1, 3) * np.pi / 55).sum())  # nearly: its largest eigenvalue
+    assert 0.99 * exact <= bracket.lower <= bracket.upper <= 10.01
 
 
 def test_duplicate_blocks_are_counted_entry_by_entry():

@@ -446,31 +446,9 @@ def test_an_integer_means_all_axes(be):
     assert len({float(be.to_numpy(b)) for b in padded}) == 1
 
 
-LATER = {
-    "stride": {"stride": 2},
-    "stride per axis": {"stride": (1, 2)},
-    "transposed": {"transposed": True},
-    "reflect": {"input_shape": (5, 5), "padding": 1, "padding_mode": "reflect"},
-    "replicate": {"input_shape": (5, 5), "padding": 1, "padding_mode": "replicate"},
-}
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_what_is_not_there_yet_says_so(be, name):
-    kernel = matrix(be, shape=(2, 2, 3, 3))
-    for function in (gn.conv_norm_bound, gn.conv_norm_bracket):
-        with pytest.raises(NotImplementedError, match=r"\w+ \w+ \w+"):
-            function(kernel, **LATER[name])
-
-
 def test_vectors_of_a_convolution_are_not_there_yet(be):
     with pytest.raises(NotImplementedError, match="vectors"):
         gn.conv_norm_bracket(matrix(be, shape=(1, 1, 2)), vectors=True)
-
-
-def test_conv_gram_iteration_with_stride_is_not_there_yet(be):
-    with pytest.raises(NotImplementedError, match="stride"):
-        gn.conv_gram_iteration(matrix(be, shape=(1, 1, 2)), (4,), steps=2, stride=2)
 
 
 def test_arrays_are_positional_and_options_are_named(be):
