@@ -1,9 +1,20 @@
 """Certified bounds on the spectral norm of matrices and of convolutions, for any array library."""
 
 from gramnorm.bracket import NormBracket
-from gramnorm.conv import conv_gram_iteration, conv_norm_bound, conv_norm_bracket, fir_norm
+from gramnorm.conv import (
+    conv_gram_iteration,
+    conv_norm_bound,
+    conv_norm_bracket,
+    conv_norm_value_and_grad,
+    fir_norm,
+)
 from gramnorm.geometry import ConvGeometry
-from gramnorm.matrix import gram_iteration, matrix_norm_bound, matrix_norm_bracket
+from gramnorm.matrix import (
+    gram_iteration,
+    matrix_norm_bound,
+    matrix_norm_bracket,
+    matrix_norm_value_and_grad,
+)
 from gramnorm.operators import operator_norm_lower_bound
 
 __all__ = [
@@ -12,9 +23,11 @@ __all__ = [
     "conv_gram_iteration",
     "conv_norm_bound",
     "conv_norm_bracket",
+    "conv_norm_value_and_grad",
     "fir_norm",
     "gram_iteration",
     "matrix_norm_bound",
     "matrix_norm_bracket",
+    "matrix_norm_value_and_grad",
     "operator_norm_lower_bound",
 ]

@@ -16,7 +16,6 @@ from gramnorm._typing import HostFloats, HostInts
 
 HostVector = npt.NDArray[np.complex128]
 
-ROUNDS = 3
 _STEPS = 40  # of Lanczos
 
 
@@ -36,17 +35,19 @@ def top_pair(f: HostVector) -> tuple[HostVector, HostVector]:
     return u / sizes[0], v / sizes[1]
 
 
-def climb(taps: npt.NDArray[np.inexact], offsets: HostInts, turns: HostFloats) -> HostFloats:
+def climb(
+    taps: npt.NDArray[np.inexact], offsets: HostInts, turns: HostFloats, *, rounds: int = 3
+) -> HostFloats:
     """Return the turns of a local maximum near `turns` for taps (Q, p, q) at the positions `offsets`."""
     span = np.maximum(np.ptp(offsets, axis=0), 1)
     stencil = np.stack(np.meshgrid(*[(-1.0, 0.0, 1.0)] * len(span), indexing="ij"), axis=-1)
     stencil = stencil.reshape(-1, len(span)) * (np.ptp(offsets, axis=0) > 0) / span
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         phases = np.exp(2j * math.pi * (offsets @ turns))
         u, v = top_pair(np.tensordot(phases, taps, axes=1))
         c = (taps @ v) @ u.conj()
         size = 1 / 16
-        while size > 1e-5:
+        while size > 1e-6:
             around = turns + size * stencil
             values = np.abs(np.exp(2j * math.pi * (around @ offsets.T)) @ c)
             best = int(np.argmax(values))

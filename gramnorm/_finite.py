@@ -327,12 +327,38 @@ def _golub_kahan(
     """Improve the wave on a window of the operator by Golub-Kahan steps; return the quotient reached."""
     taps = taps[:, wave.group, ...]
     count, c_out, c_in = taps.shape
-    most = max(int((UNKNOWNS / c_in) ** (1 / len(axes))), 1)
-    axes = tuple(a.window(most) for a in axes)
+    axes = tuple(a.window(_window(axes, c_in)) for a in axes)
     if any(a.outputs == 0 for a in axes):
         return 0.0
-    shape = (c_in, *(a.size for a in axes))
     kernel = xp.reshape(xp.permute_dims(taps, (1, 2, 0)), (c_out, c_in, *(a.taps for a in axes)))
+    x, y = top_vectors(kernel, axes, wave, strides, rtol=rtol / 8, xp=xp)
+    norm_k, norm_x, norm_y = (
+        float(np.linalg.norm(_xp.host_array(a).astype(np.complex128))) for a in (taps, x, y)
+    )
+    # || |K| |patches| || <= ||K||_F ||patches||_F, and a tap reads a sample once at most
+    prec = precision_of(kernel.dtype, xp=xp)
+    error = 1.1 * prec.kappa(c_in * count) * norm_k * math.sqrt(count) * norm_x
+    error += prec.underflow(c_in * count) * math.sqrt(2.0 * math.prod(y.shape))
+    least = (norm_y * (1 - math.prod(y.shape) * 2.0**-51) - error) / norm_x
+    return max(least * (1 - math.prod(x.shape) * 2.0**-51), 0.0) if math.isfinite(least) else 0.0
+
+
+def _window(axes: Sequence[Axis], c_in: int) -> int:
+    """Return how many samples per axis make a window of at most `UNKNOWNS` inputs."""
+    return max(int((UNKNOWNS / c_in) ** (1 / len(axes))), 1)
+
+
+def top_vectors(
+    kernel: Array,
+    axes: Sequence[Axis],
+    wave: Wave,
+    strides: Sequence[int],
+    *,
+    rtol: float,
+    xp: Namespace,
+) -> tuple[Array, Array]:
+    """Return x and T x for an approximate top right singular vector x of the correlation of one group."""
+    shape = (kernel.shape[1], *(a.size for a in axes))
     real = not _xp.is_complex(kernel.dtype, xp=xp)
     device = _xp.device_of(kernel)
 
@@ -349,17 +375,8 @@ def _golub_kahan(
     noise = np.random.default_rng(0).standard_normal(start.size)
     size = float(np.linalg.norm(start)) or 1.0
     start = start + 1e-2 * size * noise / np.linalg.norm(noise)
-    x = move(_lanczos.top_vector(normal, start, rtol=rtol / 8, steps=STEPS).reshape(shape))
-    y = correlate(kernel, x, axes, 1)
-    norm_k, norm_x, norm_y = (
-        float(np.linalg.norm(_xp.host_array(a).astype(np.complex128))) for a in (taps, x, y)
-    )
-    # || |K| |patches| || <= ||K||_F ||patches||_F, and a tap reads a sample once at most
-    prec = precision_of(kernel.dtype, xp=xp)
-    error = 1.1 * prec.kappa(c_in * count) * norm_k * math.sqrt(count) * norm_x
-    error += prec.underflow(c_in * count) * math.sqrt(2.0 * math.prod(y.shape))
-    least = (norm_y * (1 - math.prod(y.shape) * 2.0**-51) - error) / norm_x
-    return max(least * (1 - math.prod(shape) * 2.0**-51), 0.0) if math.isfinite(least) else 0.0
+    x = move(_lanczos.top_vector(normal, start, rtol=rtol, steps=STEPS).reshape(shape))
+    return x, correlate(kernel, x, axes, 1)
 
 
 def _start(

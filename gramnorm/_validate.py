@@ -251,3 +251,13 @@ def divides(stride: tuple[int, ...], sizes: tuple[int, ...] | None) -> None:
             "conv_norm_bracket takes any"
         )
         raise ValueError(msg)
+
+
+def fixed_steps(mode: str, padding: Padding, *, transposed: bool) -> None:
+    """Check that a fixed number of steps is asked of a circular convolution."""
+    if mode != "circular" or padding is not None or transposed:
+        msg = (
+            "steps needs padding_mode='circular', no padding and transposed=False: the fixed-step bound is that of the "
+            f"circular operator, got padding_mode={mode!r}, padding={padding!r}, transposed={transposed}"
+        )
+        raise ValueError(msg)

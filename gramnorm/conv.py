@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 
-import numpy as np
-
-from gramnorm import _finite, _scaling, _search, _validate, _xp
-from gramnorm._rounding import gram_units, working_dtype
-from gramnorm._stack import attainable, divisor, fixed_steps, result_dtype
-from gramnorm._symbol import Symbol, phases, polyphase
-from gramnorm._typing import Array, HostFloats, Namespace
+from gramnorm import _validate, _xp
+from gramnorm._conv import Search, fixed_step_gradient, fixed_step_value
+from gramnorm._typing import Array
 from gramnorm.bracket import NormBracket
-from gramnorm.geometry import Axis, ConvGeometry
-from gramnorm.matrix import to_bracket
+from gramnorm.geometry import ConvGeometry
+from gramnorm.matrix import with_gradient
 
-__all__ = ["conv_gram_iteration", "conv_norm_bound", "conv_norm_bracket", "fir_norm"]
+__all__ = [
+    "conv_gram_iteration",
+    "conv_norm_bound",
+    "conv_norm_bracket",
+    "conv_norm_value_and_grad",
+    "fir_norm",
+]
 
 
 def conv_norm_bound(
@@ -79,9 +82,9 @@ def conv_norm_bound(
     >>> bool(4.0 <= bound <= 4.004)
     True
     """
-    return conv_norm_bracket(
-        kernel,
-        input_shape,
+    geometry = partial(
+        ConvGeometry.of,
+        input_shape=input_shape,
         stride=stride,
         padding=padding,
         padding_mode=padding_mode,
@@ -89,8 +92,11 @@ def conv_norm_bound(
         groups=groups,
         transposed=transposed,
         output_padding=output_padding,
-        rtol=rtol,
-    ).upper
+    )
+    search = Search(geometry, rtol)
+    if _xp.is_differentiated(kernel):
+        return _xp.with_gradient(search.upper, search.gradient, kernel)
+    return search.upper(kernel)
 
 
 def conv_norm_bracket(
@@ -195,11 +201,12 @@ def conv_norm_bracket(
     >>> abs(bracket.frequency).round(4).tolist()
     [3.1416, 3.1416]
     """
-    xp, a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
-    gap = _validate.tolerance(rtol, default=1e-3)
-    geometry = ConvGeometry.of(
-        tuple(a.shape),
-        input_shape,
+    if vectors:
+        msg = "vectors=True is not implemented for convolutions; `frequency` names the mode that attains `lower`"
+        raise NotImplementedError(msg)
+    geometry = partial(
+        ConvGeometry.of,
+        input_shape=input_shape,
         stride=stride,
         padding=padding,
         padding_mode=padding_mode,
@@ -208,26 +215,110 @@ def conv_norm_bracket(
         transposed=transposed,
         output_padding=output_padding,
     )
-    if vectors:
-        msg = "vectors=True is not implemented for convolutions; `frequency` names the mode that attains `lower`"
-        raise NotImplementedError(msg)
-    dtype = result_dtype(a, xp=xp)
-    with _xp.plain_arithmetic(a):
-        lower, upper, turns, evaluations = _bracket(a, geometry, rtol=attainable(gap), xp=xp)
-    frequency = None
-    if turns is not None:
-        frequency = 2 * math.pi * (turns - np.ceil(turns - 0.5))
-    return to_bracket(
-        lower,
-        upper,
-        rtol=gap,
-        shape=(),
-        n_products=evaluations,
-        dtype=dtype,
-        like=a,
-        xp=xp,
-        frequency=frequency,
+    search = Search(geometry, rtol)
+    result = search.bracket(kernel)
+    if _xp.is_differentiated(kernel):
+        result = with_gradient(result, search.gradient, kernel)
+    return result
+
+
+def conv_norm_value_and_grad(
+    kernel: Array,
+    /,
+    input_shape: int | Sequence[int] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: _validate.Padding = None,
+    padding_mode: str = "zeros",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: int | Sequence[int] = 0,
+    steps: int | None = None,
+    rtol: float | None = None,
+) -> tuple[Array, Array]:
+    """Return an upper bound on the spectral norm of a convolution, and its gradient by the kernel.
+
+    For arrays without automatic differentiation (NumPy, CuPy); PyTorch and JAX differentiate `conv_norm_bound` and
+    `conv_gram_iteration` themselves, to the same gradients.
+
+    Parameters
+    ----------
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a transposed
+        convolution ``(c_in, c_out / groups, *spatial)``.
+    input_shape : int or sequence of int, optional
+        Samples of the input per spatial axis; by default every size at once.
+    stride, dilation : int or sequence of int, optional
+        Step between outputs and distance between taps, per axis.
+    padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
+        Padding per axis at a given `input_shape`.
+    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
+        What lies beyond the input.
+    groups : int, optional
+        Number of independent blocks of channels.
+    transposed : bool, optional
+        Whether the operator is a transposed convolution.
+    output_padding : int or sequence of int, optional
+        Samples added at the end of the output of a transposed convolution.
+    steps : int, optional
+        If given, the value and gradient of ``conv_gram_iteration(kernel, input_shape, steps=steps)``, for
+        ``padding_mode="circular"``; else those of ``conv_norm_bound``.
+    rtol : float, optional
+        Relative gap asked for, as in `conv_norm_bound`.
+
+    Returns
+    -------
+    value : 0-d array
+        The bound, real.
+    gradient : array of the shape of `kernel`
+        G of the type of `kernel` with ``value(K + dK) = value(K) + Re sum(conj(G) dK) + o(dK)``. 0 for a zero kernel,
+        NaN where the norm is NaN or inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv_norm_bracket`; ValueError also for `steps` with another padding than circular.
+
+    Notes
+    -----
+    **Guarantee.** The value is that of the function named above, with its guarantee. The gradient of the fixed-step
+    bound is exact up to rounding. That of the certified bound is the gradient of the norm of the symbol at the
+    frequency where it is largest (Danskin's theorem), and at a finite size with padding that of the top singular
+    vectors of the operator: of the norm itself, from which the bound is `rtol` away. Where several frequencies or
+    groups attain the maximum it is that of one of them, a subgradient. For an input of more than 130 000 numbers
+    the gradient is that of the supremum.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> value, gradient = gn.conv_norm_value_and_grad(np.asarray([[[1.0, -2.0, 1.0]]]))
+    >>> bool(value >= 4.0), gradient.round(3).tolist()
+    (True, [[[1.0, -1.0, 1.0]]])
+    """
+    geometry = partial(
+        ConvGeometry.of,
+        input_shape=input_shape,
+        stride=stride,
+        padding=padding,
+        padding_mode=padding_mode,
+        dilation=dilation,
+        groups=groups,
+        transposed=transposed,
+        output_padding=output_padding,
     )
+    xp, a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
+    if steps is None:
+        search = Search(geometry, rtol)
+        value = search.upper(a)
+        return value, search.gradient(a, value)
+    count = _validate.positive_int(steps, name="steps", least=0)
+    here = geometry(tuple(a.shape))
+    _validate.fixed_steps(here.padding_mode, padding, transposed=here.transposed)
+    _validate.divides(here.stride, here.input_shape)
+    value = fixed_step_value(a, here, steps=count, xp=xp)
+    return value, fixed_step_gradient(a, here, value, steps=count, xp=xp)
 
 
 def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
@@ -360,116 +451,4 @@ def conv_gram_iteration(
         groups=groups,
     )
     _validate.divides(geometry.stride, geometry.input_shape)
-    out = result_dtype(a, xp=xp)
-    if 0 in a.shape:
-        return xp.zeros((), dtype=out, device=_xp.device_of(a))
-    real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
-    work = _xp.complex_dtype(real, xp=xp)
-    plain, sizes = zip(*(axis.circle()[:2] for axis in geometry.axes()), strict=True)
-    sizes = tuple(n // s for n, s in zip(sizes, plain, strict=True))
-    # the taps are scaled before they are summed, so that no sum overflows
-    taps = _taps(xp.astype(a, work), geometry.groups, xp=xp)
-    parts = [xp.abs(_xp.without_gradient(part)) for part in _xp.components(taps, xp=xp)]
-    peak = xp.max(xp.stack(parts))
-    scale = divisor(peak, xp=xp)
-    values, offsets = polyphase(taps / xp.astype(scale, work), geometry.kernel_size, plain, xp=xp)
-    half = not _xp.is_complex(a.dtype, xp=xp)
-    ranges = [np.arange(n) for n in _search.grid_shape(sizes, half=half)]
-    points = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(sizes))
-    weights = _xp.from_host(
-        phases(offsets, points, np.asarray(sizes)), dtype=work, device=_xp.device_of(a), xp=xp
-    )
-    flat = xp.reshape(values, (values.shape[0], -1))
-    blocks = xp.reshape(_xp.matmul(weights, flat, xp=xp), (len(points), *values.shape[1:]))
-    value = scale * xp.max(fixed_steps(blocks, steps=count, xp=xp))
-    return xp.astype(xp.where(xp.isfinite(peak), value, peak), out)
-
-
-def _taps(a: Array, groups: int, *, xp: Namespace) -> Array:
-    """Return the taps as blocks, shape (T, groups, c_out / groups, c_in / groups)."""
-    count = math.prod(a.shape[2:])
-    blocks = xp.reshape(a, (groups, a.shape[0] // groups, a.shape[1], count))
-    return xp.permute_dims(blocks, (3, 0, 1, 2))
-
-
-def _bracket(
-    a: Array, geometry: ConvGeometry, *, rtol: float, xp: Namespace
-) -> tuple[HostFloats, HostFloats, HostFloats | None, int]:
-    """Bracket the norm; return host bounds of shape (1,), turns per axis or None, and the cost."""
-    out = result_dtype(a, xp=xp)
-    zero = np.zeros(1)
-    if 0 in a.shape:
-        return zero, zero, None, 0
-    axes = None if geometry.input_shape is None else geometry.axes()
-    block = (a.shape[0] // geometry.groups, int(a.shape[1]))
-    count = math.prod(geometry.kernel_size)
-    units = gram_units(block, complex=True) + 3.2 * (count + 4) * math.sqrt(count * min(block))
-    work = working_dtype(a, units, rtol, xp=xp)
-    copies = 1 if axes is None else math.prod(axis.copies() for axis in axes)
-    scaled = _scaling.normalise(
-        xp.reshape(a, (1, a.shape[0], -1)), dtype=work, gain=math.sqrt(count * copies), xp=xp
-    )
-    nothing = axes is not None and 0 in [n for axis in axes for n in (axis.size, axis.outputs)]
-    if nothing and scaled.active.size:
-        return zero, zero, None, 0
-    if not scaled.active.size:
-        return (*_scaling.restore(zero[:0], zero[:0], scaled, dtype=out, xp=xp), None, 0)
-
-    values, first = _trimmed(xp.reshape(scaled.values, a.shape), xp=xp)
-    kernel_size = tuple(int(k) for k in values.shape[2:])
-    taps = _taps(values, geometry.groups, xp=xp)
-    aim = 0.95 * rtol  # the result is still to be rounded to the caller's type
-    turns = None
-    if axes is None:
-        symbol, best = _search.supremum(
-            taps, kernel_size, geometry.stride, geometry.dilation, rtol=aim, xp=xp
-        )
-        assert best.turns is not None
-        turns = best.turns - np.ceil(best.turns - 0.5)
-        turns = turns / np.lcm(geometry.stride, geometry.dilation)
-        lower, upper, cost = best.lower, best.upper, best.evaluations * symbol.blocks
-    else:
-        axes = tuple(
-            dataclasses.replace(axis, taps=k, before=axis.before - axis.dilation * skipped)
-            for axis, k, skipped in zip(axes, kernel_size, first, strict=True)
-        )
-        if all(axis.is_circle for axis in axes):
-            best, turns, blocks = _on_circle(taps, axes, rtol=aim, xp=xp)
-            lower, upper, cost = best.lower, best.upper, best.evaluations * blocks
-        else:
-            found = _finite.bracket(taps, axes, rtol=aim, xp=xp)
-            lower, upper, cost = found.lower, found.upper, found.cost
-    low, high = _scaling.restore(np.asarray([lower]), np.asarray([upper]), scaled, dtype=out, xp=xp)
-    return low, high, turns, cost
-
-
-def _trimmed(a: Array, *, xp: Namespace) -> tuple[Array, list[int]]:
-    """Return the kernel without borders of zeros, and the number of taps cut off in front, per axis."""
-    dims = a.ndim - 2
-    present = _xp.to_host(xp.any(a != 0, axis=(0, 1))) != 0
-    first = []
-    for axis in range(dims):
-        others = tuple(i for i in range(dims) if i != axis)
-        used = np.flatnonzero(np.any(present, axis=others))
-        low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 1)
-        first.append(low)
-        a = a[(slice(None),) * (2 + axis) + (slice(low, high), ...)]
-    return a, first
-
-
-def _on_circle(
-    taps: Array, axes: tuple[Axis, ...], *, rtol: float, xp: Namespace
-) -> tuple[_search.Maximum, HostFloats, int]:
-    """Bracket the norm of a circular convolution whose stride divides the size; return its turns as well."""
-    plain, sizes, factors = zip(*(axis.circle() for axis in axes), strict=True)
-    kernel_size = tuple(axis.taps for axis in axes)
-    symbol = Symbol(*polyphase(taps, kernel_size, plain, xp=xp), xp=xp)
-    points = tuple(n // s for n, s in zip(sizes, plain, strict=True))
-    extent = tuple(-(-k // s) for k, s in zip(kernel_size, plain, strict=True))
-    best = _search.over_circle(symbol, points, extent, rtol=rtol, xp=xp)
-    assert best.turns is not None
-    j = [
-        round(turn * n) * factor % n / axis.size
-        for turn, n, factor, axis in zip(best.turns.tolist(), points, factors, axes, strict=True)
-    ]
-    return best, np.asarray(j), symbol.blocks
+    return fixed_step_value(a, geometry, steps=count, xp=xp)

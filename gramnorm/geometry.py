@@ -332,16 +332,21 @@ def _output_size(
 def correlate(kernel: Array, x: Array, axes: Sequence[Axis], groups: int) -> Array:
     """Return the correlation of `x`, shape (c_in, *sizes), with (c_out, c_in / groups, *taps)."""
     xp = _xp.namespace_of(x, name="x")
+    y = _xp.matmul(_rows(kernel, groups, xp=xp), patches(x, axes, groups), xp=xp)
+    return xp.reshape(y, (-1, *(a.outputs for a in axes)))
+
+
+def patches(x: Array, axes: Sequence[Axis], groups: int) -> Array:
+    """Return what each output reads of `x`, shape (groups, c_in / groups * T, outputs)."""
+    xp = _xp.namespace_of(x, name="x")
     for axis in axes:
         x = _along(x, axis.links().T, xp=xp)
     taps, outputs = (tuple(getattr(a, name) for a in axes) for name in ("taps", "outputs"))
     pairs = [n for pair in zip(taps, outputs, strict=True) for n in pair]
     dims = len(taps)
-    patches = xp.reshape(x, (groups, -1, *pairs))
+    x = xp.reshape(x, (groups, -1, *pairs))
     order = (0, 1, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2))
-    patches = xp.reshape(xp.permute_dims(patches, order), (groups, -1, math.prod(outputs)))
-    y = _xp.matmul(_rows(kernel, groups, xp=xp), patches, xp=xp)
-    return xp.reshape(y, (-1, *outputs))
+    return xp.reshape(xp.permute_dims(x, order), (groups, -1, math.prod(outputs)))
 
 
 def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array:
@@ -349,11 +354,11 @@ def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array
     xp = _xp.namespace_of(y, name="y")
     taps, outputs = (tuple(getattr(a, name) for a in axes) for name in ("taps", "outputs"))
     y = xp.reshape(y, (groups, -1, math.prod(outputs)))
-    patches = _xp.matmul(_xp.adjoint(_rows(kernel, groups, xp=xp), xp=xp), y, xp=xp)
+    x = _xp.matmul(_xp.adjoint(_rows(kernel, groups, xp=xp), xp=xp), y, xp=xp)
     dims = len(taps)
-    patches = xp.reshape(patches, (-1, *taps, *outputs))
+    x = xp.reshape(x, (-1, *taps, *outputs))
     order = (0, *(i for a in range(dims) for i in (1 + a, 1 + dims + a)))
-    x = xp.permute_dims(patches, order)
+    x = xp.permute_dims(x, order)
     x = xp.reshape(x, (-1, *(k * m for k, m in zip(taps, outputs, strict=True))))
     for axis in axes:
         x = _along(x, axis.links(), xp=xp)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from gramnorm import _sparse, _validate, _vectors, _xp
+from gramnorm import _gradient, _sparse, _validate, _vectors, _xp
 from gramnorm._stack import attainable, bracket_stack, converged, fixed_steps, result_dtype
 from gramnorm._typing import Array, DType, HostFloats, Namespace
 from gramnorm.bracket import NormBracket
 
-__all__ = ["gram_iteration", "matrix_norm_bound", "matrix_norm_bracket"]
+__all__ = [
+    "gram_iteration",
+    "matrix_norm_bound",
+    "matrix_norm_bracket",
+    "matrix_norm_value_and_grad",
+]
 
 
 def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool = False) -> Array:
@@ -55,7 +61,9 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     -----
     **Guarantee.** Upper bound, for every input, under the rounding model of the theory page
     (Theorem 2): IEEE arithmetic in the working precision, conventional matrix products in any order of summation.
-    The result carries no gradient.
+
+    PyTorch and JAX differentiate it, JAX outside of ``jit``: the gradient is that of `matrix_norm_value_and_grad`. It
+    is a constant, so second derivatives are refused.
 
     Examples
     --------
@@ -65,7 +73,10 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     >>> float(gn.matrix_norm_bound(a)) >= 2.288245611270737
     True
     """
-    upper = matrix_norm_bracket(x, rtol=rtol).upper
+    if _xp.is_differentiated(x) and not _xp.is_sparse(x):
+        upper = _xp.with_gradient(*_value_and_gradient(rtol), x)
+    else:
+        upper = matrix_norm_bracket(x, rtol=rtol).upper
     return upper[..., None, None] if keepdims else upper
 
 
@@ -102,7 +113,7 @@ def matrix_norm_bracket(
     Notes
     -----
     **Guarantee.** ``lower <= norm <= upper`` for every input under the rounding model of the theory page
-    (Theorems 2, 7 and 8, Lemma 4), converged or not. The result carries no gradient.
+    (Theorems 2, 7 and 8, Lemma 4), converged or not. PyTorch differentiates both ends as it does `matrix_norm_bound`.
 
     Stacks, and matrices on a GPU, go through Gram iteration [1]_: Schatten norms of growing order, whose rounding
     errors are carried along and climb back through the square roots; stacks are worked on in parts of 128 MiB. A single
@@ -148,7 +159,125 @@ def matrix_norm_bracket(
     if vectors:
         with _xp.plain_arithmetic(a):
             result = _with_vectors(result, x if sparse else stack, rtol=aim, dtype=out, xp=xp)
+    if _xp.is_differentiated(values) and not sparse:
+        result = with_gradient(result, _value_and_gradient(rtol)[1], x)
     return result
+
+
+def matrix_norm_value_and_grad(
+    x: Array, /, *, steps: int | None = None, rtol: float | None = None
+) -> tuple[Array, Array]:
+    """Return an upper bound on the spectral norm of each matrix in a stack, and its gradient.
+
+    For arrays without automatic differentiation (NumPy, CuPy); PyTorch and JAX differentiate `matrix_norm_bound` and
+    `gram_iteration` themselves, to the same gradients.
+
+    Parameters
+    ----------
+    x : array, shape (..., m, n)
+        Matrices, real or complex; integers and bool are promoted to the namespace's default real type.
+    steps : int, optional
+        If given, the value and gradient of ``gram_iteration(x, steps=steps)``; else those of
+        ``matrix_norm_bound(x, rtol=rtol)``.
+    rtol : float, optional
+        Relative gap asked for, as in `matrix_norm_bound`.
+
+    Returns
+    -------
+    value : array, shape (...)
+        The bound, real.
+    gradient : array, shape (..., m, n)
+        G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex matrices the
+        derivative by the real part plus i times that by the imaginary part, as in PyTorch. 0 for a zero matrix, NaN
+        where the norm is NaN or inf.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
+    ValueError
+        If `x` has fewer than two axes, or `steps` is negative, or `rtol` is not positive.
+
+    Notes
+    -----
+    **Guarantee.** The value is that of the function named above, with its guarantee. The gradient of the fixed-step
+    bound is exact up to rounding (theory page, Theorem 14). That of the certified bound is ``u v^H`` for the top
+    singular vectors, and if the largest singular value is multiple, or singular values are closer to it than about
+    `rtol`, the mean of ``u v^H`` over them: a subgradient of the norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> value, gradient = gn.matrix_norm_value_and_grad(np.asarray([[3.0, 0.0], [0.0, 4.0]]))
+    >>> bool(value >= 4.0), (abs(gradient).round(6) + 0.0).tolist()
+    (True, [[0.0, 0.0], [0.0, 1.0]])
+    """
+    xp, a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
+    _validate.matrices(a, name="x")
+    if steps is None:
+        value, gradient = _value_and_gradient(rtol)
+        found = value(a)
+        return found, gradient(a, found)
+    count = _validate.positive_int(steps, name="steps", least=0)
+    found = fixed_steps(a, steps=count, xp=xp)
+    b = floating(a, xp=xp)
+    with _xp.plain_arithmetic(a):
+        result = _gradient.of_fixed_steps(
+            b, xp.astype(found, real_of(b, xp=xp)), steps=count, xp=xp
+        )
+    return found, xp.astype(result, gradient_dtype(a, xp=xp), copy=False)
+
+
+def _value_and_gradient(
+    rtol: float | None,
+) -> tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]:
+    """Return the functions that compute the certified bound, and its gradient from the matrices and their bounds."""
+
+    def value(a: Array) -> Array:
+        return matrix_norm_bracket(a, rtol=rtol).upper
+
+    def gradient(a: Array, found: Array) -> Array:
+        xp = _xp.namespace_of(a, name="x")
+        b = floating(a, xp=xp)
+        gap = _validate.tolerance(rtol, default=1e-6 if _xp.bits(b.dtype, xp=xp) == 64 else 1e-4)
+        count = math.prod(a.shape[:-2])
+        norms = xp.astype(xp.reshape(found, (count,)), real_of(b, xp=xp))
+        with _xp.plain_arithmetic(a):
+            stack = xp.reshape(b, (count, *a.shape[-2:]))
+            result = _gradient.of_norm(stack, norms, rtol=attainable(gap), xp=xp)
+        return xp.astype(xp.reshape(result, a.shape), gradient_dtype(a, xp=xp), copy=False)
+
+    return value, gradient
+
+
+def floating(a: Array, *, xp: Namespace) -> Array:
+    """Return `a` in a type of at least single precision, without its gradient."""
+    real = xp.float64 if _xp.bits(result_dtype(a, xp=xp), xp=xp) == 64 else xp.float32
+    kind = _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real
+    return xp.astype(_xp.without_gradient(a), kind, copy=False)
+
+
+def real_of(a: Array, *, xp: Namespace) -> DType:
+    """Return the real type of the precision of `a`."""
+    return _xp.real_dtype(a.dtype, xp=xp)
+
+
+def gradient_dtype(a: Array, *, xp: Namespace) -> DType:
+    """Return the type of a gradient by `a`: its own, of integers the default real type."""
+    return a.dtype if _xp.is_floating(a.dtype, xp=xp) else _xp.default_real_dtype(a, xp=xp)
+
+
+def with_gradient(
+    result: NormBracket, gradient: Callable[[Array, Array], Array], x: Array
+) -> NormBracket:
+    """Let automatic differentiation of PyTorch see the gradient of both ends of a bracket of `x`."""
+    lower, upper = result.lower, result.upper
+    return dataclasses.replace(
+        result,
+        lower=_xp.with_gradient(lambda _: lower, gradient, x),
+        upper=_xp.with_gradient(lambda _: upper, gradient, x),
+    )
 
 
 def gram_iteration(x: Array, /, *, steps: int) -> Array:

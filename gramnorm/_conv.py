@@ -1,0 +1,269 @@
+"""From a kernel and a geometry to a bracket, or to the value and gradient of the fixed-step bound.
+
+Which way a convolution goes depends on its size: every size and circles are searched over frequencies, everything
+else at a finite size is `_finite`.  Kernels are scaled first and their borders of zeros cut off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from gramnorm import _finite, _scaling, _search, _slopes, _validate, _xp
+from gramnorm._rounding import gram_units, working_dtype
+from gramnorm._stack import attainable, divisor, fixed_steps, result_dtype
+from gramnorm._symbol import Symbol, phases, polyphase
+from gramnorm._typing import Array, HostFloats, Namespace
+from gramnorm.bracket import NormBracket
+from gramnorm.geometry import Axis, ConvGeometry
+from gramnorm.matrix import floating, gradient_dtype, to_bracket
+
+
+class Search:
+    """One certified search and where it ended: the gradient of the bound is taken there."""
+
+    def __init__(
+        self, geometry: Callable[[tuple[int, ...]], ConvGeometry], rtol: float | None
+    ) -> None:
+        self._geometry = geometry  # given the shape of the kernel
+        self._gap = _validate.tolerance(rtol, default=1e-3)
+        self._found: _Found | None = None
+
+    def bracket(self, kernel: Array) -> NormBracket:
+        """Return the bracket."""
+        xp, a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
+        geometry = self._geometry(tuple(a.shape))
+        dtype = result_dtype(a, xp=xp)
+        with _xp.plain_arithmetic(a):
+            found = _bracket(a, geometry, rtol=attainable(self._gap), xp=xp)
+        self._found = found
+        frequency = None
+        if found.turns is not None:
+            frequency = 2 * math.pi * (found.turns - np.ceil(found.turns - 0.5))
+        return to_bracket(
+            found.lower,
+            found.upper,
+            rtol=self._gap,
+            shape=(),
+            n_products=found.cost,
+            dtype=dtype,
+            like=a,
+            xp=xp,
+            frequency=frequency,
+        )
+
+    def upper(self, kernel: Array) -> Array:
+        """Return the upper bound."""
+        return self.bracket(kernel).upper
+
+    def gradient(self, kernel: Array, value: Array) -> Array:
+        """Return the gradient of the bound just found, by the kernel."""
+        xp = _xp.namespace_of(kernel, name="kernel")
+        a = _xp.plain(kernel)
+        found, size = self._found, float(_xp.to_host(value))
+        assert found is not None
+        if not (found.peak and 0 < size < math.inf):
+            known = xp.zeros_like(floating(a, xp=xp)) + (0.0 if size == 0 else math.nan)
+            return xp.astype(known, gradient_dtype(a, xp=xp), copy=False)
+        geometry = self._geometry(tuple(a.shape))
+        with _xp.plain_arithmetic(a):
+            host = _slopes.of_norm(_host_kernel(a), geometry, found.peak, rtol=self._gap)
+        return _from_host_like(host, a, xp=xp)
+
+
+def fixed_step_value(a: Array, geometry: ConvGeometry, *, steps: int, xp: Namespace) -> Array:
+    """Return the largest fixed-step Gram bound over the frequencies of a circle; no value reaches the host."""
+    out = result_dtype(a, xp=xp)
+    if 0 in a.shape:
+        return xp.zeros((), dtype=out, device=_xp.device_of(a))
+    blocks, scale, peak = _blocks_on_circle(a, geometry, xp=xp)
+    value = scale * xp.max(fixed_steps(blocks, steps=steps, xp=xp))
+    return xp.astype(xp.where(xp.isfinite(peak), value, peak), out)
+
+
+def fixed_step_gradient(
+    a: Array, geometry: ConvGeometry, value: Array, *, steps: int, xp: Namespace
+) -> Array:
+    """Return the gradient of the fixed-step bound: that of the block that attains it."""
+    size = float(_xp.to_host(value))
+    if not 0 < size < math.inf:
+        known = xp.zeros_like(floating(a, xp=xp)) + (0.0 if size == 0 else math.nan)
+        return xp.astype(known, gradient_dtype(a, xp=xp), copy=False)
+    blocks, _, _ = _blocks_on_circle(_xp.plain(a), geometry, xp=xp)
+    norms = _xp.to_host(fixed_steps(blocks, steps=steps, xp=xp))
+    which, group = divmod(int(np.argmax(norms)), geometry.groups)
+    plain, sizes, _ = zip(*(axis.circle() for axis in geometry.axes()), strict=True)
+    points = [n // s for n, s in zip(sizes, plain, strict=True)]
+    half = not _xp.is_complex(a.dtype, xp=xp)
+    index = np.unravel_index(which, _search.grid_shape(tuple(points), half=half))
+    turns = np.asarray([int(j) / n for j, n in zip(index, points, strict=True)])
+    peak = _slopes.Peak(plain, turns, group, exact=True)
+    host = _slopes.of_fixed_steps(_host_kernel(a), geometry, peak, steps=steps)
+    return _from_host_like(host, a, xp=xp)
+
+
+def _blocks_on_circle(
+    a: Array, geometry: ConvGeometry, *, xp: Namespace
+) -> tuple[Array, Array, Array]:
+    """Return the blocks of a circular convolution at all frequencies over a scale, the scale, and the largest entry.
+
+    No value reaches the host. Blocks have the shape (frequencies, groups, p, q).
+    """
+    out = result_dtype(a, xp=xp)
+    real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
+    work = _xp.complex_dtype(real, xp=xp)
+    plain, sizes = zip(*(axis.circle()[:2] for axis in geometry.axes()), strict=True)
+    sizes = tuple(n // s for n, s in zip(sizes, plain, strict=True))
+    # the taps are scaled before they are summed, so that no sum overflows
+    taps = _taps(xp.astype(a, work), geometry.groups, xp=xp)
+    parts = [xp.abs(_xp.without_gradient(part)) for part in _xp.components(taps, xp=xp)]
+    peak = xp.max(xp.stack(parts))
+    scale = divisor(peak, xp=xp)
+    values, offsets = polyphase(taps / xp.astype(scale, work), geometry.kernel_size, plain, xp=xp)
+    half = not _xp.is_complex(a.dtype, xp=xp)
+    ranges = [np.arange(n) for n in _search.grid_shape(sizes, half=half)]
+    points = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(sizes))
+    weights = _xp.from_host(
+        phases(offsets, points, np.asarray(sizes)), dtype=work, device=_xp.device_of(a), xp=xp
+    )
+    flat = xp.reshape(values, (values.shape[0], -1))
+    blocks = xp.reshape(_xp.matmul(weights, flat, xp=xp), (len(points), *values.shape[1:]))
+    return blocks, scale, peak
+
+
+def _host_kernel(a: Array) -> npt.NDArray[np.inexact]:
+    """Return the kernel on the host in double precision, scaled: a gradient of a norm does not see the scale."""
+    host = _xp.host_array(a)
+    host = host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
+    parts = np.abs(host.real), np.abs(host.imag)
+    return np.asarray(host * 2.0 ** -min(max(math.frexp(float(np.max(parts)))[1], -1022), 1022))
+
+
+def _from_host_like(host: npt.NDArray[np.inexact], a: Array, *, xp: Namespace) -> Array:
+    dtype = gradient_dtype(a, xp=xp)
+    return _xp.from_host(host, dtype=dtype, device=_xp.device_of(a), xp=xp)
+
+
+def _taps(a: Array, groups: int, *, xp: Namespace) -> Array:
+    """Return the taps as blocks, shape (T, groups, c_out / groups, c_in / groups)."""
+    count = math.prod(a.shape[2:])
+    blocks = xp.reshape(a, (groups, a.shape[0] // groups, a.shape[1], count))
+    return xp.permute_dims(blocks, (3, 0, 1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Host bounds of shape (1,), turns of the frequency or None, the cost, and where the norm is attained."""
+
+    lower: HostFloats
+    upper: HostFloats
+    turns: HostFloats | None
+    cost: int
+    peak: _slopes.Peak | None
+
+
+def _bracket(a: Array, geometry: ConvGeometry, *, rtol: float, xp: Namespace) -> _Found:
+    """Bracket the norm of a convolution."""
+    out = result_dtype(a, xp=xp)
+    zero = np.zeros(1)
+    axes = None if geometry.input_shape is None else geometry.axes()
+    empty = axes is not None and 0 in [n for axis in axes for n in (axis.size, axis.outputs)]
+    if 0 in a.shape:
+        return _Found(zero, zero, None, 0, None)
+    block = (a.shape[0] // geometry.groups, int(a.shape[1]))
+    count = math.prod(geometry.kernel_size)
+    units = gram_units(block, complex=True) + 3.2 * (count + 4) * math.sqrt(count * min(block))
+    work = working_dtype(a, units, rtol, xp=xp)
+    copies = 1 if axes is None else math.prod(axis.copies() for axis in axes)
+    scaled = _scaling.normalise(
+        xp.reshape(a, (1, a.shape[0], -1)), dtype=work, gain=math.sqrt(count * copies), xp=xp
+    )
+    if not scaled.active.size:
+        known = _scaling.restore(zero[:0], zero[:0], scaled, dtype=out, xp=xp)
+        return _Found(*known, None, 0, None)
+    if empty:
+        return _Found(zero, zero, None, 0, None)
+
+    values, first = _trimmed(xp.reshape(scaled.values, a.shape), xp=xp)
+    kernel_size = tuple(int(k) for k in values.shape[2:])
+    taps = _taps(values, geometry.groups, xp=xp)
+    aim = 0.95 * rtol  # the result is still to be rounded to the caller's type
+    if axes is None:
+        lower, upper, turns, cost, peak = _every_size(taps, kernel_size, geometry, rtol=aim, xp=xp)
+    else:
+        axes = tuple(
+            dataclasses.replace(axis, taps=k, before=axis.before - axis.dilation * skipped)
+            for axis, k, skipped in zip(axes, kernel_size, first, strict=True)
+        )
+        on_circle = all(axis.is_circle for axis in axes)
+        finish = _on_circle if on_circle else _at_a_size
+        lower, upper, turns, cost, peak = finish(taps, axes, rtol=aim, xp=xp)
+    bounds = np.asarray([lower]), np.asarray([upper])
+    return _Found(*_scaling.restore(*bounds, scaled, dtype=out, xp=xp), turns, cost, peak)
+
+
+_End = tuple[float, float, HostFloats | None, int, _slopes.Peak]
+"""Bounds in the scale of the taps, turns, cost and peak."""
+
+
+def _every_size(
+    taps: Array,
+    kernel_size: tuple[int, ...],
+    geometry: ConvGeometry,
+    *,
+    rtol: float,
+    xp: Namespace,
+) -> _End:
+    """Bracket the supremum over all sizes."""
+    stride, dilation = geometry.stride, geometry.dilation
+    symbol, best = _search.supremum(taps, kernel_size, stride, dilation, rtol=rtol, xp=xp)
+    assert best.turns is not None
+    turns = best.turns - np.ceil(best.turns - 0.5)
+    plain = tuple(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True))
+    peak = _slopes.Peak(plain, best.turns, best.block, exact=False)
+    cost = best.evaluations * symbol.blocks
+    return best.lower, best.upper, turns / np.lcm(stride, dilation), cost, peak
+
+
+def _at_a_size(taps: Array, axes: tuple[Axis, ...], *, rtol: float, xp: Namespace) -> _End:
+    """Bracket the norm of an operator that is not circulant."""
+    found = _finite.bracket(taps, axes, rtol=rtol, xp=xp)
+    plain = tuple(axis.stride // math.gcd(axis.stride, axis.dilation) for axis in axes)
+    peak = _slopes.Peak(plain, None, 0, exact=False)
+    return found.lower, found.upper, None, found.cost, peak
+
+
+def _trimmed(a: Array, *, xp: Namespace) -> tuple[Array, list[int]]:
+    """Return the kernel without borders of zeros, and the number of taps cut off in front, per axis."""
+    dims = a.ndim - 2
+    present = _xp.to_host(xp.any(a != 0, axis=(0, 1))) != 0
+    first = []
+    for axis in range(dims):
+        others = tuple(i for i in range(dims) if i != axis)
+        used = np.flatnonzero(np.any(present, axis=others))
+        low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 1)
+        first.append(low)
+        a = a[(slice(None),) * (2 + axis) + (slice(low, high), ...)]
+    return a, first
+
+
+def _on_circle(taps: Array, axes: tuple[Axis, ...], *, rtol: float, xp: Namespace) -> _End:
+    """Bracket the norm of a circular convolution whose stride divides the size."""
+    plain, sizes, factors = zip(*(axis.circle() for axis in axes), strict=True)
+    kernel_size = tuple(axis.taps for axis in axes)
+    symbol = Symbol(*polyphase(taps, kernel_size, plain, xp=xp), xp=xp)
+    points = tuple(n // s for n, s in zip(sizes, plain, strict=True))
+    extent = tuple(-(-k // s) for k, s in zip(kernel_size, plain, strict=True))
+    best = _search.over_circle(symbol, points, extent, rtol=rtol, xp=xp)
+    assert best.turns is not None
+    turns = [
+        round(turn * n) * factor % n / axis.size
+        for turn, n, factor, axis in zip(best.turns.tolist(), points, factors, axes, strict=True)
+    ]
+    peak = _slopes.Peak(plain, best.turns, best.block, exact=True)
+    cost = best.evaluations * symbol.blocks
+    return best.lower, best.upper, np.asarray(turns), cost, peak
