@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _finite, _scaling, _search, _slopes, _validate, _xp
+from gramnorm import _circle, _finite, _scaling, _search, _slopes, _validate, _xp
 from gramnorm._rounding import gram_units, working_dtype
 from gramnorm._stack import attainable, divisor, fixed_steps, result_dtype
 from gramnorm._symbol import Symbol, phases, polyphase
@@ -99,7 +99,7 @@ def fixed_step_gradient(
     plain, sizes, _ = zip(*(axis.circle() for axis in geometry.axes()), strict=True)
     points = [n // s for n, s in zip(sizes, plain, strict=True)]
     half = not _xp.is_complex(a.dtype, xp=xp)
-    index = np.unravel_index(which, _search.grid_shape(tuple(points), half=half))
+    index = np.unravel_index(which, _circle.grid_shape(tuple(points), half=half))
     turns = np.asarray([int(j) / n for j, n in zip(index, points, strict=True)])
     peak = _slopes.Peak(plain, turns, group, exact=True)
     host = _slopes.of_fixed_steps(_host_kernel(a), geometry, peak, steps=steps)
@@ -125,7 +125,7 @@ def _blocks_on_circle(
     scale = divisor(peak, xp=xp)
     values, offsets = polyphase(taps / xp.astype(scale, work), geometry.kernel_size, plain, xp=xp)
     half = not _xp.is_complex(a.dtype, xp=xp)
-    ranges = [np.arange(n) for n in _search.grid_shape(sizes, half=half)]
+    ranges = [np.arange(n) for n in _circle.grid_shape(sizes, half=half)]
     points = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(sizes))
     weights = _xp.from_host(
         phases(offsets, points, np.asarray(sizes)), dtype=work, device=_xp.device_of(a), xp=xp
@@ -258,7 +258,7 @@ def _on_circle(taps: Array, axes: tuple[Axis, ...], *, rtol: float, xp: Namespac
     symbol = Symbol(*polyphase(taps, kernel_size, plain, xp=xp), xp=xp)
     points = tuple(n // s for n, s in zip(sizes, plain, strict=True))
     extent = tuple(-(-k // s) for k, s in zip(kernel_size, plain, strict=True))
-    best = _search.over_circle(symbol, points, extent, rtol=rtol, xp=xp)
+    best = _circle.over_circle(symbol, points, extent, rtol=rtol, xp=xp)
     assert best.turns is not None
     turns = [
         round(turn * n) * factor % n / axis.size

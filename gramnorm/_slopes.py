@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _ascent, _finite, _gradient, _search, _xp
+from gramnorm import _ascent, _gradient, _search, _xp
 from gramnorm._symbol import polyphase
 from gramnorm._typing import HostFloats
+from gramnorm._wave import UNKNOWNS, Wave, top_vectors
 from gramnorm.geometry import Axis, ConvGeometry, patches
 
 HostArray = npt.NDArray[np.inexact]
@@ -118,14 +119,14 @@ def _of_operator(
     symbol, best = _search.supremum(
         taps, tuple(kernel_size), geometry.stride, geometry.dilation, rtol=rtol, xp=xp
     )
-    if c_in * math.prod(a.size for a in axes) > _finite.UNKNOWNS:
+    if c_in * math.prod(a.size for a in axes) > UNKNOWNS:
         at = dataclasses.replace(peak, turns=best.turns, group=best.block)
         return _of_symbol(kernel, groups, at, lambda f: _mean_pair(f, rtol))
     found: tuple[float, HostArray] = (-1.0, np.zeros(0))
     chosen = best.block
     for group in range(groups) if groups <= GROUPS else [best.block]:
         at_group = dataclasses.replace(best, block=group)
-        wave = _finite.Wave.at(symbol, at_group)
+        wave = Wave.at(symbol, at_group)
         part = kernel.reshape(groups, c_out // groups, c_in, *kernel_size)[group]
         found_here = _outer(part, axes, wave, peak.stride, rtol=rtol)
         if found_here[0] > found[0]:
@@ -138,14 +139,14 @@ def _of_operator(
 def _outer(
     kernel: HostArray,
     axes: Sequence[Axis],
-    wave: _finite.Wave,
+    wave: Wave,
     strides: Sequence[int],
     *,
     rtol: float,
 ) -> tuple[float, HostArray]:
     """Return ||T x|| / ||x|| and its gradient by the kernel of one group, at the top right singular vector x."""
     xp = _xp.numpy_namespace()
-    x, y = _finite.top_vectors(kernel, axes, wave, strides, rtol=rtol**2, xp=xp)
+    x, y = top_vectors(kernel, axes, wave, strides, rtol=rtol**2, xp=xp)
     size_x, size_y = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     if not (size_x > 0 and size_y > 0):
         return 0.0, np.zeros_like(kernel)

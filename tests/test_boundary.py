@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 
 import gramnorm as gn
-from gramnorm import _assemble, _search
+from gramnorm import _assemble, _norms
 
 
 def exact(a):
@@ -63,7 +63,9 @@ def test_sizes_beyond_31_bits_are_refused():
 def test_an_operator_with_too_many_outputs_to_assemble_has_a_valid_bracket(monkeypatch):
     monkeypatch.setattr(_assemble, "ENTRIES", 10)
     bracket = gn.conv_norm_bracket(np.ones((2, 2, 5)), 50, padding="full")
-    exact = 2 * (1 + 2 * np.cos(np.arange(1, 3) * np.pi / 55).sum())  # nearly: its largest eigenvalue
+    exact = 2 * (
+        1 + 2 * np.cos(np.arange(1, 3) * np.pi / 55).sum()
+    )  # nearly: its largest eigenvalue
     assert 0.99 * exact <= bracket.lower <= bracket.upper <= 10.01
 
 
@@ -160,7 +162,7 @@ def test_a_flat_symbol_is_settled_by_its_autocorrelation(taps):
 def test_a_spent_budget_leaves_a_valid_bracket(monkeypatch):
     kernel = np.random.default_rng(3).standard_normal((3, 3, 5, 5))
     reference = gn.conv_norm_bracket(kernel, rtol=1e-6)
-    monkeypatch.setattr(_search, "EVALUATIONS", (100, 200))
+    monkeypatch.setattr(_norms, "EVALUATIONS", (100, 200))
     short = gn.conv_norm_bracket(kernel, rtol=1e-6)
     assert short.lower <= reference.upper
     assert reference.lower <= short.upper

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import gramnorm as gn
-from gramnorm import _assemble, _finite, _search
+from gramnorm import _assemble, _circle, _finite
 from gramnorm.geometry import Axis, ConvGeometry
 from tests import oracles
 from tests.test_conv import ask, bound, compiles, stored_dtype
@@ -153,7 +153,7 @@ def no_matrices(monkeypatch):
     """Take away what makes small operators exact: they go the way of large ones."""
     monkeypatch.setattr(_finite, "SMALL", 0)
     monkeypatch.setattr(_assemble, "ORDER", 0)
-    monkeypatch.setattr(_search, "FULL_GRID", 0)
+    monkeypatch.setattr(_circle, "FULL_GRID", 0)
 
 
 @settings(drawn, suppress_health_check=[*HealthCheck])
