@@ -4,8 +4,13 @@ import argparse
 
 from benchmarks import bench_conv, bench_matrix
 
-BENCHMARKS = {"conv": bench_conv.run, "matrix": bench_matrix.run}
-
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-parser.add_argument("name", choices=sorted(BENCHMARKS))
-BENCHMARKS[parser.parse_args().name]()
+parser.add_argument("name", choices=("conv", "matrix"))
+parser.add_argument("--section", choices=sorted(bench_conv.SECTIONS), help="one part of conv")
+chosen = parser.parse_args()
+if chosen.name == "conv":
+    bench_conv.run(chosen.section)
+elif chosen.section:
+    parser.error("--section: only conv has sections")
+else:
+    bench_matrix.run()

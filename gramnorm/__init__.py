@@ -16,6 +16,7 @@ from gramnorm.matrix import (
     matrix_norm_value_and_grad,
 )
 from gramnorm.operators import operator_norm_lower_bound
+from gramnorm.rescaling import conv_spectral_rescaling, spectral_rescaling
 
 __all__ = [
     "ConvGeometry",
@@ -24,10 +25,12 @@ __all__ = [
     "conv_norm_bound",
     "conv_norm_bracket",
     "conv_norm_value_and_grad",
+    "conv_spectral_rescaling",
     "fir_norm",
     "gram_iteration",
     "matrix_norm_bound",
     "matrix_norm_bracket",
     "matrix_norm_value_and_grad",
     "operator_norm_lower_bound",
+    "spectral_rescaling",
 ]

@@ -6,7 +6,8 @@ that copies inputs to outputs, whatever the padding.  Hence
     A^H A = sum_{k,l} (L_{1,k_1}^T L_{1,l_1} x ...) x K_k^H K_l,
 
 one product of taps and one product per axis.  Its largest eigenvalue is the squared norm, up to rounding
-that is known beforehand (docs/theory.md, section 4).
+that is known beforehand (docs/theory.md, section 4).  Kernels with so many taps that their pairs cost more are
+gathered into the operator itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gramnorm import _xp
+from gramnorm import _single, _xp
 from gramnorm._moments import inner_product
 from gramnorm._rounding import precision_of
 from gramnorm._stack import bracket_stack
@@ -41,29 +42,74 @@ def order(axes: Sequence[Axis], channels: tuple[int, int]) -> int:
 def is_affordable(
     axes: Sequence[Axis], channels: tuple[int, int], groups: int, *, most: int
 ) -> bool:
-    """Say whether the Gram matrix has at most `most` rows and its intermediate results fit in memory."""
+    """Say whether an operator with a side of at most `most` can be bracketed as a matrix in little memory."""
     if order(axes, channels) > most:
         return False
-    side = _by_inputs(axes, channels)
-    sizes = [a.size if side else a.outputs for a in axes]
-    entries = float(groups * channels[1 if side else 0] ** 2)
-    entries *= math.prod(a.taps**2 for a in axes)
-    largest = max(entries, *(float(a.taps * n) ** 2 for a, n in zip(axes, sizes, strict=True)))
-    for a, n in zip(axes, sizes, strict=True):
-        entries *= n**2 / a.taps**2
-        largest = max(largest, entries)
-    return largest <= ENTRIES
+    return (
+        _can_be_gathered(axes, channels, groups) or _largest_step(axes, channels, groups) <= ENTRIES
+    )
 
 
 def bracket(
     taps: Array, axes: Sequence[Axis], *, rtol: float, xp: Namespace
 ) -> tuple[float, float, int]:
     """Bracket the norm of the operator with taps (T, groups, c_out, c_in); return its cost as well."""
+    groups, channels = taps.shape[1], (taps.shape[2], taps.shape[3])
+    real = _xp.real_dtype(taps.dtype, xp=xp)
+    if _largest_step(axes, channels, groups) > ENTRIES:
+        a = gathered_matrix(taps, axes, xp=xp)
+        lower, upper, cost = bracket_stack(a, rtol=rtol, dtype=real, xp=xp)
+        return float(np.max(lower)), float(np.max(upper)), cost
     gram, error = gram_matrix(taps, axes, xp=xp)
-    dtype = _xp.real_dtype(gram.dtype, xp=xp)
-    lower, upper, cost = bracket_stack(gram, rtol=1.8 * rtol, dtype=dtype, xp=xp)
+    if gram.shape[1] > _single.SQUARED and _xp.is_on_cpu(gram, xp=xp) and _xp.has_linalg(xp=xp):
+        found = [
+            _single.gram_certificate(gram[g, ...], error=float(error[g]), rtol=rtol, xp=xp)
+            for g in range(groups)
+        ]
+        best = max(found, key=lambda one: one.upper)
+        low = max(one.lower for one in found)
+        if best.upper - low <= rtol * low:
+            return low, best.upper, best.products
+    lower, upper, cost = bracket_stack(gram, rtol=1.8 * rtol, dtype=real, xp=xp)
     low = math.sqrt(max(float(np.max(lower - error)), 0.0)) * (1 - 2.0**-50)
     return low, math.sqrt(float(np.max(upper + error))) * (1 + 2.0**-50), cost
+
+
+def gathered_matrix(taps: Array, axes: Sequence[Axis], *, xp: Namespace) -> Array:
+    """Return the operator of each group, where no two taps of an output read the same sample."""
+    count, groups, c_out, c_in = taps.shape
+    table = np.zeros((1, 1), dtype=np.int64)
+    for axis in axes:
+        source = axis.sources()
+        tap = np.full((axis.outputs, axis.size), -1, dtype=np.int64)
+        k, o = np.nonzero(source >= 0)
+        tap[o, source[k, o]] = k
+        missing = (table[:, None, :, None] < 0) | (tap[None, :, None, :] < 0)
+        joined = table[:, None, :, None] * axis.taps + tap[None, :, None, :]
+        table = np.where(missing, -1, joined).reshape(len(table) * axis.outputs, -1)
+    with_zero = xp.concat([taps, xp.zeros_like(taps[:1, ...])], axis=0)
+    entries = _xp.select(with_zero, np.where(table < 0, count, table).reshape(-1), xp=xp)
+    entries = xp.reshape(entries, (*table.shape, groups, c_out, c_in))
+    entries = xp.permute_dims(entries, (2, 3, 0, 4, 1))
+    return xp.reshape(entries, (groups, c_out * table.shape[0], c_in * table.shape[1]))
+
+
+def _can_be_gathered(axes: Sequence[Axis], channels: tuple[int, int], groups: int) -> bool:
+    entries = groups * math.prod(channels) * math.prod(float(a.outputs * a.size) for a in axes)
+    return entries <= ENTRIES / 2 and all(a.coincidences() == 1 for a in axes)
+
+
+def _largest_step(axes: Sequence[Axis], channels: tuple[int, int], groups: int) -> float:
+    """Return how many numbers the largest intermediate result on the way to the Gram matrix has."""
+    side = _by_inputs(axes, channels)
+    sizes = [a.size if side else a.outputs for a in axes]
+    entries = float(groups * channels[1 if side else 0] ** 2)
+    entries *= math.prod(float(a.taps) ** 2 for a in axes)
+    largest = max(entries, *(float(a.taps * n) ** 2 for a, n in zip(axes, sizes, strict=True)))
+    for a, n in zip(axes, sizes, strict=True):
+        entries *= float(n) ** 2 / a.taps**2
+        largest = max(largest, entries)
+    return largest
 
 
 def gram_matrix(taps: Array, axes: Sequence[Axis], *, xp: Namespace) -> tuple[Array, HostFloats]:

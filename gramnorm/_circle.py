@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from gramnorm._cells import first_count
 from gramnorm._norms import Bound, Fate, Maximum, chunks, evaluate, limit
 from gramnorm._search import over_torus
 from gramnorm._symbol import Symbol
@@ -39,11 +40,18 @@ def over_circle(
     xp: Namespace,
 ) -> Maximum:
     """Bracket the maximum over the frequencies 2 pi j / sizes; `turns` are fractions j / sizes."""
-    if math.prod(sizes) <= FULL_GRID:
+    total = math.prod(grid_shape(sizes, half=symbol.real))
+    # a kernel dominated by few frequencies has its supremum in less than the grid costs
+    most = total // 3 if math.prod(sizes) <= FULL_GRID else None
+    if most is not None and first_count(kernel_size) > most:
         return _over_points(symbol, sizes, rtol=rtol, xp=xp)
-    # on a fine grid the supremum is attained almost: a point beside it may settle the matter
-    torus = over_torus(symbol, kernel_size, rtol=rtol / 2, xp=xp)
+    torus = over_torus(symbol, kernel_size, rtol=rtol / 2, most=most, xp=xp)
     assert torus.turns is not None
+    if most is not None and not torus.is_finished(np.asarray(torus.upper)):
+        points = _over_points(symbol, sizes, rtol=rtol, xp=xp)
+        points.evaluations += torus.evaluations
+        return points
+    # the supremum is attained almost: a point beside it may settle the matter
     best = Maximum(rtol / 8)
     corners = [
         {math.floor(t * n) % n, math.ceil(t * n) % n}

@@ -66,6 +66,33 @@ def quotient(b: Array, x: Array, *, frobenius: float, xp: Namespace) -> Quotient
     return Quotient(low**2 * (1 - 2.0**-50), high**2 * (1 + 2.0**-50), residual)
 
 
+def hermitian_quotient(s: Array, x: Array, *, error: float, xp: Namespace) -> Quotient:
+    """Enclose the Rayleigh quotient of the column `x` for a Hermitian H >= 0 with ||H - S|| <= `error`."""
+    prec = precision_of(s.dtype, xp=xp)
+    q = s.shape[0]
+    y = _xp.matmul(s, x, xp=xp)
+    xh, yh = _xp.adjoint(x, xp=xp), _xp.adjoint(y, xp=xp)
+    xx, xy, yy = (
+        inner_product(xh, xh, xp=xp),
+        inner_product(xh, yh, xp=xp),
+        inner_product(yh, yh, xp=xp),
+    )
+    rh = yh - (xy / xx) * xh
+    ss, rr = inner_product(s, s, xp=xp), inner_product(rh, rh, xp=xp)
+    ss, xx, xy, yy, rr = _xp.to_host(xp.stack([ss, xx, xy, yy, rr])).tolist()
+
+    sums = prec.gamma(4 * q + 8)
+    norm_x, norm_y = math.sqrt(xx), math.sqrt(yy)
+    error_y = prec.kappa(q) * math.sqrt(ss) * (1 + sums) + prec.underflow(q) * q / norm_x
+    width = (error_y + error + 2 * sums * norm_y / norm_x) * (1 + 2.0**-48)
+    rho = xy / xx
+    residual = (
+        math.sqrt(rr) / norm_x + error_y + error + 8 * prec.unit * (norm_y / norm_x + abs(rho))
+    )
+    residual = residual * (1 + 4 * sums + 2.0**-48)
+    return Quotient(max(rho * (1 - 2 * sums) - width, 0.0), rho * (1 + 2 * sums) + width, residual)
+
+
 def has_non_negative_look(gram: Array, *, xp: Namespace) -> bool:
     """Say whether the first column has no negative entry: then row sums are worth their cost."""
     column = gram[:, :1]

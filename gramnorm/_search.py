@@ -46,9 +46,14 @@ def supremum(
 
 
 def over_torus(
-    symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, xp: Namespace
+    symbol: Symbol,
+    kernel_size: tuple[int, ...],
+    *,
+    rtol: float,
+    most: int | None = None,
+    xp: Namespace,
 ) -> Maximum:
-    """Bracket the supremum over all frequencies."""
+    """Bracket the supremum over all frequencies, with at most about `most` evaluations."""
     best = Maximum(rtol)
     if max(kernel_size) > 1:
         ends = np.asarray(
@@ -60,7 +65,7 @@ def over_torus(
         return best
     cells = Cells.cover(kernel_size, half=symbol.real)
     bounds = np.full(len(cells.centres), np.inf)  # of the cells, from their ancestors
-    most, ceiling = limit(symbol), math.inf
+    most, ceiling = limit(symbol) if most is None else most, math.inf
     climbed = 0.0
     while len(bounds):
         over = _around(cells.cosine)

@@ -103,7 +103,7 @@ def _squaring(b: Array, frobenius2: float, rtol: float, *, xp: Namespace) -> Bra
 
 
 def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float, xp: Namespace) -> Bracket:
-    """Prove a Ritz value to be almost the largest, by the cheapest sufficient argument.
+    """Bracket the norm of `b` by a proof that a Ritz value is almost the largest.
 
     `gram` is the computed B^H B, dense; of `b` itself only products with vectors are taken.
     """
@@ -111,8 +111,24 @@ def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float, xp: Na
     p, q = b.shape
     frobenius = math.sqrt(frobenius2) * _GROW
     error = (prec.kappa(p) * frobenius2 + prec.underflow(p) * q) * _GROW  # Lemma 1
-    x, products = top_vector(gram, rtol, xp=xp), 1
+    x = top_vector(gram, rtol, xp=xp)
     ritz = _residual.quotient(b, x, frobenius=frobenius, xp=xp)
+    return _proof(gram, x, ritz, error=error, rtol=rtol, xp=xp)
+
+
+def gram_certificate(gram: Array, *, error: float, rtol: float, xp: Namespace) -> Bracket:
+    """Bracket the root of the largest eigenvalue of the H >= 0 that `gram` stands for within `error`."""
+    x = top_vector(gram, rtol, xp=xp)
+    ritz = _residual.hermitian_quotient(gram, x, error=error, xp=xp)
+    return _proof(gram, x, ritz, error=error, rtol=rtol, xp=xp)
+
+
+def _proof(
+    gram: Array, x: Array, ritz: _residual.Quotient, *, error: float, rtol: float, xp: Namespace
+) -> Bracket:
+    """Prove a Ritz value to be almost the largest, by the cheapest sufficient argument."""
+    prec = precision_of(gram.dtype, xp=xp)
+    q, products = gram.shape[0], 1
     target = ritz.lower * (1 + 1.6 * rtol)
 
     # lambda_2^2 <= ||S||_F^2 - lambda_1^2 for the exact S

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gramnorm import _ascent, _gradient, _search, _xp
 from gramnorm._symbol import polyphase
 from gramnorm._typing import HostFloats
-from gramnorm._wave import UNKNOWNS, Wave, top_vectors
+from gramnorm._wave import Wave, top_vectors, window_size
 from gramnorm.geometry import Axis, ConvGeometry, patches
 
 HostArray = npt.NDArray[np.inexact]
@@ -119,7 +119,7 @@ def _of_operator(
     symbol, best = _search.supremum(
         taps, tuple(kernel_size), geometry.stride, geometry.dilation, rtol=rtol, xp=xp
     )
-    if c_in * math.prod(a.size for a in axes) > UNKNOWNS:
+    if any(a.size > window_size(axes, c_in) for a in axes):
         at = dataclasses.replace(peak, turns=best.turns, group=best.block)
         return _of_symbol(kernel, groups, at, lambda f: _mean_pair(f, rtol))
     found: tuple[float, HostArray] = (-1.0, np.zeros(0))

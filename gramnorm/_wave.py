@@ -1,8 +1,8 @@
 """Convolutions of a finite size from below: a plane wave under a window, and Golub-Kahan steps from it.
 
 Any vector proves a lower bound.  At the frequency of the supremum the top right singular vector of the symbol,
-modulated and under a sine window, is almost optimal for large sizes, and its image is a sum over pairs of taps, whatever
-the size.  Golub-Kahan steps on the operator itself make up for the rest.
+modulated and under a sine window, is almost optimal for large sizes, and its image is a sum over pairs of taps,
+whatever the size.  Golub-Kahan steps on the operator itself make up for the rest.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gramnorm._symbol import Symbol
 from gramnorm._typing import Array, HostFloats, Namespace
 from gramnorm.geometry import Axis, Part, adjoint, correlate
 
-UNKNOWNS = 2**17
-"""Most inputs of the window in which Golub-Kahan steps are taken."""
+UNKNOWNS, PATCHES = 2**17, 2**22
+"""Most inputs of the window in which Golub-Kahan steps are taken, and most numbers that its outputs read."""
 
 STEPS = 60
 
@@ -113,7 +113,7 @@ def golub_kahan(
     """Improve the wave on a window of the operator by Golub-Kahan steps; return the quotient reached."""
     taps = taps[:, wave.group, ...]
     count, c_out, c_in = taps.shape
-    axes = tuple(a.window(_window(axes, c_in)) for a in axes)
+    axes = tuple(a.window(window_size(axes, c_in)) for a in axes)
     if any(a.outputs == 0 for a in axes):
         return 0.0
     kernel = xp.reshape(xp.permute_dims(taps, (1, 2, 0)), (c_out, c_in, *(a.taps for a in axes)))
@@ -129,9 +129,10 @@ def golub_kahan(
     return max(least * (1 - math.prod(x.shape) * 2.0**-51), 0.0) if math.isfinite(least) else 0.0
 
 
-def _window(axes: Sequence[Axis], c_in: int) -> int:
-    """Return how many samples per axis make a window of at most `UNKNOWNS` inputs."""
-    return max(int((UNKNOWNS / c_in) ** (1 / len(axes))), 1)
+def window_size(axes: Sequence[Axis], c_in: int) -> int:
+    """Return how many samples per axis a window for Golub-Kahan steps may have."""
+    taps = math.prod(a.taps for a in axes)
+    return max(int((min(UNKNOWNS, PATCHES / taps) / c_in) ** (1 / len(axes))), 1)
 
 
 def top_vectors(

@@ -286,8 +286,8 @@ def conv_norm_value_and_grad(
     bound is exact up to rounding. That of the certified bound is the gradient of the norm of the symbol at the
     frequency where it is largest (Danskin's theorem), and at a finite size with padding that of the top singular
     vectors of the operator: of the norm itself, from which the bound is `rtol` away. Where several frequencies or
-    groups attain the maximum it is that of one of them, a subgradient. For an input of more than 130 000 numbers
-    the gradient is that of the supremum.
+    groups attain the maximum it is that of one of them, a subgradient. For a large input, of more than some 100 000
+    numbers, the gradient is that of the supremum.
 
     Examples
     --------

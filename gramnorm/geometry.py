@@ -13,6 +13,7 @@ correlation with zero padding is a direct sum of correlations without dilation.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -96,6 +97,18 @@ class Axis:
         rows = np.flatnonzero(source >= 0)
         matrix[rows, source[rows]] = 1.0
         return matrix
+
+    def readers(self) -> list[HostInts]:
+        """Return tables (taps, size) of the outputs that read a sample by a tap, -1 for none; as many as it takes."""
+        source, tables = self.sources(), [np.full((self.taps, self.size), -1, dtype=np.int64)]
+        for output, column in enumerate(source.T):
+            for tap in np.flatnonzero(column >= 0):
+                free = next((t for t in tables if t[tap, column[tap]] < 0), None)
+                if free is None:
+                    free = np.full_like(tables[0], -1)
+                    tables.append(free)
+                free[tap, column[tap]] = output
+        return tables
 
     def copies(self) -> int:
         """Bound how often the continued input holds the same sample."""
@@ -338,31 +351,22 @@ def correlate(kernel: Array, x: Array, axes: Sequence[Axis], groups: int) -> Arr
 
 def patches(x: Array, axes: Sequence[Axis], groups: int) -> Array:
     """Return what each output reads of `x`, shape (groups, c_in / groups * T, outputs)."""
-    xp = _xp.namespace_of(x, name="x")
-    for axis in axes:
-        x = _along(x, axis.links().T, xp=xp)
-    taps, outputs = (tuple(getattr(a, name) for a in axes) for name in ("taps", "outputs"))
-    pairs = [n for pair in zip(taps, outputs, strict=True) for n in pair]
-    dims = len(taps)
-    x = xp.reshape(x, (groups, -1, *pairs))
-    order = (0, 1, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2))
-    return xp.reshape(xp.permute_dims(x, order), (groups, -1, math.prod(outputs)))
+    return _gathered(x, [axis.sources() for axis in axes], groups)
 
 
 def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array:
     """Return the adjoint of `correlate` at `y`, shape (c_out, *outputs)."""
     xp = _xp.namespace_of(y, name="y")
-    taps, outputs = (tuple(getattr(a, name) for a in axes) for name in ("taps", "outputs"))
-    y = xp.reshape(y, (groups, -1, math.prod(outputs)))
-    x = _xp.matmul(_xp.adjoint(_rows(kernel, groups, xp=xp), xp=xp), y, xp=xp)
-    dims = len(taps)
-    x = xp.reshape(x, (-1, *taps, *outputs))
-    order = (0, *(i for a in range(dims) for i in (1 + a, 1 + dims + a)))
-    x = xp.permute_dims(x, order)
-    x = xp.reshape(x, (-1, *(k * m for k, m in zip(taps, outputs, strict=True))))
-    for axis in axes:
-        x = _along(x, axis.links(), xp=xp)
-    return x
+    c_out, c_in = kernel.shape[0] // groups, kernel.shape[1]
+    back = xp.reshape(kernel, (groups, c_out, c_in, -1))
+    back = xp.permute_dims(back, (0, 2, 1, 3))
+    back = xp.conj(back) if _xp.is_complex(kernel.dtype, xp=xp) else back
+    back = xp.reshape(back, (groups, c_in, -1))
+    terms = [
+        _xp.matmul(back, _gathered(y, list(readers), groups), xp=xp)
+        for readers in itertools.product(*(axis.readers() for axis in axes))
+    ]
+    return xp.reshape(sum(terms[1:], terms[0]), (-1, *(a.size for a in axes)))
 
 
 def _rows(kernel: Array, groups: int, *, xp: Namespace) -> Array:
@@ -370,7 +374,16 @@ def _rows(kernel: Array, groups: int, *, xp: Namespace) -> Array:
     return xp.reshape(kernel, (groups, kernel.shape[0] // groups, -1))
 
 
-def _along(x: Array, matrix: HostFloats, *, xp: Namespace) -> Array:
-    """Multiply axis 1 of `x` by a host matrix from the right; the result becomes the last axis."""
-    moved = _xp.from_host(matrix, dtype=x.dtype, device=_xp.device_of(x), xp=xp)
-    return _xp.matmul(xp.permute_dims(x, (0, *range(2, x.ndim), 1)), moved, xp=xp)
+def _gathered(x: Array, sources: Sequence[HostInts], groups: int) -> Array:
+    """Read `x`, shape (c, *sizes), by tables (taps, points) per axis, -1 for zero: (groups, c / groups * T, points)."""
+    xp = _xp.namespace_of(x, name="x")
+    dims = len(sources)
+    for source in sources:  # axis 1 in turn; what is read becomes the last axis
+        padded = xp.concat([x, xp.zeros_like(x[:, :1, ...])], axis=1)
+        index = np.where(source < 0, x.shape[1], source).reshape(-1)
+        read = xp.take(padded, _xp.indices(index, device=_xp.device_of(x), xp=xp), axis=1)
+        x = xp.permute_dims(read, (0, *range(2, x.ndim), 1))
+    pairs = [n for source in sources for n in source.shape]
+    x = xp.reshape(x, (groups, x.shape[0] // groups, *pairs))
+    x = xp.permute_dims(x, (0, 1, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2)))
+    return xp.reshape(x, (groups, -1, math.prod(source.shape[1] for source in sources)))
