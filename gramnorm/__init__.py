@@ -1,5 +1,6 @@
 """Certified bounds on the spectral norm of matrices and of convolutions, for any array library."""
 
+from gramnorm import classical
 from gramnorm.bracket import NormBracket
 from gramnorm.conv import (
     conv_gram_iteration,
@@ -21,6 +22,7 @@ from gramnorm.rescaling import conv_spectral_rescaling, spectral_rescaling
 __all__ = [
     "ConvGeometry",
     "NormBracket",
+    "classical",
     "conv_gram_iteration",
     "conv_norm_bound",
     "conv_norm_bracket",

@@ -42,7 +42,8 @@ def climb(
     span = np.maximum(np.ptp(offsets, axis=0), 1)
     stencil = np.stack(np.meshgrid(*[(-1.0, 0.0, 1.0)] * len(span), indexing="ij"), axis=-1)
     stencil = stencil.reshape(-1, len(span)) * (np.ptp(offsets, axis=0) > 0) / span
-    for _ in range(rounds):
+    for _ in range(rounds if np.any(stencil) else 0):
+        before = turns
         phases = np.exp(2j * math.pi * (offsets @ turns))
         u, v = top_pair(np.tensordot(phases, taps, axes=1))
         c = (taps @ v) @ u.conj()
@@ -55,4 +56,6 @@ def climb(
                 turns = around[best]
             else:
                 size /= 2
+        if np.all(np.abs(turns - before) <= 1e-6 / span):
+            break
     return turns

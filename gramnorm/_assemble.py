@@ -106,6 +106,7 @@ def _largest_step(axes: Sequence[Axis], channels: tuple[int, int], groups: int) 
     entries = float(groups * channels[1 if side else 0] ** 2)
     entries *= math.prod(float(a.taps) ** 2 for a in axes)
     largest = max(entries, *(float(a.taps * n) ** 2 for a, n in zip(axes, sizes, strict=True)))
+    largest = max(largest, *(float(a.taps) * a.outputs * a.size for a in axes))
     for a, n in zip(axes, sizes, strict=True):
         entries *= float(n) ** 2 / a.taps**2
         largest = max(largest, entries)

@@ -155,10 +155,13 @@ def _boxes_of_points(
     lengths = np.asarray(
         [_first_length(n, k, len(sizes)) for n, k in zip(sizes, kernel_size, strict=True)]
     )
+    most = best.evaluations + limit(symbol)
+    if math.prod(-(-n // int(length)) for n, length in zip(shape, lengths, strict=True)) > most:
+        yield np.zeros((1, len(sizes)), dtype=np.int64), np.asarray(shape), np.asarray([ceiling])
+        return
     starts = [np.arange(0, n, length) for n, length in zip(shape, lengths, strict=True)]
     boxes = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, len(sizes))
     bounds = np.full(len(boxes), ceiling)
-    most = best.evaluations + limit(symbol)
     while len(boxes):
         middles = (boxes + lengths // 2) % np.asarray(sizes)
         reach = math.fsum(

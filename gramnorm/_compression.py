@@ -21,21 +21,20 @@ from gramnorm import _circle, _xp
 from gramnorm._stack import bracket_stack
 from gramnorm._symbol import Symbol
 from gramnorm._typing import HostFloats, Namespace
-from gramnorm.geometry import Part
+from gramnorm.geometry import Axis
 
 POINTS = 2**22
 """Most frequencies of the grid of a scalar Toeplitz matrix."""
 
-ENTRIES = 2**24
-"""Most entries of the Toeplitz matrices of an axis."""
+ENTRIES, WORK = 2**24, 2**33
+"""Most entries of the Toeplitz matrices of an axis, and most rows times squares of rows in all."""
 
 _HOST_UNIT = 2.0**-53
 
 
 def compression(
     symbol: Symbol,
-    parts: Sequence[Part],
-    strides: Sequence[int],
+    axes: Sequence[Axis],
     supremum: float,
     lower: float,
     *,
@@ -43,22 +42,24 @@ def compression(
     rtol: float,
     xp: Namespace,
 ) -> tuple[float, int]:
-    """Return an upper bound on the norm of one part by Theorem 11, and the frequencies evaluated.
+    """Bound the norm of a correlation without dilation by Theorem 11; return the frequencies evaluated as well.
 
     `supremum` bounds the norm of the symbol, `lower` is known to be below the norm of the operator; norms of
     the symbol are computed to about a fraction `slack` of their distance from the supremum.
     """
     extent = symbol.offsets.max(axis=0)
     inputs, outputs, circle = [], [], []
-    for part, stride, q, k in zip(parts, strides, extent, symbol.offsets.T, strict=True):
-        first, last = -(-(part.first - stride + 1) // stride), part.last // stride
-        first, last = max(first, int(k.min())), min(last, part.outputs - 1 + int(q))
+    for axis, q, k in zip(axes, extent, symbol.offsets.T, strict=True):
+        # the samples that some phase of the input has, as far as outputs read them
+        first = -(-(axis.before - axis.stride + 1) // axis.stride)
+        last = (axis.before + axis.size - 1) // axis.stride
+        first, last = max(first, int(k.min())), min(last, axis.outputs - 1 + int(q))
         if first > last:
             return 0.0, 0
         inputs.append(last - first + 1)
-        outputs.append(part.outputs)
+        outputs.append(axis.outputs)
         # so large that going round never makes an input meet an output by another tap
-        least = max(last + 1, int(q) - first + part.outputs, inputs[-1], part.outputs)
+        least = max(last + 1, int(q) - first + axis.outputs, inputs[-1], axis.outputs)
         circle.append(least + least // 4)
     if math.prod(circle) > POINTS:
         return math.inf, 0
@@ -90,16 +91,20 @@ def _toeplitz_bound(
     eigenvalue times the identity. Rows of weights below `level` count with their maximum.
     """
     bounds = []
-    for order in itertools.permutations(range(weights.ndim)):
+    axes = range(weights.ndim)
+    orders = (
+        [*itertools.permutations(axes)] if weights.ndim <= 3 else [tuple(axes), tuple(axes)[::-1]]
+    )
+    for order in orders:
         rest = weights.transpose(order)
         for axis in order:
             columns = rest.reshape(rest.shape[0], -1).T
             values = np.max(columns, axis=1)
             high = np.flatnonzero(values > level)
-            if high.size * window[axis] ** 2 > ENTRIES:
-                high = high[:0]
-            found = _toeplitz_norms(columns[high], window[axis], rtol=rtol)
-            values[high] = np.minimum(values[high], found)
+            n = window[axis]
+            if 0 < high.size * n**2 <= ENTRIES and high.size * n**3 <= WORK / len(orders):
+                found = _toeplitz_norms(columns[high], window[axis], rtol=rtol)
+                values[high] = np.minimum(values[high], found)
             rest = values.reshape(rest.shape[1:])
         bounds.append(float(rest))
     return min(bounds)

@@ -8,9 +8,10 @@ operator.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from gramnorm import _assemble, _norms, _search, _xp
@@ -19,6 +20,12 @@ from gramnorm._symbol import Symbol
 from gramnorm._typing import Array, Namespace
 from gramnorm._wave import Wave, golub_kahan
 from gramnorm.geometry import Axis
+
+Peak = Callable[[], tuple[Symbol, _norms.Maximum]]
+"""Returns the symbol and its supremum, searched for when somebody asks."""
+
+Step = Callable[[], tuple[float, float, int]]
+"""Computes (lower, upper, cost) of the same norm."""
 
 SMALL = 256
 """Operators with a side of at most this are bracketed as matrices at once."""
@@ -44,52 +51,76 @@ class Bracket:
 
 def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float, xp: Namespace) -> Bracket:
     """Bracket the norm of the correlation with taps (T, groups, c_out, c_in) along `axes`, none of them empty."""
-    # continued samples that no output reads do not count
-    axes = tuple(a.inside() if a.inside().outputs == a.outputs else a for a in axes)
-    groups, channels = taps.shape[1], (taps.shape[2], taps.shape[3])
-    wide = taps
     if _xp.has_float64(_xp.device_of(taps), xp=xp):
         real = not _xp.is_complex(taps.dtype, xp=xp)
         wide = xp.astype(taps, xp.float64 if real else xp.complex128, copy=False)
+    else:
+        wide = taps
+    # continued samples that no output reads do not count
+    axes = tuple(a.inside() if a.inside().outputs == a.outputs else a for a in axes)
+    if any(a.mode != "zeros" for a in axes):
+        return _continued(taps, wide, axes, rtol=rtol, xp=xp)
+    peak = functools.cache(partial(_supremum, taps, axes, rtol=rtol / 2, xp=xp))
+    result = Bracket(0.0, 0.0)
+    for part in itertools.product(*(a.parts() for a in axes)):
+        one = _zero_padded(wide, part, peak, rtol=rtol, xp=xp)
+        result.lower, result.upper = max(result.lower, one.lower), max(result.upper, one.upper)
+        result.cost += one.cost
+    return result
 
-    def matrix() -> tuple[float, float, int]:
-        return _assemble.bracket(wide, axes, rtol=rtol, xp=xp)
 
-    if _assemble.is_affordable(axes, channels, groups, most=SMALL):
+def _zero_padded(
+    wide: Array, axes: Sequence[Axis], peak: Peak, *, rtol: float, xp: Namespace
+) -> Bracket:
+    """Bracket a correlation with zero padding and no dilation."""
+    matrix = partial(_assemble.bracket, wide, axes, rtol=rtol, xp=xp)
+    if _is_affordable(wide, axes, most=SMALL):
         return Bracket(*matrix())
-    symbol, best = _supremum(taps, axes, [a.stride for a in axes], rtol=rtol / 2, xp=xp)
-    result = Bracket(0.0, best.upper * _repetition(axes), best.evaluations)
-    zeros = all(a.mode == "zeros" for a in axes)
-    if not zeros:
-        result.narrow(0.0, *_round_the_circle(taps, axes, rtol=rtol / 2, xp=xp))
-    inner = tuple(a if a.mode == "zeros" else a.inside() for a in axes)
+    symbol, best = peak()
     wave = Wave.at(symbol, best)
-    strides = [a.stride // math.gcd(a.stride, a.dilation) for a in axes]
-    parts = list(itertools.product(*(a.parts() for a in inner)))
-    result.lower = max((wave.quotient(part, strides) for part in parts), default=0.0)
+    result = Bracket(wave.quotient(axes), best.upper, best.evaluations)
 
     def compressed(slack: float) -> tuple[float, float, int]:
-        found = [
-            compression(
-                symbol, part, strides, best.upper, result.lower, slack=slack, rtol=rtol, xp=xp
-            )
-            for part in parts
-        ]
-        return 0.0, max((b for b, _ in found), default=0.0), sum(cost for _, cost in found)
-
-    def improved() -> tuple[float, float, int]:
-        return golub_kahan(wide, inner, wave, strides, rtol=rtol, xp=xp), math.inf, 0
+        bounds = best.upper, result.lower
+        return 0.0, *compression(symbol, axes, *bounds, slack=slack, rtol=rtol, xp=xp)
 
     def compressed_well() -> tuple[float, float, int]:
         # so that what is above the norm is a part of the gap asked for
         loss = max(best.upper - result.lower, 0.0)
         return compressed(min(max(0.5 * rtol * result.lower / loss, 1e-3), 0.05) if loss else 0.05)
 
-    steps = [improved]
-    if zeros:
-        steps = [partial(compressed, 0.25), improved, compressed_well]
-    if _assemble.is_affordable(axes, channels, groups, most=_assemble.ORDER):
+    steps: list[Step] = [
+        partial(compressed, 0.25),
+        partial(golub_kahan, wide, axes, wave, rtol=rtol, xp=xp),
+        compressed_well,
+    ]
+    if _is_affordable(wide, axes, most=_assemble.ORDER):
         steps.append(matrix)
+    return _refined(result, steps, rtol)
+
+
+def _continued(
+    taps: Array, wide: Array, axes: Sequence[Axis], *, rtol: float, xp: Namespace
+) -> Bracket:
+    """Bracket a correlation whose input is continued by its own samples (Theorem 13)."""
+    matrix = partial(_assemble.bracket, wide, axes, rtol=rtol, xp=xp)
+    if _is_affordable(wide, axes, most=SMALL):
+        return Bracket(*matrix())
+    symbol, best = _supremum(taps, axes, rtol=rtol / 2, xp=xp)
+    result = Bracket(0.0, best.upper * _repetition(axes), best.evaluations)
+    result.narrow(0.0, *_round_the_circle(taps, axes, rtol=rtol / 2, xp=xp))
+    wave = Wave.at(symbol, best)
+    steps: list[Step] = []
+    for part in itertools.product(*(a.inside().parts() for a in axes)):
+        result.lower = max(result.lower, wave.quotient(part))
+        steps.append(partial(golub_kahan, wide, part, wave, rtol=rtol, xp=xp))
+    if _is_affordable(wide, axes, most=_assemble.ORDER):
+        steps.append(matrix)
+    return _refined(result, steps, rtol)
+
+
+def _refined(result: Bracket, steps: Sequence[Step], rtol: float) -> Bracket:
+    """Narrow a bracket by one step after the other until it is narrow enough."""
     for step in steps:
         if result.is_within(rtol):
             break
@@ -97,11 +128,25 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float, xp: Namespace) ->
     return result
 
 
+def _is_affordable(taps: Array, axes: Sequence[Axis], *, most: int) -> bool:
+    _, groups, c_out, c_in = taps.shape
+    return _assemble.is_affordable(axes, (c_out, c_in), groups, most=most)
+
+
 def _supremum(
-    taps: Array, axes: Sequence[Axis], strides: Sequence[int], *, rtol: float, xp: Namespace
+    taps: Array,
+    axes: Sequence[Axis],
+    strides: Sequence[int] | None = None,
+    *,
+    rtol: float,
+    xp: Namespace,
 ) -> tuple[Symbol, _norms.Maximum]:
-    kernel_size, dilation = tuple(a.taps for a in axes), tuple(a.dilation for a in axes)
-    return _search.supremum(taps, kernel_size, tuple(strides), dilation, rtol=rtol, xp=xp)
+    """Return the symbol and its supremum, for other strides than those of the axes if given."""
+    kernel_size, stride, dilation = (
+        tuple(getattr(a, name) for a in axes) for name in ("taps", "stride", "dilation")
+    )
+    stride = stride if strides is None else tuple(strides)
+    return _search.supremum(taps, kernel_size, stride, dilation, rtol=rtol, xp=xp)
 
 
 def _round_the_circle(

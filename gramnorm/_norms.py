@@ -22,7 +22,7 @@ from gramnorm._typing import Array, HostBools, HostFloats, HostInts, Namespace
 MEMORY = 2**27
 """Bytes that the blocks of one batch may take; a few arrays of that size live at a time."""
 
-WORK = 1e12
+WORK = 3e11
 """Floating-point operations after which a search stops splitting cells."""
 
 EVALUATIONS = 2_000, 100_000
@@ -144,8 +144,9 @@ class _Norms:
 def limit(symbol: Symbol) -> int:
     """Return how many frequencies a search may evaluate."""
     p, q = max(symbol.block_shape), min(symbol.block_shape)
-    # operations per frequency: the symbol and about three Gram products
-    cost = 8.0 * float(symbol.blocks * p * q * (len(symbol.offsets) + 3 * q + 100))
+    # operations per frequency: the phases on the host, the symbol and about three Gram products
+    count, axes = symbol.offsets.shape
+    cost = 8.0 * float(symbol.blocks * p * q * (count + 3 * q + 100)) + 250.0 * count * axes
     return min(max(EVALUATIONS[0], int(WORK / cost)), EVALUATIONS[1])
 
 

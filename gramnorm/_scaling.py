@@ -63,7 +63,7 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0, xp: Namespace) -> Sc
     if _xp.flushes_subnormals(a, source, xp=xp):
         # entries below the smallest normal number may have been read as zero
         excess = entries * float(xp.finfo(source).smallest_normal)
-        flushed = zero & _xp.nonzero_by_bits(a, xp=xp)
+        flushed = zero & _xp.nonzero_by_bits(a, xp=xp) if np.any(zero) else zero
     else:
         flushed = np.zeros_like(zero)
     known = np.tile(np.where(np.isfinite(peak), 0.0, peak), (2, 1))

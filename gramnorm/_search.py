@@ -21,6 +21,9 @@ from gramnorm._norms import Bound, Maximum, chunks, evaluate, limit
 from gramnorm._symbol import Symbol, polyphase
 from gramnorm._typing import Array, Namespace
 
+CORNERS = 6
+"""Most axes for which all frequencies with angles 0 and pi are tried first."""
+
 MANY = 48
 """Open cells from which on a local ascent is worth its cost."""
 
@@ -55,7 +58,7 @@ def over_torus(
 ) -> Maximum:
     """Bracket the supremum over all frequencies, with at most about `most` evaluations."""
     best = Maximum(rtol)
-    if max(kernel_size) > 1:
+    if max(kernel_size) > 1 and len(kernel_size) <= CORNERS:
         ends = np.asarray(
             list(itertools.product(*((0, 1) if k > 1 else (0,) for k in kernel_size)))
         )

@@ -58,7 +58,7 @@ def of_fixed_steps(
     xp = _xp.numpy_namespace()
 
     def slope(f: HostArray) -> HostArray:
-        value = xp.asarray(_gradient.schatten(f[None], steps=steps, xp=xp))
+        value = _gradient.schatten(f[None], steps=steps, xp=xp)
         return np.asarray(_gradient.of_fixed_steps(f[None], value, steps=steps, xp=xp)[0])
 
     return _of_symbol(kernel, geometry.groups, peak, slope)
@@ -128,7 +128,7 @@ def _of_operator(
         at_group = dataclasses.replace(best, block=group)
         wave = Wave.at(symbol, at_group)
         part = kernel.reshape(groups, c_out // groups, c_in, *kernel_size)[group]
-        found_here = _outer(part, axes, wave, peak.stride, rtol=rtol)
+        found_here = _outer(part, axes, wave, rtol=rtol)
         if found_here[0] > found[0]:
             found, chosen = found_here, group
     result = np.zeros((groups, *found[1].shape), dtype=kernel.dtype)
@@ -137,16 +137,11 @@ def _of_operator(
 
 
 def _outer(
-    kernel: HostArray,
-    axes: Sequence[Axis],
-    wave: Wave,
-    strides: Sequence[int],
-    *,
-    rtol: float,
+    kernel: HostArray, axes: Sequence[Axis], wave: Wave, *, rtol: float
 ) -> tuple[float, HostArray]:
     """Return ||T x|| / ||x|| and its gradient by the kernel of one group, at the top right singular vector x."""
     xp = _xp.numpy_namespace()
-    x, y = top_vectors(kernel, axes, wave, strides, rtol=rtol**2, xp=xp)
+    x, y = top_vectors(kernel, axes, wave, rtol=rtol**2, xp=xp)
     size_x, size_y = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     if not (size_x > 0 and size_y > 0):
         return 0.0, np.zeros_like(kernel)

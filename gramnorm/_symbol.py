@@ -41,10 +41,11 @@ def phases(
     for k, j, n in zip(offsets.T, numerators.T, denominators, strict=True):
         if n == 1:
             continue
-        residue = (j[:, None] * k[None, :]) % n
+        steps, which = np.unique(k, return_inverse=True)
+        residue = (j[:, None] * steps[None, :]) % n
         residue = np.where(2 * residue > n, residue - n, residue)
         angle = 2.0 * math.pi * (residue / n)
-        result *= np.cos(angle) + 1j * np.sin(angle)
+        result *= (np.cos(angle) + 1j * np.sin(angle))[:, which]
     return result
 
 
@@ -131,9 +132,8 @@ class Symbol:
                 kind = xp.float32 if self.real else xp.complex64
                 self._narrow = Symbol(xp.astype(self.taps, kind), self.offsets, xp=xp)
                 # each entry of a tap is off by u of single precision, or by what underflowed
-                lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * math.sqrt(
-                    math.prod(self.taps.shape)
-                )
+                size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
+                lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
                 self._narrow.error += lost
             yield self._narrow
         yield self

@@ -85,7 +85,10 @@ def tolerance(rtol: object, *, default: float) -> float:
     if isinstance(rtol, bool) or not isinstance(rtol, numbers.Real):
         msg = f"rtol must be a positive number or None, got {rtol!r}"
         raise TypeError(msg)
-    value = float(rtol)
+    try:
+        value = float(rtol)
+    except OverflowError:
+        value = math.inf
     if not (0 < value < math.inf):
         msg = f"rtol must be a positive finite number, got {rtol!r}; None asks for the default"
         raise ValueError(msg)
@@ -121,7 +124,7 @@ def per_axis(value: object, *, name: str, axes: int, least: int = 1) -> tuple[in
 
 def padding_mode(value: object) -> str:
     """Return the padding mode, one of `PADDING_MODES`."""
-    if value not in PADDING_MODES:
+    if not isinstance(value, str) or value not in PADDING_MODES:
         msg = f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {value!r}"
         raise ValueError(msg)
     return str(value)
@@ -176,11 +179,17 @@ def pads(
     return tuple((p, p) for p in per_axis(padding, name="padding", axes=axes, least=0))
 
 
+def is_same(padding: Padding) -> bool:
+    """Say whether a padding is "same", as it is by default."""
+    return padding is None or (isinstance(padding, str) and padding == "same")
+
+
 def continuation(
     mode: str,
     pads: tuple[tuple[int, int], ...] | None,
     *,
     reach: tuple[int, ...],
+    stride: tuple[int, ...],
     sizes: tuple[int, ...] | None,
 ) -> None:
     """Check that a padding mode has what it needs to continue the input."""
@@ -189,6 +198,12 @@ def continuation(
             msg = (
                 f"input_shape must be given for padding_mode={mode!r}: how often a sample is repeated depends on "
                 "the size"
+            )
+            raise ValueError(msg)
+        if mode == "circular" and any(s > 1 for s in stride):
+            msg = (
+                f"input_shape must be given for circular padding with a stride, got stride {stride}: the norm is "
+                "larger where the stride does not divide the size; without padding_mode the bound holds where it does"
             )
             raise ValueError(msg)
         if mode == "circular" and any(
@@ -226,7 +241,7 @@ def transposed(
             f"dilation {dilation}"
         )
         raise ValueError(msg)
-    if any(extra) and (mode == "circular" or (has_size and padding in (None, "same"))):
+    if any(extra) and (mode == "circular" or (has_size and is_same(padding))):
         msg = (
             f"output_padding needs explicit zero padding, e.g. padding=0, got output_padding={extra} with "
             f"padding={padding!r} and padding_mode={mode!r}, which fix the output size"

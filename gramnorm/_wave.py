@@ -20,10 +20,13 @@ from gramnorm._norms import Maximum
 from gramnorm._rounding import precision_of
 from gramnorm._symbol import Symbol
 from gramnorm._typing import Array, HostFloats, Namespace
-from gramnorm.geometry import Axis, Part, adjoint, correlate
+from gramnorm.geometry import Axis, adjoint, correlate
 
 UNKNOWNS, PATCHES = 2**17, 2**22
 """Most inputs of the window in which Golub-Kahan steps are taken, and most numbers that its outputs read."""
+
+PAIRS = 2048
+"""Most taps whose pairs are summed up."""
 
 STEPS = 60
 
@@ -63,17 +66,23 @@ class Wave:
         _, v = top_pair(np.tensordot(phases, taps, axes=1))
         images = (taps @ v) * phases[:, None]
         sums = float(np.sum(np.linalg.norm(taps, axis=(1, 2))))
-        noise = 8 * (p + q + count + 64) * _HOST_UNIT * sums**2
+        # products and sums, and phases of angles that are not reduced
+        units = 8 * (p + q + count + 64) + 40 * float(
+            np.sum(np.max(np.abs(symbol.offsets), axis=0))
+        )
+        noise = units * _HOST_UNIT * sums**2
         return cls(turns, v, images, symbol.offsets, best.block, noise)
 
-    def quotient(self, parts: Sequence[Part], strides: Sequence[int], most: int = 4096) -> float:
+    def quotient(self, axes: Sequence[Axis], most: int = 4096) -> float:
         """Return ||T x|| / ||x||, rounded down, for the wave under a sine window per axis.
 
         The sums over outputs separate: ||T x||^2 = sum_{q, r} w_q^H w_r prod_axes sum_u s(u + q) s(u + r).
         """
+        if len(self.offsets) > PAIRS:
+            return 0.0
         weights, norm, length = np.ones((len(self.offsets),) * 2), 1.0, 0
-        for part, stride, q in zip(parts, strides, self.offsets.T, strict=True):
-            first, last = _common_range(part, stride, int(q.max()))
+        for axis, q in zip(axes, self.offsets.T, strict=True):
+            first, last = _common_range(axis, int(q.max()))
             if first > last:
                 return 0.0
             if last - first >= most:
@@ -82,7 +91,7 @@ class Wave:
             n = last - first + 1
             window = np.sin(math.pi * np.arange(1, n + 1) / (n + 1))
             u = np.arange(
-                max(first - int(q.max()), 0), min(last - int(q.min()), part.outputs - 1) + 1
+                max(first - int(q.max()), 0), min(last - int(q.min()), axis.outputs - 1) + 1
             )
             index = u[None, :] + q[:, None] - first
             inside = (index >= 0) & (index < n)
@@ -95,29 +104,24 @@ class Wave:
         return math.sqrt(max(square - self.noise * (1 + length / 64), 0.0)) * (1 - 2.0**-48)
 
 
-def _common_range(part: Part, stride: int, reach: int) -> tuple[int, int]:
-    """Return the samples that all phases of the input of a part have, as far as outputs read them."""
-    first, last = -(-part.first // stride), (part.last - stride + 1) // stride
-    return max(first, 0), min(last, part.outputs - 1 + reach)
+def _common_range(axis: Axis, reach: int) -> tuple[int, int]:
+    """Return the samples that all phases of the input have, as far as outputs read them."""
+    first = -(-axis.before // axis.stride)
+    last = (axis.before + axis.size - axis.stride) // axis.stride
+    return max(first, 0), min(last, axis.outputs - 1 + reach)
 
 
 def golub_kahan(
-    taps: Array,
-    axes: Sequence[Axis],
-    wave: Wave,
-    strides: Sequence[int],
-    *,
-    rtol: float,
-    xp: Namespace,
-) -> float:
-    """Improve the wave on a window of the operator by Golub-Kahan steps; return the quotient reached."""
+    taps: Array, axes: Sequence[Axis], wave: Wave, *, rtol: float, xp: Namespace
+) -> tuple[float, float, int]:
+    """Improve the wave on a window of the operator by Golub-Kahan steps; return the quotient reached, inf and 0."""
     taps = taps[:, wave.group, ...]
     count, c_out, c_in = taps.shape
     axes = tuple(a.window(window_size(axes, c_in)) for a in axes)
     if any(a.outputs == 0 for a in axes):
-        return 0.0
+        return 0.0, math.inf, 0
     kernel = xp.reshape(xp.permute_dims(taps, (1, 2, 0)), (c_out, c_in, *(a.taps for a in axes)))
-    x, y = top_vectors(kernel, axes, wave, strides, rtol=rtol / 8, xp=xp)
+    x, y = top_vectors(kernel, axes, wave, rtol=rtol / 8, xp=xp)
     norm_k, norm_x, norm_y = (
         float(np.linalg.norm(_xp.host_array(a).astype(np.complex128))) for a in (taps, x, y)
     )
@@ -126,7 +130,8 @@ def golub_kahan(
     error = 1.1 * prec.kappa(c_in * count) * norm_k * math.sqrt(count) * norm_x
     error += prec.underflow(c_in * count) * math.sqrt(2.0 * math.prod(y.shape))
     least = (norm_y * (1 - math.prod(y.shape) * 2.0**-51) - error) / norm_x
-    return max(least * (1 - math.prod(x.shape) * 2.0**-51), 0.0) if math.isfinite(least) else 0.0
+    least = max(least * (1 - math.prod(x.shape) * 2.0**-51), 0.0) if math.isfinite(least) else 0.0
+    return least, math.inf, 0
 
 
 def window_size(axes: Sequence[Axis], c_in: int) -> int:
@@ -136,13 +141,7 @@ def window_size(axes: Sequence[Axis], c_in: int) -> int:
 
 
 def top_vectors(
-    kernel: Array,
-    axes: Sequence[Axis],
-    wave: Wave,
-    strides: Sequence[int],
-    *,
-    rtol: float,
-    xp: Namespace,
+    kernel: Array, axes: Sequence[Axis], wave: Wave, *, rtol: float, xp: Namespace
 ) -> tuple[Array, Array]:
     """Return x and T x for an approximate top right singular vector x of the correlation of one group."""
     shape = (kernel.shape[1], *(a.size for a in axes))
@@ -156,7 +155,7 @@ def top_vectors(
         image = correlate(kernel, move(x.reshape(shape)), axes, 1)
         return _xp.host_array(adjoint(kernel, image, axes, 1)).reshape(-1)
 
-    wave_here = _start(wave, axes, strides, shape).reshape(-1)
+    wave_here = _start(wave, axes, shape).reshape(-1)
     start: npt.NDArray[np.inexact] = wave_here.real if real else wave_here
     # fixed, and generic: the wave may be orthogonal to what it is to find, or have no real part
     noise = np.random.default_rng(0).standard_normal(start.size)
@@ -166,14 +165,12 @@ def top_vectors(
     return x, correlate(kernel, x, axes, 1)
 
 
-def _start(
-    wave: Wave, axes: Sequence[Axis], strides: Sequence[int], shape: tuple[int, ...]
-) -> npt.NDArray[np.complex128]:
+def _start(wave: Wave, axes: Sequence[Axis], shape: tuple[int, ...]) -> npt.NDArray[np.complex128]:
     """Return the wave on the samples of the input, under a sine window."""
     x = np.ones((1, *shape[1:]), dtype=np.complex128)
     phase = np.zeros((1, *shape[1:]), dtype=np.int64)
-    for a, (axis, stride, turn) in enumerate(zip(axes, strides, wave.turns, strict=True)):
-        i = np.arange(axis.size)
+    for a, (axis, turn) in enumerate(zip(axes, wave.turns, strict=True)):
+        i, stride = np.arange(axis.size), axis.stride // math.gcd(axis.stride, axis.dilation)
         v = (i + axis.before) // axis.dilation
         values = np.sin(math.pi * (i + 1) / (axis.size + 1)) * np.exp(
             2j * math.pi * turn * (v // stride)

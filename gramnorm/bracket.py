@@ -26,8 +26,9 @@ class NormBracket:
         The cost in the method's own unit: matrix products of the longest Gram iteration for a
         stack of matrices, blocks of the symbol evaluated for a convolution.
     frequency : array or None
-        Convolutions: the angle, in radians per spatial axis, in (-pi, pi], at which `lower` is attained;
-        None where `lower` does not come from a single frequency.
+        Convolutions: the angle, in radians per spatial axis, in (-pi, pi], at which `lower` is attained, up to its
+        own rounding to the real dtype (float32 for shorter ones); None where `lower` does not come from a single
+        frequency.
     left, right : array or None
         Unit vectors attaining `lower`, if they were asked for.
     """

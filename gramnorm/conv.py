@@ -48,12 +48,14 @@ def conv_norm_bound(
         convolution ``(c_in, c_out / groups, *spatial)``.
     input_shape : int or sequence of int, optional
         Samples of the input per spatial axis; by default every size at once.
-    stride, dilation : int or sequence of int, optional
-        Step between outputs and distance between taps, per axis.
+    stride : int or sequence of int, optional
+        Step between outputs per axis.
     padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
         Padding per axis at a given `input_shape`; "same" by default, none needed for "circular".
     padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
         What lies beyond the input.
+    dilation : int or sequence of int, optional
+        Distance between taps per axis.
     groups : int, optional
         Number of independent blocks of channels.
     transposed : bool, optional
@@ -126,7 +128,8 @@ def conv_norm_bracket(
         convolution ``(c_in, c_out / groups, *spatial)``.
     input_shape : int or sequence of int, optional
         Samples of the input per spatial axis. By default every size at once: the supremum over frequencies,
-        which bounds zero padding of any size and amount, and circular convolution of any size that the stride divides.
+        which bounds zero padding of any size and amount, and circular convolution of any size that the stride
+        divides; "circular" with a stride needs the size, as the norm is larger where the stride does not divide it.
     stride : int or sequence of int, optional
         Step between outputs per axis; it need not divide anything.
     padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
@@ -249,12 +252,14 @@ def conv_norm_value_and_grad(
         convolution ``(c_in, c_out / groups, *spatial)``.
     input_shape : int or sequence of int, optional
         Samples of the input per spatial axis; by default every size at once.
-    stride, dilation : int or sequence of int, optional
-        Step between outputs and distance between taps, per axis.
+    stride : int or sequence of int, optional
+        Step between outputs per axis.
     padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
         Padding per axis at a given `input_shape`.
     padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
         What lies beyond the input.
+    dilation : int or sequence of int, optional
+        Distance between taps per axis.
     groups : int, optional
         Number of independent blocks of channels.
     transposed : bool, optional

@@ -13,6 +13,7 @@ correlation with zero padding is a direct sum of correlations without dilation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -23,32 +24,6 @@ from gramnorm import _validate, _xp
 from gramnorm._typing import Array, HostFloats, HostInts, Namespace
 
 __all__ = ["ConvGeometry"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One axis of a correlation without dilation: u-th output, v-th input, tap k at ``v = stride u + k``.
-
-    Attributes
-    ----------
-    outputs : int
-        Outputs 0 <= u < outputs.
-    first, last : int
-        The inputs first <= v <= last exist; the others are zero.
-    """
-
-    outputs: int
-    first: int
-    last: int
-
-    def is_within(self, other: Part, stride: int) -> bool:
-        """Say whether this operator is a submatrix of `other`."""
-        shifts = range(max(other.outputs - self.outputs, -1) + 1)
-        inside = (
-            other.first <= self.first + t * stride and self.last + t * stride <= other.last
-            for t in shifts
-        )
-        return any(inside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +75,18 @@ class Axis:
 
     def readers(self) -> list[HostInts]:
         """Return tables (taps, size) of the outputs that read a sample by a tap, -1 for none; as many as it takes."""
-        source, tables = self.sources(), [np.full((self.taps, self.size), -1, dtype=np.int64)]
-        for output, column in enumerate(source.T):
-            for tap in np.flatnonzero(column >= 0):
-                free = next((t for t in tables if t[tap, column[tap]] < 0), None)
-                if free is None:
-                    free = np.full_like(tables[0], -1)
-                    tables.append(free)
-                free[tap, column[tap]] = output
+        source = self.sources()
+        tap, output = np.nonzero(source >= 0)
+        place = tap * self.size + source[tap, output]
+        order = np.argsort(place, kind="stable")
+        place, output = place[order], output[order]
+        first = np.searchsorted(place, place)  # of those that read the same sample by the same tap
+        turn = np.arange(place.size) - first
+        tables = []
+        for t in range(int(turn.max(initial=0)) + 1):
+            table = np.full(self.taps * self.size, -1, dtype=np.int64)
+            table[place[turn == t]] = output[turn == t]
+            tables.append(table.reshape(self.taps, self.size))
         return tables
 
     def copies(self) -> int:
@@ -157,24 +136,50 @@ class Axis:
             outputs=max(last - first + 1, 0),
         )
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Axis]:
         """Split a correlation with zero padding into ones of stride s / gcd(s, d) without dilation.
 
         With g = gcd(s, d) only inputs with g | i + before are read; outputs o = rho (mod d / g) read inputs
-        of one class modulo d / g.  Parts that are submatrices of others are left out.
+        of one class modulo d / g.  Parts that are submatrices of others are left out, and so are samples that no
+        output reads.
         """
         g = math.gcd(self.stride, self.dilation)
         s, d = self.stride // g, self.dilation // g
-        found: list[Part] = []
-        for rho in range(min(d, self.outputs)):
-            outputs = -(-(self.outputs - rho) // d)
-            first = -((s * rho + -self.before // g) // d)  # two ceilings
-            last = ((self.size - 1 + self.before) // g - s * rho) // d
-            part = Part(outputs, max(first, 0), min(last, s * (outputs - 1) + self.taps - 1))
-            if part.first > part.last or any(part.is_within(other, s) for other in found):
+        rho = self._classes(s, d)
+        outputs = -((rho - self.outputs) // d)
+        first = np.maximum(-((s * rho + -self.before // g) // d), 0)  # two ceilings
+        last = ((self.size - 1 + self.before) // g - s * rho) // d
+        last = np.minimum(last, s * (outputs - 1) + self.taps - 1)
+        found: list[Axis] = []
+        for m, low, high in np.unique(np.stack([outputs, first, last]), axis=1).T.tolist():
+            part = Axis(self.taps, s, 1, low, high - low + 1, m, "zeros")
+            if high < low or any(part.is_part_of(other) for other in found):
                 continue
-            found = [other for other in found if not other.is_within(part, s)] + [part]
+            found = [other for other in found if not other.is_part_of(part)] + [part]
         return found
+
+    def _classes(self, s: int, d: int) -> HostInts:
+        """Return the classes of outputs modulo d, of those with equal parts at least one."""
+        count = min(d, self.outputs)
+        if count <= 2**16:
+            return np.arange(count, dtype=np.int64)
+        # the parts change where (s rho + c) // d does, for three numbers c, and at outputs = rho (mod d)
+        g = math.gcd(self.stride, self.dilation)
+        steps = np.arange(-1, s + 2, dtype=np.int64) * d
+        ends = [0, self.outputs % d, count]
+        for c in (-self.before // g, -((self.size - 1 + self.before) // g)):
+            ends += (-((c % d - steps) // s)).tolist()
+        near = np.asarray(ends)[:, None] + np.arange(-1, 2)
+        return np.unique(near[(near >= 0) & (near < count)])
+
+    def is_part_of(self, other: Axis) -> bool:
+        """Say whether this correlation is a submatrix of one with the same taps and stride, no dilation."""
+        low, high = self.before, self.before + self.size
+        return any(
+            other.before <= low + t * self.stride
+            and high + t * self.stride <= other.before + other.size
+            for t in range(max(other.outputs - self.outputs, -1) + 1)
+        )
 
     def circle(self) -> tuple[int, int, int]:
         """Return stride, size and multiplier of a circular correlation without dilation of the same norm.
@@ -244,7 +249,7 @@ class ConvGeometry:
             ``(c_out, c_in / groups, *spatial)``, of a transposed convolution ``(c_in, c_out / groups, *spatial)``.
         input_shape : int or sequence of int, optional
             Samples of the input per spatial axis.
-        stride, padding, padding_mode, dilation, groups, transposed, output_padding
+        stride, padding, padding_mode, dilation, groups, transposed, output_padding : optional
             As in `conv_norm_bracket`.
 
         Returns
@@ -278,11 +283,11 @@ class ConvGeometry:
         if sizes is not None and is_transposed:
             same_sizes = tuple(n * s for n, s in zip(sizes, step, strict=True))
         pads = _validate.pads(padding, mode, reach=reach, stride=step, sizes=same_sizes)
-        _validate.continuation(mode, pads, reach=reach, sizes=sizes)
+        _validate.continuation(mode, pads, reach=reach, stride=step, sizes=sizes)
         outputs = None
         if sizes is not None:
             outputs = tuple(
-                _output_size(*axis, transposed=is_transposed, same=padding in (None, "same"))
+                _output_size(*axis, transposed=is_transposed, same=_validate.is_same(padding))
                 for axis in zip(
                     sizes, step, reach, pads or ((None, None),) * axes, extra, strict=True
                 )
@@ -307,13 +312,54 @@ class ConvGeometry:
         )
 
     def apply(self, kernel: Array, x: Array) -> Array:
-        """Return the convolution of `x`, shape ``(c_in, *input_shape)``, in its namespace."""
+        """Return the convolution of an input.
+
+        Parameters
+        ----------
+        kernel : array
+            Kernel of the shape that the geometry was made for.
+        x : array, shape ``(c_in, *input_shape)``
+            Input, in the namespace and type of `kernel`.
+
+        Returns
+        -------
+        array, shape ``(c_out, *output_shape)``
+            The output. No rounding is accounted for.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> geometry = ConvGeometry.of((1, 1, 2), (3,), padding="full")
+        >>> geometry.apply(np.asarray([[[1.0, 2.0]]]), np.asarray([[1.0, 0.0, 3.0]])).tolist()
+        [[2.0, 1.0, 6.0, 3.0]]
+        """
         if self.transposed:
             return adjoint(self._real_adjoint_kernel(kernel), x, self.axes(), self.groups)
         return correlate(kernel, x, self.axes(), self.groups)
 
     def adjoint(self, kernel: Array, y: Array) -> Array:
-        """Return the adjoint (conjugate transpose) of `apply` at `y`, shape ``(c_out, *output_shape)``."""
+        """Return the adjoint (conjugate transpose) of `apply`, applied to an output.
+
+        Parameters
+        ----------
+        kernel : array
+            Kernel of the shape that the geometry was made for.
+        y : array, shape ``(c_out, *output_shape)``
+            Output, in the namespace and type of `kernel`.
+
+        Returns
+        -------
+        array, shape ``(c_in, *input_shape)``
+            The adjoint at `y`. No rounding is accounted for.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> geometry = ConvGeometry.of((1, 1, 2), (3,), padding="full")
+        >>> y = np.asarray([[1.0, 0.0, 0.0, 1.0]])
+        >>> geometry.adjoint(np.asarray([[[1.0, 2.0]]]), y).tolist()
+        [[2.0, 0.0, 1.0]]
+        """
         if self.transposed:
             return correlate(self._real_adjoint_kernel(kernel), y, self.axes(), self.groups)
         return adjoint(kernel, y, self.axes(), self.groups)
@@ -363,10 +409,15 @@ def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array
     back = xp.conj(back) if _xp.is_complex(kernel.dtype, xp=xp) else back
     back = xp.reshape(back, (groups, c_in, -1))
     terms = [
-        _xp.matmul(back, _gathered(y, list(readers), groups), xp=xp)
-        for readers in itertools.product(*(axis.readers() for axis in axes))
+        _xp.matmul(back, _gathered(y, list(tables), groups), xp=xp)
+        for tables in itertools.product(*(_readers(axis) for axis in axes))
     ]
     return xp.reshape(sum(terms[1:], terms[0]), (-1, *(a.size for a in axes)))
+
+
+@functools.lru_cache(maxsize=8)
+def _readers(axis: Axis) -> list[HostInts]:
+    return axis.readers()  # the same at each step of an iteration
 
 
 def _rows(kernel: Array, groups: int, *, xp: Namespace) -> Array:

@@ -376,9 +376,11 @@ def to_bracket(
     """Move a bracket to the namespace and device of `like`."""
     device = _xp.device_of(like)
 
-    def move(values: HostFloats) -> Array:
-        return _xp.from_host(values, dtype=dtype, device=device, xp=xp)
+    def move(values: HostFloats, kind: DType = dtype) -> Array:
+        return _xp.from_host(values, dtype=kind, device=device, xp=xp)
 
+    # an angle in half precision would be another frequency
+    angle = dtype if _xp.bits(dtype, xp=xp) >= 32 else xp.float32
     return NormBracket(
         lower=move(lower.reshape(shape)),
         upper=move(upper.reshape(shape)),
@@ -386,5 +388,5 @@ def to_bracket(
             converged(lower, upper, rtol).reshape(shape), dtype=xp.bool, device=device
         ),
         n_products=n_products,
-        frequency=None if frequency is None else move(frequency),
+        frequency=None if frequency is None else move(frequency, angle),
     )

@@ -202,7 +202,7 @@ def _rescaled(
     taps = taps / xp.astype(divisor(peak, xp=xp)[:, None, None], work)
     values, _ = polyphase(taps, kernel_size, stride, xp=xp)
     box = tuple(-(-k // s) for k, s in zip(kernel_size, stride, strict=True))
-    tau = _row_scales(values, tuple(k for k in box if k > 1), steps=steps, xp=xp)
+    tau = row_scales(values, tuple(k for k in box if k > 1), steps=steps, xp=xp)
     factor = _shrinkage(tuple(values.shape), work, out, xp=xp) / tau
     peak = xp.broadcast_to(peak[:, None], factor.shape)
     factor = xp.where(xp.isfinite(peak), factor, xp.full_like(factor, math.nan))
@@ -216,7 +216,7 @@ def _working_type(a: Array, *, xp: Namespace) -> DType:
     return xp.float64 if _xp.has_float64(_xp.device_of(a), xp=xp) else xp.float32
 
 
-def _row_scales(x: Array, box: tuple[int, ...], *, steps: int, xp: Namespace) -> Array:
+def row_scales(x: Array, box: tuple[int, ...], *, steps: int, xp: Namespace) -> Array:
     """Return tau, shape (b, p), with X X^H <= diag(tau)^2 for taps (K, b, p, q) on the box; 1 for rows of zeros."""
     prec = precision_of(_xp.real_dtype(x.dtype, xp=xp), xp=xp)
     up = 1 + 8 * prec.unit  # a square root, a division and three more roundings

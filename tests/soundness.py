@@ -393,7 +393,9 @@ def random_geometry(
     options: dict[str, Any] = {"groups": groups, "stride": form(stride), "dilation": form(dilation)}
     if mode == "every":
         options["transposed"] = either(False, False, True)
-        options["padding_mode"] = either("zeros", "zeros", "circular")
+        # circular padding with a stride needs the size
+        circular = max(stride) == 1 and rng.uniform() < 1 / 3
+        options["padding_mode"] = "circular" if circular else "zeros"
         short = tuple((int(rng.integers(0, r + 1)), 0) for r in reach)
         padding = either(
             None, padding if options["padding_mode"] == "zeros" else either("same", short)

@@ -1,0 +1,286 @@
+"""Methods of others for the norm of a convolution, as kernels: see `classical` for what they are.
+
+A `Setting` is a checked kernel with its geometry.  It scales the kernel, runs a method on it, and carries the value
+back to the caller's library, rounded to the side that the value is on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from gramnorm import _scaling, _validate, _xp
+from gramnorm._circle import grid_shape
+from gramnorm._norms import chunks
+from gramnorm._rounding import precision_of, working_dtype
+from gramnorm._stack import result_dtype
+from gramnorm._symbol import Symbol, polyphase
+from gramnorm._typing import Array, DType, HostFloats, HostInts, Namespace
+from gramnorm.geometry import ConvGeometry
+from gramnorm.matrix import matrix_norm_bound
+from gramnorm.rescaling import row_scales
+
+Side = Literal["upper bound", "lower bound", "exact", "estimate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A kernel as it came, its namespace, and what operator it stands for."""
+
+    kernel: Array
+    xp: Namespace
+    geometry: ConvGeometry
+
+    @classmethod
+    def of(
+        cls,
+        kernel: Array,
+        input_shape: int | Sequence[int] | None,
+        *,
+        stride: int | Sequence[int],
+        dilation: int | Sequence[int],
+        groups: int,
+        padding: _validate.Padding = None,
+        padding_mode: str = "zeros",
+    ) -> Setting:
+        """Check the arguments."""
+        xp, a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
+        geometry = ConvGeometry.of(
+            tuple(a.shape),
+            input_shape,
+            stride=stride,
+            padding=padding,
+            padding_mode=padding_mode,
+            dilation=dilation,
+            groups=groups,
+        )
+        return cls(a, xp, geometry)
+
+    def strides(self) -> tuple[int, ...]:
+        """Return the strides that are left without dilation, at no size (Lemma 10)."""
+        pairs = zip(self.geometry.stride, self.geometry.dilation, strict=True)
+        return tuple(s // math.gcd(s, d) for s, d in pairs)
+
+    def box(self) -> tuple[int, ...]:
+        """Return the taps per axis once strides have become channels."""
+        return tuple(
+            -(-k // s) for k, s in zip(self.geometry.kernel_size, self.strides(), strict=True)
+        )
+
+    def own_type(self) -> DType:
+        """Return the real type to compute in, where nothing is to be gained from a longer one."""
+        xp = self.xp
+        narrow = _xp.bits(result_dtype(self.kernel, xp=xp), xp=xp) < 64
+        return xp.float32 if narrow else xp.float64
+
+    def certified(self, side: Side, method: Callable[..., float]) -> Array:
+        """Return what `method` makes of the kernel in float64, where the device has it."""
+        work = working_dtype(self.kernel, math.inf, 1.0, xp=self.xp)
+        return self.finish(side, method, work)
+
+    def finish(self, side: Side, method: Callable[..., float], work: DType) -> Array:
+        """Return what `method` makes of the scaled kernel, as an array of the caller's, rounded to its `side`."""
+        a, xp, geometry = self.kernel, self.xp, self.geometry
+        out, value = result_dtype(a, xp=xp), np.zeros(1)
+        if 0 not in a.shape:
+            copies = 1
+            if geometry.input_shape is not None:
+                copies = math.prod(axis.copies() for axis in geometry.axes())
+            gain = math.sqrt(math.prod(geometry.kernel_size) * copies)
+            stack = xp.reshape(a, (1, a.shape[0], -1))
+            with _xp.plain_arithmetic(a):
+                scaled = _scaling.normalise(stack, dtype=work, gain=gain, xp=xp)
+                found = np.zeros(scaled.active.size)
+                if scaled.active.size:
+                    taps = xp.reshape(scaled.values, a.shape)
+                    found[0] = method(taps, self, xp=xp)
+                value = _unscaled(found, scaled, side, dtype=out, xp=xp)
+        return _xp.from_host(value.reshape(()), dtype=out, device=_xp.device_of(a), xp=xp)
+
+
+def _unscaled(
+    found: HostFloats, scaled: _scaling.Scaled, side: Side, *, dtype: DType, xp: Namespace
+) -> HostFloats:
+    """Return a value in the original scale, rounded up or down if its side asks for it."""
+    lower, upper = _scaling.restore(found, found, scaled, dtype=dtype, xp=xp)
+    if side == "upper bound":
+        return upper
+    if side == "lower bound" or not scaled.active.size:
+        return lower
+    return np.ldexp(found, scaled.exponents.astype(np.int64))
+
+
+def _polyphase(
+    kernel: Array, setting: Setting, strides: tuple[int, ...], *, xp: Namespace
+) -> tuple[Array, HostInts]:
+    """Return the taps of stride 1, shape (T, groups, p, q), in the order of the box, and their positions."""
+    sizes, groups = setting.geometry.kernel_size, setting.geometry.groups
+    taps = xp.reshape(kernel, (groups, kernel.shape[0] // groups, kernel.shape[1], -1))
+    return polyphase(xp.permute_dims(taps, (3, 0, 1, 2)), sizes, strides, xp=xp)
+
+
+def norm2toep(kernel: Array, setting: Setting, *, steps: int, xp: Namespace) -> float:
+    taps, _ = _polyphase(kernel, setting, setting.strides(), xp=xp)
+    # F^T has the norms of F, and a smaller autocorrelation
+    taps = xp.matrix_transpose(taps) if taps.shape[2] > taps.shape[3] else taps
+    return _row_sums(taps, setting.box(), steps=steps, xp=xp)
+
+
+def aol(kernel: Array, setting: Setting, *, xp: Namespace) -> float:
+    taps, _ = _polyphase(kernel, setting, setting.strides(), xp=xp)
+    return _row_sums(xp.matrix_transpose(taps), setting.box(), steps=1, xp=xp)
+
+
+def _row_sums(taps: Array, box: tuple[int, ...], *, steps: int, xp: Namespace) -> float:
+    """Return the largest tau of Theorem 12: X X^H <= diag(tau)^2 for the convolution X with these taps."""
+    tau = row_scales(taps, tuple(k for k in box if k > 1), steps=steps, xp=xp)
+    present = xp.any(taps != 0, axis=(0, 3))  # rows of zeros have tau = 1
+    return float(np.max(_xp.to_host(xp.where(present, tau, xp.zeros_like(tau)))))
+
+
+def fantastic_four(kernel: Array, setting: Setting, *, rtol: float | None, xp: Namespace) -> float:
+    taps, _ = _polyphase(kernel, setting, setting.strides(), xp=xp)
+    count, groups, p, q = taps.shape
+    box = setting.box()
+    form = xp.reshape(xp.permute_dims(taps, (1, 2, 3, 0)), (groups, p, q, *box))
+    norms = []
+    for rows in _subsets(tuple(a for a, k in enumerate(box) if k > 1)):
+        columns = tuple(a for a in range(len(box)) if a not in rows)
+        order = (0, 1, *(3 + a for a in rows), 2, *(3 + a for a in columns))
+        height = p * math.prod(box[a] for a in rows)
+        matrix = xp.reshape(xp.permute_dims(form, order), (groups, height, -1))
+        norms.append(_xp.to_host(matrix_norm_bound(matrix, rtol=rtol)))
+    return float(np.max(np.min(norms, axis=0))) * math.sqrt(count) * (1 + 2.0**-50)
+
+
+def _subsets(axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    for bits in range(2 ** len(axes)):
+        yield tuple(a for i, a in enumerate(axes) if bits >> i & 1)
+
+
+def lip_grid(kernel: Array, setting: Setting, *, samples: int, xp: Namespace) -> float:
+    """Bound the sums over the grid (theory, Lemma 15); what the symbol errs by is added before the factor."""
+    symbol = Symbol(*_polyphase(kernel, setting, setting.strides(), xp=xp), xp=xp)
+    p, q = symbol.block_shape
+    sizes = tuple(samples if k > 1 else 1 for k in setting.box())
+    largest = np.zeros((symbol.blocks, q))
+    for blocks in _on_grid(symbol, sizes):
+        squares = sum(xp.sum(x * x, axis=1) for x in _xp.components(blocks, xp=xp))
+        squares = xp.reshape(squares, (-1, symbol.blocks, q))
+        largest = np.maximum(largest, _xp.to_host(xp.max(squares, axis=0)))
+    prec = precision_of(blocks.dtype, xp=xp)
+    # 2 p squares per row, one of which may underflow, and q rows
+    loss, lost = 2 * prec.gamma(2 * (p + q) + 8), 2 * p * q * prec.tiny
+    total = float(np.max(np.sum(largest, axis=1))) * (1 + loss) + lost
+    between = math.prod(n - k + 1 for n, k in zip(sizes, setting.box(), strict=True))
+    factor = math.sqrt(math.prod(sizes) / between)
+    return (math.sqrt(total) + symbol.error) * factor * (1 + 2.0**-50)
+
+
+def _on_grid(symbol: Symbol, sizes: tuple[int, ...]) -> Iterator[Array]:
+    """Yield the blocks (frequencies * groups, p, q) at 2 pi j / sizes, in parts; of real kernels half of them."""
+    ranges = [np.arange(n) for n in grid_shape(sizes, half=symbol.real)]
+    points = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(sizes))
+    for part in chunks(np.arange(len(points)), symbol):
+        yield symbol.at(points[part], np.asarray(sizes))
+
+
+def on_circle(kernel: Array, setting: Setting, *, xp: Namespace) -> float:
+    strides, sizes, _ = zip(*(axis.circle() for axis in setting.geometry.axes()), strict=True)
+    symbol = Symbol(*_polyphase(kernel, setting, strides, xp=xp), xp=xp)
+    points = tuple(n // s for n, s in zip(sizes, strides, strict=True))
+    norms = (xp.max(xp.linalg.svdvals(blocks)) for blocks in _on_grid(symbol, points))
+    return max(float(_xp.to_host(norm)) for norm in norms)
+
+
+def tensor_norm(
+    kernel: Array, setting: Setting, *, starts: int, iterations: int, xp: Namespace
+) -> float:
+    """Maximise |K(u, v, a_1, ..., a_D)| by turns; vectors of all starts have the shape (groups, size, starts)."""
+    taps, _ = _polyphase(kernel, setting, setting.strides(), xp=xp)
+    count, groups, p, q = taps.shape
+    box = setting.box()
+    work = _xp.complex_dtype(taps.dtype, xp=xp)
+    form = xp.reshape(xp.astype(taps, work), (count, groups, p * q))
+    by_channels, by_taps = xp.permute_dims(form, (1, 2, 0)), xp.permute_dims(form, (1, 0, 2))
+    rng = np.random.default_rng(0)
+
+    def start(size: int) -> Array:
+        parts = rng.standard_normal((2, groups, size, starts))
+        drawn = parts[0] + 1j * parts[1]
+        moved = _xp.from_host(drawn, dtype=work, device=_xp.device_of(taps), xp=xp)
+        return _normalised(moved, xp=xp)[0]
+
+    v, waves = start(q), [start(k) for k in box]
+    size = xp.zeros_like(xp.real(v[:, 0, :]))
+    for _ in range(iterations):
+        matrix = _xp.matmul(by_channels, _outer(waves, xp=xp), xp=xp)
+        matrix = xp.reshape(matrix, (groups, p, q, starts))
+        u, _ = _normalised(xp.sum(matrix * v[:, None, :, :], axis=2), xp=xp)
+        v, size = _normalised(xp.sum(matrix * u[:, :, None, :], axis=1), xp=xp)
+        tensor = xp.reshape(
+            _xp.matmul(by_taps, _outer([u, v], xp=xp), xp=xp), (groups, *box, starts)
+        )
+        for a in range(len(box)):
+            waves[a], size = _normalised(_contracted(tensor, waves, a, xp=xp), xp=xp)
+    return math.sqrt(count) * float(np.max(_xp.to_host(size)))
+
+
+def _normalised(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Return conj(x) / ||x||, the vector that maximises the pairing with x, and ||x||; 0 stays."""
+    size = xp.sqrt(sum(xp.sum(part * part, axis=1) for part in _xp.components(x, xp=xp)))
+    divisor = xp.where(size > 0, size, xp.ones_like(size))
+    return xp.conj(x) / xp.astype(divisor[:, None, :], x.dtype), size
+
+
+def _outer(vectors: Sequence[Array], *, xp: Namespace) -> Array:
+    """Return the products of the entries of vectors, the last one's running fastest."""
+    result = vectors[0]
+    for x in vectors[1:]:
+        product = result[:, :, None, :] * x[:, None, :, :]
+        result = xp.reshape(product, (product.shape[0], -1, product.shape[3]))
+    return result
+
+
+def _contracted(tensor: Array, vectors: Sequence[Array], free: int, *, xp: Namespace) -> Array:
+    """Return the sums of the tensor (groups, *box, starts) with all vectors but one."""
+    for a in reversed(range(len(vectors))):
+        if a != free:
+            x = vectors[a]
+            place = [x.shape[0], *[1] * (tensor.ndim - 2), x.shape[2]]
+            place[1 + a] = x.shape[1]
+            tensor = xp.sum(tensor * xp.reshape(x, tuple(place)), axis=1 + a)
+    return tensor
+
+
+def power_iteration(kernel: Array, setting: Setting, *, iterations: int, xp: Namespace) -> float:
+    geometry = setting.geometry
+    axes = geometry.axes()
+    if any(axis.outputs == 0 for axis in axes):
+        return 0.0
+    shape = (kernel.shape[1] * geometry.groups, *(axis.size for axis in axes))
+    parts = np.random.default_rng(0).standard_normal((2, *shape))
+    start = parts[0] + 1j * parts[1] if _xp.is_complex(kernel.dtype, xp=xp) else parts[0]
+    x = _xp.from_host(start, dtype=kernel.dtype, device=_xp.device_of(kernel), xp=xp)
+    for _ in range(iterations):
+        z = geometry.adjoint(kernel, geometry.apply(kernel, x))
+        size = xp.sqrt(sum(xp.sum(part * part) for part in _xp.components(z, xp=xp)))
+        x = z / xp.astype(xp.where(size > 0, size, xp.ones_like(size)), z.dtype)
+    y = geometry.apply(kernel, x)
+    norm_k, norm_x, norm_y = (
+        float(np.linalg.norm(_xp.host_array(v).astype(np.complex128))) for v in (kernel, x, y)
+    )
+    if norm_x == 0:
+        return 0.0
+    # each tap reads a sample `copies` times at most, so |K| |patches| is below this
+    count = math.prod(geometry.kernel_size)
+    most = norm_k * math.sqrt(count * math.prod(axis.copies() for axis in axes)) * norm_x
+    prec, inner = precision_of(kernel.dtype, xp=xp), int(kernel.shape[1]) * count
+    error = 1.1 * prec.kappa(inner) * most
+    error += prec.underflow(inner) * math.sqrt(2.0 * math.prod(y.shape))
+    least = (norm_y * (1 - math.prod(y.shape) * 2.0**-51) - error) / norm_x
+    return max(least * (1 - math.prod(x.shape) * 2.0**-51), 0.0) if math.isfinite(least) else 0.0

@@ -1,0 +1,515 @@
+"""Modules of PyTorch: certified norms of their layers, a penalty on them, and weights that keep to a bound.
+
+A dense or convolutional layer maps x to T(W) x + b, and its Lipschitz constant is the norm of T(W): of the operator
+that the layer's own stride, padding, dilation and groups make of the weight W.  They are read off the module, so that
+nobody has to repeat them.  What rounding adds to a weight that is divided by g is at most
+
+    |fl(W / g) - W / g| <= u |W| / g + lost,   ||T(|W|)||^2 <= (largest row sum) (largest column sum),
+
+the latter by Schur's test; g makes room for it, and the weight as stored keeps to the bound.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+try:
+    import torch
+    from torch import nn
+    from torch.nn.parameter import is_lazy
+    from torch.nn.utils import parametrize
+except ImportError as error:
+    msg = 'gramnorm.torch needs PyTorch: pip install "gramnorm[torch]"'
+    raise ImportError(msg) from error
+
+from gramnorm import _validate
+from gramnorm._rounding import Precision
+from gramnorm.conv import conv_norm_bound
+from gramnorm.geometry import ConvGeometry
+from gramnorm.matrix import matrix_norm_bound
+from gramnorm.rescaling import conv_spectral_rescaling, spectral_rescaling
+
+__all__ = ["SpectralBound", "layer_norms", "lipschitz_penalty"]
+
+_DENSE = (nn.Linear,)
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_COUNTED = (
+    "Linear, Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d and BatchNorm1d to BatchNorm3d"
+)
+
+
+def layer_norms(
+    model: nn.Module,
+    *,
+    input_shapes: Mapping[str, int | Sequence[int]] | None = None,
+    skip: Collection[str] = (),
+    rtol: float | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return a certified upper bound on the spectral norm of every layer of a model.
+
+    Layers are `torch.nn.Linear`, ``Conv1d`` to ``Conv3d``, ``ConvTranspose1d`` to ``ConvTranspose3d``, each with its
+    own stride, padding, dilation, groups and output padding, and ``BatchNorm1d`` to ``BatchNorm3d`` in evaluation mode.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, or a single layer, whose name is then the empty string.
+    input_shapes : mapping of str to int or sequence of int, optional
+        Samples per spatial axis of the input of convolutions, by the names of `torch.nn.Module.named_modules`: the
+        bound is then that of this size. A convolution that is not named is bounded for every size of its input.
+    skip : collection of str, optional
+        Names of submodules (with all below them), parameters and buffers to leave out: what they do to the
+        Lipschitz constant is the caller's to know.
+    rtol : float, optional
+        Relative gap asked for, as in `matrix_norm_bound` and `conv_norm_bound`.
+
+    Returns
+    -------
+    dict of str to 0-d torch.Tensor
+        Upper bounds by name, in the order of `torch.nn.Module.named_modules`, on the device and in the dtype of the
+        weights (of batch normalisation at least float32). Autograd differentiates them once.
+
+    Raises
+    ------
+    TypeError
+        If a submodule holds parameters or buffers that are not accounted for: recurrent, attention, bilinear and
+        embedding layers, normalisation by the statistics of the input (`torch.nn.LayerNorm`, batch normalisation
+        without running statistics), subclasses with a `forward` of their own, modules of your own with parameters,
+        and weights that a hook replaces. No weight is left out silently; `skip` leaves it out.
+    ValueError
+        If `input_shapes` or `skip` names what the model does not have, or `input_shapes` lacks a layer whose norm
+        depends on the size: padding by reflection or replication, circular padding with a stride, or with more padding
+        than the kernel needs.
+
+    See Also
+    --------
+    lipschitz_penalty : The sum of their logarithms, to train with.
+    SpectralBound : A parametrization that keeps the norm of a layer below a bound.
+
+    Notes
+    -----
+    **Guarantee.** Each value is an upper bound on the norm of the linear part of its layer, for the weights as stored,
+    rounding included, as `matrix_norm_bound` and `conv_norm_bound` state it; for batch normalisation it is the largest
+    ``|weight| / sqrt(running_var + eps)``, rounded up, which is the layer in evaluation mode whatever the mode of the
+    model. In training mode batch normalisation divides by the statistics of the batch, and no number bounds it.
+
+    The product of the values is a Lipschitz constant of the model only if the layers form a chain, each used once, with
+    1-Lipschitz functions between them. What holds neither parameters nor buffers is not seen: activations, pooling,
+    normalisation without scales, residual sums and every function called in `forward`. A layer that is registered
+    twice is listed twice; that `forward` calls one layer twice cannot be seen. Hooks, and casts by autocast, are not
+    seen either, nor an `output_size` given to a transposed convolution, which every size covers.
+
+    A weight under a parametrization is bounded as the parametrization returns it. The search looks at the weights,
+    so neither ``torch.compile`` nor ``torch.func`` can trace it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gramnorm.torch import layer_norms
+    >>> model = torch.nn.Sequential(
+    ...     torch.nn.Conv2d(1, 4, 3, stride=2, padding=1), torch.nn.Flatten(), torch.nn.Linear(64, 10)
+    ... )
+    >>> norms = layer_norms(model, input_shapes={"0": (8, 8)})
+    >>> list(norms), bool(norms["2"] >= torch.linalg.matrix_norm(model[2].weight.double(), ord=2))
+    (['0', '2'], True)
+    """
+    shapes = dict(input_shapes or {})
+    _check_names(model, shapes, skip)
+    norms = {}
+    for name, module in _layers(model, skip):
+        if isinstance(module, _BATCH_NORMS):
+            norms[name] = _batch_norm_scale(name, module)
+        else:
+            shape = shapes.get(name)
+            _check_size(module, shape, f"input_shapes must give that of {_label(name, module)}")
+            norms[name] = _bound(_weight(module), _geometry(module), shape, rtol)
+    return norms
+
+
+def lipschitz_penalty(
+    model: nn.Module,
+    *,
+    input_shapes: Mapping[str, int | Sequence[int]] | None = None,
+    skip: Collection[str] = (),
+    rtol: float = 1e-2,
+) -> torch.Tensor:
+    """Return the sum of the logarithms of certified upper bounds on the norms of the layers of a model.
+
+    Added to a loss, with a weight, it lowers the product of the norms: the regularisation of Delattre et al. [1]_.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    input_shapes : mapping of str to int or sequence of int, optional
+        Samples per spatial axis of the input of convolutions, as in `layer_norms`; every size by default, which is the
+        cheaper.
+    skip : collection of str, optional
+        Names to leave out, as in `layer_norms`.
+    rtol : float, optional
+        Relative gap asked for: by default a loose one, since a penalty needs the direction of the gradient more than
+        the value.
+
+    Returns
+    -------
+    0-d torch.Tensor
+        Upper bound on the logarithm of the product of the norms, up to the rounding of the logarithms; 0 for a model
+        without layers. A layer whose norm is exactly 0 adds nothing, instead of minus infinity.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `layer_norms`.
+
+    See Also
+    --------
+    layer_norms : The bounds themselves.
+
+    Notes
+    -----
+    **Guarantee.** The bounds are those of `layer_norms`; the logarithms and their sum are rounded to nearest.
+
+    Its cost does not depend on the batch or the images, and beside small ones it is the larger part of a step: then
+    take it in one step of k, times k. Gradients of convolutions are computed by NumPy, on as many threads as its BLAS
+    was given (``OPENBLAS_NUM_THREADS``), which `torch.set_num_threads` does not limit. Batch normalisation takes part
+    by its running statistics.
+
+    References
+    ----------
+    .. [1] B. Delattre, Q. Barthelemy, A. Araujo, A. Allauzen, "Efficient Bound of Lipschitz Constant for
+       Convolutional Layers by Gram Iteration", ICML 2023, arXiv:2305.16173.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gramnorm.torch import lipschitz_penalty
+    >>> layer = torch.nn.Linear(3, 3, bias=False)
+    >>> _ = torch.nn.init.eye_(layer.weight)
+    >>> penalty = lipschitz_penalty(layer)
+    >>> penalty.backward()
+    >>> bool(0 <= penalty < 0.01), bool(layer.weight.grad.trace() > 0.9)
+    (True, True)
+    """
+    norms = layer_norms(model, input_shapes=input_shapes, skip=skip, rtol=rtol).values()
+    logs = [torch.log(torch.where(norm == 0, torch.ones_like(norm), norm)) for norm in norms]
+    return sum(logs[1:], logs[0]) if logs else torch.zeros(())
+
+
+class SpectralBound(nn.Module):
+    """A parametrization under which an upper bound on the norm of a layer is certified, and can be trained.
+
+    For `torch.nn.utils.parametrize.register_parametrization`, on the weight of a `torch.nn.Linear`, ``Conv1d`` to
+    ``Conv3d`` or ``ConvTranspose1d`` to ``ConvTranspose3d``.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The layer whose weight is to be parametrized: its stride, padding, dilation and groups are read once, here.
+    bound : float, optional
+        The most that the norm may be.
+    method : {"divide", "rescale"}, optional
+        "divide" returns the weight divided by its certified norm over `bound`, or itself if its norm is below
+        the bound already. "rescale" returns `bound` times the rows of `spectral_rescaling` or
+        `conv_spectral_rescaling`.
+    steps : int, optional
+        Number of Gram products of "rescale"; with more of them it approaches "divide".
+    rtol : float, optional
+        Relative gap asked for of the norm of "divide", as in `matrix_norm_bound` and `conv_norm_bound`: the norm of
+        the result is that much below the bound at most, where the bracket converges.
+    input_shape : int or sequence of int, optional
+        Samples of the input of a convolution per spatial axis, for "divide"; by default the bound holds for every size.
+
+    Raises
+    ------
+    TypeError
+        If `module` is not one of the layers above or has a `forward` of its own, or an argument is of the wrong kind.
+    ValueError
+        If `bound` is not positive and finite, `method` is unknown, or the norm depends on the size of the input
+        (reflect and replicate padding, circular padding with a stride or more than the kernel needs) and `input_shape`
+        is not given, or `method` is "rescale".
+
+    See Also
+    --------
+    spectral_rescaling, conv_spectral_rescaling : The rescaling of "rescale".
+    layer_norms : Certified bounds on what came out.
+
+    Notes
+    -----
+    **Guarantee.** The norm of the layer's linear part with the weight returned, as stored, is at most `bound`: for
+    every finite weight and every size of the input (or for `input_shape`), rounding included, under the rounding model
+    of the theory page. The margin for rounding is a constant for differentiation.
+
+    The parametrization has no parameters: ``parametrizations.weight.original`` in a state dict is the weight before it.
+    It is computed at each access to ``module.weight``; `torch.nn.utils.parametrize.cached` saves that within
+    a step, and `torch.nn.utils.parametrize.remove_parametrizations` after training. Autograd differentiates
+    "divide" once. "rescale" never waits for the device and can be traced; "divide" looks at the values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.utils.parametrize import register_parametrization
+    >>> from gramnorm.torch import SpectralBound, layer_norms
+    >>> conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+    >>> _ = torch.nn.init.normal_(conv.weight)
+    >>> _ = register_parametrization(conv, "weight", SpectralBound(conv, bound=2.0))
+    >>> bool(1.99 <= layer_norms(conv)[""] <= 2.003)
+    True
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        bound: float = 1.0,
+        method: str = "divide",
+        steps: int = 3,
+        rtol: float | None = None,
+        input_shape: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not _is_kind(module, _DENSE + _CONVOLUTIONS):
+            msg = (
+                "module must be a torch.nn.Linear, Conv1d to Conv3d or ConvTranspose1d to ConvTranspose3d with the "
+                f"forward of torch, got {type(module).__name__}"
+            )
+            raise TypeError(msg)
+        if method not in ("divide", "rescale"):
+            msg = f"method must be 'divide' or 'rescale', got {method!r}"
+            raise ValueError(msg)
+        self.bound = _positive(bound)
+        self.method = method
+        self.steps = _validate.positive_int(steps, name="steps")
+        self.rtol = rtol
+        self.input_shape = input_shape
+        self._geometry = _geometry(module)
+        self._copies = 1
+        weight = _weight(module)
+        if method == "rescale":
+            _check_size(module, None, "use method='divide' with input_shape")
+        _check_size(module, input_shape, "input_shape must be given")
+        if input_shape is not None:
+            if self._geometry is None:
+                msg = f"input_shape is for convolutions, got {input_shape!r} for a Linear"
+                raise ValueError(msg)
+            axes = ConvGeometry.of(tuple(weight.shape), input_shape, **self._geometry).axes()
+            self._copies = math.prod(axis.copies() for axis in axes)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight that keeps to the bound."""
+        if self.method == "divide":
+            norm = _bound(weight, self._geometry, self.input_shape, self.rtol)
+            if float(norm.detach()) <= self.bound:
+                return weight
+            return self._divided(weight, norm)
+        result = self._rescaled(weight)  # of norm at most 1
+        return result if self.bound == 1 or 0 in result.shape else self._divided(result, 1.0)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight that the parametrization takes to `weight` if its norm is below the bound: itself."""
+        return weight
+
+    def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
+        own = {"divide": f"rtol={self.rtol}", "rescale": f"steps={self.steps}"}[self.method]
+        return f"bound={self.bound}, method={self.method!r}, {own}"
+
+    def _rescaled(self, weight: torch.Tensor) -> torch.Tensor:
+        if self._geometry is None:
+            return cast(torch.Tensor, spectral_rescaling(weight, steps=self.steps))
+        keywords = {key: self._geometry[key] for key in ("stride", "dilation", "groups")}
+        return cast(torch.Tensor, conv_spectral_rescaling(weight, steps=self.steps, **keywords))
+
+    def _divided(self, weight: torch.Tensor, norm: torch.Tensor | float) -> torch.Tensor:
+        """Return the weight over what makes `bound` of `norm` and of all roundings."""
+        work = torch.float64 if torch.finfo(weight.dtype).bits == 64 else torch.float32
+        kept, computed = torch.finfo(weight.dtype), torch.finfo(work)
+        precision = Precision(computed.eps / 2, computed.tiny, complex=False)
+        groups = 1 if self._geometry is None else self._geometry["groups"]
+        sizes = weight.detach().abs().to(work)
+        sizes = sizes.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        outputs, inputs, taps = sizes.shape[1:]
+        rows, columns = sizes.sum((2, 3)).amax(), sizes.sum((1, 3)).amax()
+        schur = rows.sqrt() * columns.sqrt()  # of the moduli, not yet the copies
+
+        # the division, and the conversion to the type of the weight
+        unit = precision.unit + (kept.eps / 2 if kept.eps > computed.eps else 0.0)
+        unit *= 1.01 * (1 + precision.gamma(max(outputs, inputs) * taps + 16))
+        lost = 2 * min(kept.tiny, 2.0**-25)  # float16 is subnormal where float32 is not
+        lost *= taps * math.sqrt(inputs * outputs * self._copies)
+        if self.bound <= max(lost, computed.tiny / computed.eps**2):  # the margin would underflow
+            msg = f"bound is too small for weights of dtype {weight.dtype}, got {self.bound}"
+            raise ValueError(msg)
+        over = (1 + 8 * precision.unit) / (self.bound - lost)
+        divisor = (norm + schur * (unit * math.sqrt(self._copies))) * over
+        values = torch.view_as_real(weight) if weight.is_complex() else weight
+        values = (values.to(work) / divisor).to(values.dtype)
+        return torch.view_as_complex(values) if weight.is_complex() else values
+
+
+def _positive(bound: object) -> float:
+    if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
+        msg = f"bound must be a positive number, got {bound!r}"
+        raise TypeError(msg)
+    if not 0 < float(bound) < math.inf:
+        msg = f"bound must be a positive finite number, got {bound!r}"
+        raise ValueError(msg)
+    return float(bound)
+
+
+def _layers(model: nn.Module, skip: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers by name; refuse what is none and holds numbers."""
+    done: str | None = None
+    for name, module in model.named_modules(remove_duplicate=False):
+        if done is not None and (done == "" or name.startswith(f"{done}.")):
+            continue  # parametrizations of a layer, and what is below a name left out
+        if name in skip:
+            done = name
+        elif _is_kind(module, _DENSE + _CONVOLUTIONS + _BATCH_NORMS):
+            done = name
+            yield name, module
+        else:
+            held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            prefix = f"{name}." if name else ""
+            if left := [entry for entry, _ in held if prefix + entry not in skip]:
+                msg = (
+                    f"{_label(name, module)} holds {', '.join(left)}, and what it does with them has no bound here: "
+                    f"accounted for are {_COUNTED}, with the forward of torch; if you know its Lipschitz constant, "
+                    f"leave it out by skip=[{name!r}] and multiply by it"
+                )
+                raise TypeError(msg)
+
+
+def _label(name: str, module: nn.Module) -> str:
+    kind = type(module).__name__
+    return f"the layer {name!r} ({kind})" if name else f"the model ({kind})"
+
+
+def _is_kind(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Say whether a module is one of these and does what they do."""
+    for kind in kinds:
+        if isinstance(module, kind):
+            names = ("forward", "_conv_forward")
+            replaced = (getattr(type(module), n, None) is not getattr(kind, n, None) for n in names)
+            return not any(replaced) and "forward" not in vars(module)
+    return False
+
+
+def _check_names(model: nn.Module, shapes: Mapping[str, object], skip: Collection[str]) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    there = {
+        *modules,
+        *(name for name, _ in model.named_parameters(remove_duplicate=False)),
+        *(name for name, _ in model.named_buffers(remove_duplicate=False)),
+    }
+    if isinstance(skip, str) or (unknown := sorted(set(skip) - there)):
+        got = skip if isinstance(skip, str) else ", ".join(unknown)
+        msg = f"skip must list names of submodules, parameters or buffers of the model, got {got!r}"
+        raise ValueError(msg)
+    convolutions = {name for name, module in modules.items() if isinstance(module, _CONVOLUTIONS)}
+    if unknown := sorted(set(shapes) - convolutions):
+        msg = (
+            f"input_shapes must name convolutions of the model, got {', '.join(map(repr, unknown))}; there are "
+            f"{', '.join(map(repr, sorted(convolutions))) or 'none'}"
+        )
+        raise ValueError(msg)
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    """Return the weight of a layer, as its parametrizations return it."""
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" not in own and not parametrize.is_parametrized(module, "weight"):
+        msg = (
+            f"the weight of a {type(module).__name__} is set by a hook (torch.nn.utils.weight_norm, spectral_norm or "
+            "prune), and may be out of date; use torch.nn.utils.parametrizations, or make it permanent"
+        )
+        raise TypeError(msg)
+    weight = cast(torch.Tensor, module.weight)
+    if is_lazy(weight):
+        msg = f"a {type(module).__name__} has no weight yet; run a batch through the model first"
+        raise TypeError(msg)
+    return weight
+
+
+def _geometry(module: nn.Module) -> dict[str, Any] | None:
+    """Return what a convolution does with its kernel as keywords of `conv_norm_bound`; None for a dense layer."""
+    if isinstance(module, _DENSE):
+        return None
+    conv: Any = module
+    return {
+        "stride": conv.stride,
+        "padding": tuple(_pads(conv)),
+        "padding_mode": conv.padding_mode,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "transposed": conv.transposed,
+        "output_padding": conv.output_padding,
+    }
+
+
+def _pads(conv: Any) -> Iterator[tuple[int, int]]:
+    """Yield the samples of padding before and behind, per axis."""
+    for axis, reach in enumerate(_reach(conv)):
+        if conv.padding == "same":
+            yield reach // 2, reach - reach // 2
+        elif conv.padding == "valid":
+            yield 0, 0
+        else:
+            yield conv.padding[axis], conv.padding[axis]
+
+
+def _reach(conv: Any) -> list[int]:
+    return [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+
+
+def _check_size(module: nn.Module, shape: object, remedy: str) -> None:
+    """Complain if the size of the input is missing and no bound holds for every size."""
+    conv: Any = module
+    if isinstance(module, _DENSE) or shape is not None or conv.padding_mode == "zeros":
+        return
+    if conv.padding_mode == "circular":
+        fits = [lo + hi <= reach for (lo, hi), reach in zip(_pads(conv), _reach(conv), strict=True)]
+        if all(fits) and all(s == 1 for s in conv.stride):
+            return  # outputs of the circular operator of the same size
+    msg = (
+        f"with padding_mode={conv.padding_mode!r}, stride {conv.stride} and padding {conv.padding} samples may repeat, "
+        f"how often depends on the size of the input, and no bound holds for every size: {remedy}"
+    )
+    raise ValueError(msg)
+
+
+def _bound(
+    weight: torch.Tensor,
+    geometry: dict[str, Any] | None,
+    shape: int | Sequence[int] | None,
+    rtol: float | None,
+) -> torch.Tensor:
+    """Return the certified norm of a layer."""
+    if geometry is None:
+        return cast(torch.Tensor, matrix_norm_bound(weight, rtol=rtol))
+    return cast(torch.Tensor, conv_norm_bound(weight, shape, rtol=rtol, **geometry))
+
+
+def _batch_norm_scale(name: str, module: nn.Module) -> torch.Tensor:
+    """Return the largest |weight| / sqrt(running_var + eps), rounded up."""
+    norm: Any = module
+    if norm.running_var is None:
+        msg = (
+            f"{_label(name, module)} keeps no running statistics: it divides by those of its input, and no number "
+            f"bounds that; skip=[{name!r}] leaves it out"
+        )
+        raise TypeError(msg)
+    variance = norm.running_var
+    variance = variance.to(torch.promote_types(variance.dtype, torch.float32))
+    weight = torch.ones_like(variance) if norm.weight is None else norm.weight.to(variance.dtype)
+    info = torch.finfo(variance.dtype)
+    up = 1 + 4 * info.eps  # a square root and five more roundings, in units of eps / 2
+    scale = torch.amax(weight.abs() / torch.sqrt(variance + norm.eps)) * up
+    # a quotient that underflows has lost more
+    return torch.where(weight.detach().any(), scale.clamp(min=info.tiny), scale)

@@ -1,0 +1,495 @@
+"""Modules of PyTorch: their own geometry, honest refusals, gradients, and weights that keep to a bound."""
+
+import copy
+import importlib
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import gramnorm as gn
+from tests import oracles
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.nn.utils import parametrizations, parametrize  # noqa: E402
+
+from gramnorm.torch import SpectralBound, layer_norms, lipschitz_penalty  # noqa: E402
+
+# torch's own remarks, about memory and about speed
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+]
+
+Shape = tuple[int, ...]
+
+# what makes the layer, and the input (channels, *spatial) at which its matrix is written down
+LAYERS: dict[str, tuple[Callable[..., nn.Module], Shape]] = {
+    "linear": (lambda **kw: nn.Linear(5, 7, **kw), (5,)),
+    "conv1d": (lambda **kw: nn.Conv1d(2, 3, 4, stride=3, padding=2, dilation=2, **kw), (2, 11)),
+    "conv1d same even": (lambda **kw: nn.Conv1d(2, 3, 4, padding="same", dilation=3, **kw), (2, 9)),
+    "conv1d valid": (lambda **kw: nn.Conv1d(2, 3, 3, padding="valid", stride=2, **kw), (2, 9)),
+    "conv2d": (
+        lambda **kw: nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(1, 0), groups=2, **kw),
+        (4, 5, 6),
+    ),
+    "conv2d same": (lambda **kw: nn.Conv2d(2, 2, (4, 3), padding="same", **kw), (2, 5, 4)),
+    "conv2d depthwise": (lambda **kw: nn.Conv2d(3, 6, 3, padding=2, groups=3, **kw), (3, 4, 5)),
+    "conv2d pointwise": (lambda **kw: nn.Conv2d(3, 4, 1, stride=2, **kw), (3, 4, 5)),
+    "conv3d": (
+        lambda **kw: nn.Conv3d(2, 2, 2, stride=(1, 2, 1), padding=(0, 1, 1), **kw),
+        (2, 3, 3, 2),
+    ),
+    "transposed 1d": (
+        lambda **kw: nn.ConvTranspose1d(2, 3, 4, stride=3, padding=1, output_padding=2, **kw),
+        (2, 5),
+    ),
+    "transposed 1d dilated": (
+        lambda **kw: nn.ConvTranspose1d(4, 2, 3, stride=2, dilation=3, groups=2, **kw),
+        (4, 5),
+    ),
+    "transposed 2d": (
+        lambda **kw: nn.ConvTranspose2d(
+            4, 6, (3, 2), stride=2, padding=(1, 0), output_padding=(1, 0), groups=2, **kw
+        ),
+        (4, 3, 4),
+    ),
+    "transposed 3d": (lambda **kw: nn.ConvTranspose3d(2, 1, 2, stride=2, **kw), (2, 2, 2, 3)),
+    "circular": (
+        lambda **kw: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular", **kw),
+        (2, 5, 4),
+    ),
+    "circular same even": (
+        lambda **kw: nn.Conv1d(2, 3, 4, padding="same", padding_mode="circular", **kw),
+        (2, 7),
+    ),
+    "circular less": (
+        lambda **kw: nn.Conv1d(2, 3, 5, padding=1, padding_mode="circular", **kw),
+        (2, 8),
+    ),
+}
+OF_ONE_SIZE: dict[str, tuple[Callable[..., nn.Module], Shape]] = {
+    "circular strided": (
+        lambda **kw: nn.Conv1d(2, 3, 2, stride=2, padding=1, padding_mode="circular", **kw),
+        (2, 5),
+    ),
+    "circular more": (
+        lambda **kw: nn.Conv1d(2, 3, 2, padding=3, padding_mode="circular", **kw),
+        (2, 5),
+    ),
+    "reflect": (
+        lambda **kw: nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="reflect", **kw),
+        (2, 4, 3),
+    ),
+    "replicate": (
+        lambda **kw: nn.Conv1d(2, 3, 5, padding="same", padding_mode="replicate", **kw),
+        (2, 4),
+    ),
+    "replicate strided": (
+        lambda **kw: nn.Conv2d(1, 2, 3, stride=2, padding=2, padding_mode="replicate", **kw),
+        (1, 4, 5),
+    ),
+}
+ALL = LAYERS | OF_ONE_SIZE
+
+
+def made(name: str, *, seed: int = 0, scale: float = 1.0, dtype=torch.float64):
+    """Return a layer without bias and with Gaussian weights, and the shape of its input."""
+    make, shape = ALL[name]
+    layer = make(bias=False, dtype=dtype)
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(scale * rng.standard_normal(layer.weight.shape)))
+    return layer, shape
+
+
+def matrix_of(layer: nn.Module, shape: Shape) -> np.ndarray:
+    """Return the matrix of a layer without bias, its images of unit vectors; exact where no samples repeat."""
+    count = math.prod(shape)
+    with torch.no_grad():
+        images = layer(torch.eye(count, dtype=layer.weight.dtype).reshape(count, *shape))
+    return images.reshape(count, -1).T.double().numpy()
+
+
+def sizes(layer: nn.Module, shape: Shape) -> dict[str, Shape]:
+    return {} if isinstance(layer, nn.Linear) else {"": shape[1:]}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bound_at_the_size_is_that_of_the_matrix(name: str) -> None:
+    layer, shape = made(name)
+    exact = np.linalg.norm(matrix_of(layer, shape), 2)
+    bound = layer_norms(layer, input_shapes=sizes(layer, shape))[""].item()
+    assert exact * (1 - 1e-12) <= bound <= exact * 1.0011
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_bound_of_every_size_is_above_any_matrix(name: str) -> None:
+    layer, shape = made(name)
+    bound = layer_norms(layer)[""].item()
+    for extra in (0, 1, 2):
+        larger = (shape[0], *(n + extra for n in shape[1:]))
+        assert np.linalg.norm(matrix_of(layer, larger), 2) * (1 - 1e-12) <= bound
+
+
+@pytest.mark.parametrize("name", OF_ONE_SIZE)
+def test_size_is_asked_for_where_the_norm_has_no_bound_without_it(name: str) -> None:
+    layer, _ = made(name)
+    with pytest.raises(ValueError, match=r"input_shapes must give that of the layer '1'"):
+        layer_norms(nn.Sequential(nn.ReLU(), layer))
+    with pytest.raises(ValueError, match="input_shape must be given"):
+        SpectralBound(layer)
+    with pytest.raises(ValueError, match="use method='divide' with input_shape"):
+        SpectralBound(layer, method="rescale", input_shape=7)
+
+
+def test_circular_stride_needs_the_size_because_every_size_is_not_enough() -> None:
+    layer, shape = made("circular strided")
+    with torch.no_grad():
+        layer.weight.copy_(torch.ones_like(layer.weight))
+    every = gn.conv_norm_bound(layer.weight.detach(), stride=2).item()
+    assert np.linalg.norm(matrix_of(layer, shape), 2) > 1.2 * every
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, groups=1), nn.Dropout(), nn.Flatten()),
+        nn.Linear(36, 5),
+    )
+
+
+def test_norms_come_by_name_in_the_order_of_the_model() -> None:
+    model = network()
+    norms = layer_norms(model, input_shapes={"3.0": 8, "0": (8, 8)})
+    assert list(norms) == ["0", "1", "3.0", "4"]
+    assert all(norm.shape == () and norm.requires_grad for norm in norms.values())
+    assert norms["4"] == gn.matrix_norm_bound(model[4].weight)
+    assert norms["0"] == gn.conv_norm_bound(model[0].weight, (8, 8), padding=1)
+    assert norms["3.0"] <= layer_norms(model)["3.0"] * 1.001
+
+
+def test_product_bounds_the_network_in_evaluation_mode() -> None:
+    model = network().double()
+    with torch.no_grad():
+        model[1].running_var.uniform_(0.1, 2.0)
+        model[1].weight.normal_()
+    model.eval()
+    bound = math.prod(n.item() for n in layer_norms(model).values())
+    x, y = torch.randn(2, 64, 1, 8, 8, dtype=torch.float64, generator=torch.manual_seed(1))
+    moved = (model(x) - model(y)).flatten(1).norm(dim=1) / (x - y).flatten(1).norm(dim=1)
+    assert 0 < moved.max() <= bound
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-44, 0.0])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_is_the_scale_of_evaluation_mode(scale: float, affine: bool) -> None:
+    layer = nn.BatchNorm1d(50, affine=affine)
+    generator = torch.manual_seed(0)
+    with torch.no_grad():
+        layer.running_var.uniform_(1e-6, 3.0, generator=generator)
+        if affine:
+            layer.weight.normal_(generator=generator).mul_(scale)
+    weight = layer.weight.detach().double() if affine else torch.ones(50, dtype=torch.float64)
+    exact = (weight.abs() / (layer.running_var.double() + layer.eps).sqrt()).max().item()
+    bound = layer_norms(layer)[""].item()
+    assert exact <= bound <= exact * (1 + 1e-6) + (1.2e-38 if exact else 0.0)
+
+
+def test_layer_registered_twice_counts_twice() -> None:
+    layer = nn.Linear(3, 3)
+    assert list(layer_norms(nn.Sequential(layer, nn.ReLU(), layer))) == ["0", "2"]
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight / weight.std(), bias)
+
+
+class Blur(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.ones(3))
+
+
+class WithParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+        self.dense = nn.Linear(2, 2)
+
+
+def replaced_forward() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    layer.forward = lambda x: 2 * x
+    return layer
+
+
+REFUSED: dict[str, Callable[[], nn.Module]] = {
+    "attention": lambda: nn.MultiheadAttention(4, 2),
+    "LSTM": lambda: nn.LSTM(3, 3),
+    "GRU cell": lambda: nn.GRUCell(3, 3),
+    "bilinear": lambda: nn.Bilinear(2, 2, 2),
+    "embedding": lambda: nn.Embedding(4, 2),
+    "layer norm": lambda: nn.LayerNorm(4),
+    "PReLU": nn.PReLU,
+    "batch statistics": lambda: nn.BatchNorm1d(3, track_running_stats=False),
+    "own forward": lambda: Scaled(2, 2),
+    "own convolution": lambda: Standardised(2, 2, 3),
+    "buffer": Blur,
+    "parameter": WithParameter,
+    "replaced forward": replaced_forward,
+    "parametrized LSTM": lambda: parametrize.register_parametrization(
+        nn.LSTM(3, 3), "weight_ih_l0", nn.Identity()
+    ),
+}
+
+
+@pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
+def test_what_is_not_accounted_for_is_refused_and_can_be_left_out(make) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(make()))
+    with pytest.raises(TypeError, match=r"the layer '1\.0.*skip=\['1\.0"):
+        layer_norms(model)
+    with pytest.raises(TypeError, match=r"skip=\['1\.0"):
+        lipschitz_penalty(model)
+    assert list(layer_norms(model, skip=["1.0"])) == ["0"]
+
+
+def test_a_parameter_can_be_left_out_and_its_module_is_still_read() -> None:
+    with pytest.raises(TypeError, match=r"the model \(WithParameter\) holds gain"):
+        layer_norms(WithParameter())
+    assert list(layer_norms(WithParameter(), skip={"gain"})) == ["dense"]
+    assert list(layer_norms(nn.ModuleList([WithParameter()]), skip=["0.gain"])) == ["0.dense"]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_hooks_set_or_that_are_not_there_yet_are_refused() -> None:
+    for hooked in (nn.utils.weight_norm, nn.utils.spectral_norm):
+        with pytest.raises(TypeError, match="set by a hook"):
+            layer_norms(hooked(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match="run a batch"):
+        layer_norms(nn.LazyLinear(2))
+
+
+def test_wrong_names_and_arguments_are_explained() -> None:
+    model = network()
+    with pytest.raises(ValueError, match=r"input_shapes .*'conv'; there are '0', '3\.0'"):
+        layer_norms(model, input_shapes={"conv": 3})
+    with pytest.raises(ValueError, match=r"input_shapes .*'4'"):
+        layer_norms(model, input_shapes={"4": 3})
+    with pytest.raises(ValueError, match=r"skip .*head"):
+        layer_norms(model, skip=["head"])
+    with pytest.raises(ValueError, match="skip must list"):
+        layer_norms(model, skip="0")
+    with pytest.raises(TypeError, match=r"module must be .*LSTM"):
+        SpectralBound(nn.LSTM(2, 2))
+    with pytest.raises(ValueError, match="method must be 'divide' or 'rescale'"):
+        SpectralBound(nn.Linear(2, 2), method="power")
+    with pytest.raises(ValueError, match="bound must be a positive finite number"):
+        SpectralBound(nn.Linear(2, 2), bound=0)
+    with pytest.raises(TypeError, match="bound must be a positive number"):
+        SpectralBound(nn.Linear(2, 2), bound="1")
+    with pytest.raises(ValueError, match="input_shape is for convolutions"):
+        SpectralBound(nn.Linear(2, 2), input_shape=3)
+    with pytest.raises(ValueError, match="bound is too small"):
+        SpectralBound(nn.Linear(2, 2), bound=1e-7)(torch.ones(2, 2, dtype=torch.float16))
+
+
+def test_penalty_has_gradients_for_every_weight() -> None:
+    model = network()
+    penalty = lipschitz_penalty(model, rtol=1e-4)
+    norms = layer_norms(model, rtol=1e-4)
+    assert penalty.item() == pytest.approx(
+        sum(math.log(n.item()) for n in norms.values()), abs=1e-5
+    )
+    penalty.backward()
+    for name, module in model.named_modules():
+        if name in norms:
+            gradient = module.weight.grad
+            assert torch.isfinite(gradient).all()
+            # log of a norm: its derivative along the weight is 1
+            assert (gradient * module.weight).sum().item() == pytest.approx(1.0, abs=1e-3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.05 * parameter.grad)
+    assert lipschitz_penalty(model) < penalty - 0.02
+
+
+def test_penalty_of_nothing_and_of_zero_is_zero() -> None:
+    assert lipschitz_penalty(nn.ReLU()) == 0
+    layer = nn.Linear(2, 2)
+    nn.init.zeros_(layer.weight)
+    penalty = lipschitz_penalty(layer)
+    penalty.backward()
+    assert penalty == 0
+    assert not layer.weight.grad.any()
+    with torch.no_grad():
+        layer.weight.fill_(math.nan)
+    assert lipschitz_penalty(layer).isnan()
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+LOOSEST = {torch.bfloat16: 0.88, torch.float16: 0.97}  # the share of the bound that rounding leaves
+CASES = [(1.0, 1.0), (30.0, 0.1), (1e-3, 0.7), (5.0, 7.3)]  # scale of the weights, bound
+
+
+def stored(layer: nn.Module, spectral: nn.Module) -> nn.Module:
+    """Return the layer with the weight that the parametrization gives it, in double precision."""
+    parametrize.register_parametrization(layer, "weight", spectral)
+    assert layer.weight.dtype == layer.parametrizations.weight.original.dtype
+    return parametrize.remove_parametrizations(layer, "weight").double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_divided_weight_as_stored_keeps_to_the_bound_at_its_size(name: str, dtype) -> None:
+    for seed, (scale, bound) in enumerate(CASES[: 4 if dtype is torch.float32 else 2]):
+        layer, shape = made(name, seed=seed, scale=scale, dtype=dtype)
+        before = np.linalg.norm(matrix_of(copy.deepcopy(layer).double(), shape), 2)
+        size = None if isinstance(layer, nn.Linear) else shape[1:]
+        layer = stored(layer, SpectralBound(layer, bound=bound, input_shape=size, rtol=1e-9))
+        matrix = matrix_of(layer, shape)
+        if getattr(layer, "padding_mode", "zeros") == "zeros":
+            assert oracles.check_upper(matrix, bound) is oracles.Verdict.HOLDS
+        norm = np.linalg.norm(matrix, 2)
+        assert norm <= bound * (1 + 1e-14)
+        assert norm >= min(before, bound * LOOSEST.get(dtype, 0.9985)) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("method", ["divide", "rescale"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_norm_of_every_size_keeps_to_the_bound(name: str, method: str, dtype) -> None:
+    for seed, (scale, bound) in enumerate(CASES[: 4 if dtype is torch.float32 else 2]):
+        layer, _ = made(name, seed=seed, scale=scale, dtype=dtype)
+        layer = stored(layer, SpectralBound(layer, bound=bound, method=method, steps=2))
+        weight, options = layer.weight.detach(), {}
+        if isinstance(layer, nn.Linear):
+            bracket = gn.matrix_norm_bracket(weight)
+        else:
+            options = {k: getattr(layer, k) for k in ("stride", "dilation", "groups", "transposed")}
+            bracket = gn.conv_norm_bracket(weight, rtol=1e-6, **options)
+        assert bracket.converged
+        assert bracket.lower <= bound
+        if method == "rescale":
+            assert bracket.upper >= bound * (LOOSEST.get(dtype, 1.0) - 0.5)
+        elif scale >= 1 and bound <= 1:
+            assert bracket.upper >= bound * LOOSEST.get(dtype, 0.9985)
+
+
+@pytest.mark.parametrize("method", ["divide", "rescale"])
+def test_complex_layers_keep_to_the_bound(method: str) -> None:
+    layer = nn.Linear(6, 4, bias=False, dtype=torch.complex64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(4, 6, dtype=torch.complex64, generator=torch.manual_seed(0)))
+    spectral = SpectralBound(layer, method=method, bound=0.3)
+    weight = spectral(layer.weight).detach()
+    assert weight.dtype == torch.complex64
+    assert oracles.check_upper(weight.numpy(), 0.3) is oracles.Verdict.HOLDS
+    assert np.linalg.norm(weight.numpy(), 2) > 0.29
+
+
+def test_weight_below_the_bound_stays_as_it_is() -> None:
+    layer, _ = made("conv2d", scale=0.01)
+    assert SpectralBound(layer)(layer.weight) is layer.weight
+
+
+def test_special_weights() -> None:
+    spectral = SpectralBound(nn.Linear(2, 2))
+    assert not spectral(torch.zeros(2, 2)).any()
+    assert spectral(torch.full((2, 2), math.nan)).isnan().all()
+    assert not spectral(torch.full((2, 2), 3e38)).isnan().any()
+    assert SpectralBound(nn.Linear(2, 2), method="rescale")(torch.zeros(2, 2)).eq(0).all()
+
+
+def test_parametrization_survives_a_round_trip() -> None:
+    model = network()
+    for place in (0, 4):
+        parametrize.register_parametrization(
+            model[place], "weight", SpectralBound(model[place], bound=0.5, rtol=1e-4)
+        )
+    saved = model.state_dict()
+    assert "0.parametrizations.weight.original" in saved
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    assert not torch.equal(other[0].weight, model[0].weight)
+    other.load_state_dict(saved)
+    assert torch.equal(other[0].weight, model[0].weight)
+    with parametrize.cached():
+        assert model[0].weight is model[0].weight
+    norms = layer_norms(model)
+    assert list(norms) == ["0", "1", "3.0", "4"]
+    assert max(norms["0"], norms["4"]) <= 0.5 * 1.001
+    assert "bound=0.5, method='divide', rtol=0.0001" in repr(model)
+    kept = model[0].weight.detach().clone()
+    model[0].weight = kept  # through right_inverse
+    assert torch.equal(model[0].weight, kept)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert torch.equal(model[0].weight, kept)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "transposed 1d", "replicate"])
+def test_gradcheck_of_divide(name: str) -> None:
+    layer, shape = made(name)
+    size = None if isinstance(layer, nn.Linear) else shape[1:]
+    spectral = SpectralBound(layer, rtol=1e-10, input_shape=size)
+    assert torch.autograd.gradcheck(spectral, layer.weight, eps=1e-4, atol=1e-5, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_gradcheck_of_rescale(name: str) -> None:
+    layer, _ = made(name)
+    spectral = SpectralBound(layer, method="rescale", bound=0.7, steps=2)
+    assert torch.autograd.gradcheck(spectral, layer.weight, fast_mode=True)
+
+
+def test_training_step_goes_through_the_parametrization_and_through_autocast() -> None:
+    model = network()
+    for place in (0, 4):
+        method = "divide" if place else "rescale"
+        spectral = SpectralBound(model[place], bound=0.5, method=method)
+        parametrize.register_parametrization(model[place], "weight", spectral)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(torch.ones(4, 1, 8, 8)).square().sum()
+    loss.backward()
+    for place in (0, 4):
+        assert model[place].weight.dtype == torch.float32
+        gradient = model[place].parametrizations.weight.original.grad
+        assert torch.isfinite(gradient).all()
+        assert gradient.any()
+
+
+def test_rescale_can_be_mapped_so_it_looks_at_no_value() -> None:
+    layer, _ = made("conv2d")
+    spectral = SpectralBound(layer, method="rescale", bound=0.5)
+    stack = torch.stack([layer.weight.detach(), 2 * layer.weight.detach()])
+    mapped = torch.func.vmap(spectral)(stack)
+    assert torch.allclose(mapped[0], spectral(stack[0]), rtol=1e-12)
+
+
+def test_torchs_own_spectral_norm_does_not_bound_a_convolution() -> None:
+    torch.manual_seed(0)
+    conv = parametrizations.spectral_norm(nn.Conv2d(4, 4, 3, padding=1), n_power_iterations=20)
+    conv.eval()
+    assert layer_norms(conv)[""] > 1.2
+
+
+def test_import_without_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "gramnorm.torch")
+    with pytest.raises(ImportError, match=r'pip install "gramnorm\[torch\]"'):
+        importlib.import_module("gramnorm.torch")
