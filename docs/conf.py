@@ -1,5 +1,6 @@
 """Configuration of the documentation; nothing here reaches for the network."""
 
+import importlib.util
 import tomllib
 from pathlib import Path
 
@@ -26,6 +27,7 @@ templates_path = ["_templates"]
 
 # Types are stated in words in the docstrings; the annotations only say "array".
 autodoc_typehints = "none"
+autodoc_mock_imports = [] if importlib.util.find_spec("torch") else ["torch"]
 numpydoc_show_class_members = False
 numpydoc_validation_checks = set(validation["checks"])
 numpydoc_validation_exclude = set(validation["exclude"])

@@ -216,8 +216,8 @@ class SpectralBound(nn.Module):
         The most that the norm may be.
     method : {"divide", "rescale"}, optional
         "divide" returns the weight divided by its certified norm over `bound`, or itself if its norm is below
-        the bound already. "rescale" returns `bound` times the rows of `spectral_rescaling` or
-        `conv_spectral_rescaling`.
+        the bound already. "rescale" returns `bound` times the rows of `gramnorm.spectral_rescaling` or
+        `gramnorm.conv_spectral_rescaling`.
     steps : int, optional
         Number of Gram products of "rescale"; with more of them it approaches "divide".
     rtol : float, optional
