@@ -237,7 +237,7 @@ class SpectralBound(nn.Module):
 
     See Also
     --------
-    spectral_rescaling, conv_spectral_rescaling : The rescaling of "rescale".
+    gramnorm.spectral_rescaling, gramnorm.conv_spectral_rescaling : The rescaling of "rescale".
     layer_norms : Certified bounds on what came out.
 
     Notes
