@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _lanczos, _single, _xp
+from gramnorm import _single, _xp
 from gramnorm._gram import gram_values
 from gramnorm._stack import divisor
 from gramnorm._typing import Array, HostFloats, Namespace
@@ -86,16 +86,24 @@ def _product_of_iterates(b: Array, steps: int, *, xp: Namespace) -> Array:
 
 def _projected(b: Array, rtol: float, *, xp: Namespace) -> Array:
     """Return A G_t up to a factor, t so large that G_t is the projector on the top right singular vectors."""
-    iterate = _normalised(b, xp=xp)
+    gram = _xp.gram_matrix(b, xp=xp)
+    gram = gram / xp.astype(_trace(gram, xp=xp), b.dtype)
     least = 1 - max(rtol**2, 8 * float(xp.finfo(b.dtype).eps))
     rank: HostFloats = np.full(b.shape[0], np.inf)
-    for _ in range(3 + math.ceil(math.log2(1 / rtol))):
-        iterate = _normalised(_xp.gram_matrix(iterate, xp=xp), xp=xp)
-        trace = xp.sum(_xp.real_part(xp.linalg.diagonal(iterate), xp=xp), axis=-1)
-        previous, rank = rank, _xp.to_host(trace * trace)
-        if np.all(rank > least * previous):  # it no longer falls: a projector, up to a factor
+    for _ in range(2 + math.ceil(math.log2(1 / rtol) / 2)):
+        fourth = _xp.gram_matrix(_xp.gram_matrix(gram, xp=xp), xp=xp)
+        trace = _trace(fourth, xp=xp)  # sum of l^4 where the l add up to one: m^-3 for m equal ones
+        gram = fourth / xp.astype(trace, b.dtype)
+        previous, rank = rank, _xp.to_host(trace)[:, 0, 0] ** (-1 / 3)
+        # a projector, up to a factor: of rank one, or of a rank that no longer falls
+        if np.all((rank <= 1 + rtol / 4) | (rank > least * previous)):
             break
-    return _xp.matmul(b, iterate, xp=xp)
+    return _xp.matmul(b, gram, xp=xp)
+
+
+def _trace(a: Array, *, xp: Namespace) -> Array:
+    diagonal = _xp.real_part(xp.linalg.diagonal(a), xp=xp)
+    return xp.sum(diagonal, axis=-1)[:, None, None]
 
 
 def _normalised(a: Array, *, xp: Namespace) -> Array:
@@ -106,23 +114,22 @@ def _normalised(a: Array, *, xp: Namespace) -> Array:
 
 
 def _from_vectors(b: Array, rtol: float, *, xp: Namespace) -> Array:
-    """Return A v v^H for the top right singular vector v of one matrix, or the mean over a cluster of them."""
+    """Return A V V^H for the top right singular vector V of one matrix, or those of a cluster."""
     gram = _xp.host_array(_xp.gram_matrix(b, xp=xp)).astype(
         np.complex128 if _xp.is_complex(b.dtype, xp=xp) else np.float64
     )
-    # two starts: a Krylov space holds one vector of an eigenspace
-    start, other = np.random.default_rng(0).standard_normal((2, len(gram))).astype(gram.dtype)
-    v = _lanczos.top_vector(lambda x: gram @ x, start, rtol=rtol**2, steps=300)
-    top = float(np.vdot(v, gram @ v).real)
-
-    def deflated(x: HostArray) -> HostArray:
-        return gram @ x - top * np.vdot(v, x) * v
-
-    w = _lanczos.top_vector(deflated, other - np.vdot(v, other) * v, rtol=1e-2, steps=60)
-    second = float(np.vdot(w, deflated(w)).real)
-    vectors = v[:, None]
-    if second > top * (1 - 0.1) or not math.isfinite(second):
-        values, basis = np.linalg.eigh(gram)
-        vectors = basis[:, values >= values[-1] * (1 - 2 * rtol)]
-    moved = _xp.from_host(vectors @ vectors.conj().T, dtype=b.dtype, device=_xp.device_of(b), xp=xp)
-    return _xp.matmul(b, moved, xp=xp)
+    v = _xp.host_array(_single.top_vector(gram, rtol, xp=_xp.numpy_namespace()))[:, 0]
+    value = float(np.vdot(v, gram @ v).real) / float(np.vdot(v, v).real)
+    # inverse iteration: next to the eigenvalue a single step gains what the shift is nearer than the others; the
+    # second vector, generic, finds what else is there
+    shift = value * (1 + rtol / 8)
+    other = np.random.default_rng(1).standard_normal(len(gram))
+    shifted = shift * np.eye(len(gram)) - gram
+    basis = np.linalg.qr(np.linalg.solve(shifted, np.stack([v, other], axis=1)))[0]
+    values, turn = np.linalg.eigh(basis.conj().T @ gram @ basis)
+    vectors = (basis @ turn)[:, 1:]
+    if not values[0] < values[1] * (1 - 4 * rtol):
+        every, basis = np.linalg.eigh(gram)
+        vectors = basis[:, every >= every[-1] * (1 - 2 * rtol)]
+    moved = _xp.from_host(vectors, dtype=b.dtype, device=_xp.device_of(b), xp=xp)
+    return _xp.matmul(_xp.matmul(b, moved, xp=xp), _xp.adjoint(moved, xp=xp), xp=xp)

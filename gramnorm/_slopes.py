@@ -116,8 +116,10 @@ def _of_operator(
         kernel.reshape(groups, c_out // groups, c_in, count).transpose(3, 0, 1, 2)
     )
     axes = geometry.axes()
+    # where to start from, which need not be sharp
+    start = max(rtol, 1e-2)
     symbol, best = _search.supremum(
-        taps, tuple(kernel_size), geometry.stride, geometry.dilation, rtol=rtol, xp=xp
+        taps, tuple(kernel_size), geometry.stride, geometry.dilation, rtol=start, xp=xp
     )
     if any(a.size > window_size(axes, c_in) for a in axes):
         at = dataclasses.replace(peak, turns=best.turns, group=best.block)

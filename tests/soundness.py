@@ -516,7 +516,7 @@ def judge_by_symbol(case: Case, lower: float, upper: float) -> tuple[bool, bool,
     else:
         value, theta = oracles.sup_reference(kernel, groups, None, 6, stride, dilation)
         if lower > value * (1 + TIGHT) and math.isfinite(value):  # look harder before we accuse
-            finer = {1: 64, 2: 24}.get(kernel.ndim - 2, 10)
+            finer = {1: 64, 2: 64}.get(kernel.ndim - 2, 10)
             value, theta = oracles.sup_reference(kernel, groups, finer, 64, stride, dilation)
 
         def compare(t: float) -> int | None:
