@@ -67,7 +67,7 @@ def device_of(x: Array) -> Device:
 
 
 def has_values(x: Array) -> bool:
-    """Say whether `x` holds numbers that can be looked at now (not a tracer, not a meta tensor)."""
+    """Say whether `x` holds numbers that can be looked at now (not traced or compiled, not on the meta device)."""
     if compat.is_jax_array(x):
         import jax
 
@@ -75,6 +75,8 @@ def has_values(x: Array) -> bool:
     if compat.is_torch_array(x):
         import torch
 
+        if torch.compiler.is_compiling():
+            return False
         return x.device.type != "meta" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     return True
 

@@ -484,6 +484,7 @@ def _check_size(module: nn.Module, shape: object, remedy: str) -> None:
     raise ValueError(msg)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a search looks at values: it breaks the graph
 def _bound(
     weight: torch.Tensor,
     geometry: dict[str, Any] | None,

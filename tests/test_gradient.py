@@ -271,6 +271,17 @@ def test_torch_transforms_the_fixed_step_functions():
     )
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compiles_the_fixed_steps_and_refuses_a_search():
+    torch = pytest.importorskip("torch")
+    x = torch.tensor(some((3, 4)), requires_grad=True)
+    compiled = torch.compile(lambda a: gn.gram_iteration(a, steps=3), backend="aot_eager")
+    assert torch.allclose(compiled(x), gn.gram_iteration(x, steps=3))
+    search = torch.compile(gn.matrix_norm_bound, backend="eager")
+    with pytest.raises(TypeError, match="call this function eagerly"):
+        search(x.detach())
+
+
 def test_jax_finds_the_same_gradients():
     jax = pytest.importorskip("jax")
     with jax.enable_x64(True):

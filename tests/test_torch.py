@@ -493,3 +493,12 @@ def test_import_without_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "gramnorm.torch")
     with pytest.raises(ImportError, match=r'pip install "gramnorm\[torch\]"'):
         importlib.import_module("gramnorm.torch")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bounded_layer_works_in_a_compiled_model():
+    conv = nn.Conv2d(2, 3, 3)
+    parametrize.register_parametrization(conv, "weight", SpectralBound(conv))
+    x = torch.randn(1, 2, 5, 5)
+    compiled = torch.compile(conv, backend="eager")
+    assert torch.allclose(compiled(x), conv(x))
