@@ -67,8 +67,7 @@ class Search:
         found, size = self._found, float(_xp.to_host(value))
         assert found is not None
         if not (found.peak and 0 < size < math.inf):
-            known = xp.zeros_like(floating(a, xp=xp)) + (0.0 if size == 0 else math.nan)
-            return xp.astype(known, gradient_dtype(a, xp=xp), copy=False)
+            return _gradient_of_none(a, size, xp=xp)
         geometry = self._geometry(tuple(a.shape))
         with _xp.plain_arithmetic(a):
             host = _slopes.of_norm(_host_kernel(a), geometry, found.peak, rtol=self._gap)
@@ -91,8 +90,7 @@ def fixed_step_gradient(
     """Return the gradient of the fixed-step bound: that of the block that attains it."""
     size = float(_xp.to_host(value))
     if not 0 < size < math.inf:
-        known = xp.zeros_like(floating(a, xp=xp)) + (0.0 if size == 0 else math.nan)
-        return xp.astype(known, gradient_dtype(a, xp=xp), copy=False)
+        return _gradient_of_none(a, size, xp=xp)
     blocks, _, _ = _blocks_on_circle(_xp.plain(a), geometry, xp=xp)
     norms = _xp.to_host(fixed_steps(blocks, steps=steps, xp=xp))
     which, group = divmod(int(np.argmax(norms)), geometry.groups)
@@ -133,6 +131,12 @@ def _blocks_on_circle(
     flat = xp.reshape(values, (values.shape[0], -1))
     blocks = xp.reshape(_xp.matmul(weights, flat, xp=xp), (len(points), *values.shape[1:]))
     return blocks, scale, peak
+
+
+def _gradient_of_none(a: Array, size: float, *, xp: Namespace) -> Array:
+    """Return the gradient where the norm is attained nowhere: 0 for a norm of 0, NaN for NaN and inf."""
+    known = xp.zeros_like(floating(a, xp=xp)) + (0.0 if size == 0 else math.nan)
+    return xp.astype(known, gradient_dtype(a, xp=xp), copy=False)
 
 
 def _host_kernel(a: Array) -> npt.NDArray[np.inexact]:

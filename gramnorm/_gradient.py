@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm import _single, _xp
-from gramnorm._gram import gram_values
-from gramnorm._stack import divisor
+from gramnorm._gram import frobenius
+from gramnorm._stack import divisor, peaks
 from gramnorm._typing import Array, HostFloats, Namespace
 
 HostArray = npt.NDArray[np.inexact]
@@ -28,11 +28,6 @@ HostArray = npt.NDArray[np.inexact]
 def of_fixed_steps(a: Array, value: Array, *, steps: int, xp: Namespace) -> Array:
     """Return the gradient of the Gram bound `value` after fixed steps for each matrix of a stack; 0 at zero."""
     return _oriented(a, value, lambda b: _product_of_iterates(b, steps, xp=xp), xp=xp)
-
-
-def schatten(a: Array, *, steps: int, xp: Namespace) -> Array:
-    """Return the Gram bound itself, of matrices with entries of size about 1."""
-    return gram_values(a, steps=steps, xp=xp)
 
 
 def of_norm(a: Array, value: Array, *, rtol: float, xp: Namespace) -> Array:
@@ -56,8 +51,7 @@ def _oriented(
     """Return direction(A) scaled so that its pairing with A is `value`: the bounds are homogeneous (Euler)."""
     if 0 in a.shape:
         return xp.zeros_like(a)
-    parts = [xp.max(xp.abs(part), axis=(-2, -1)) for part in _xp.components(a, xp=xp)]
-    peak = parts[0] if len(parts) == 1 else xp.maximum(*parts)
+    peak = peaks(a, xp=xp)
     scale = divisor(peak, xp=xp)
     usable = xp.isfinite(peak) & (peak > 0)
     wide = a.shape[-2] < a.shape[-1]
@@ -107,8 +101,7 @@ def _trace(a: Array, *, xp: Namespace) -> Array:
 
 
 def _normalised(a: Array, *, xp: Namespace) -> Array:
-    squares = [xp.sum(part * part, axis=(-2, -1)) for part in _xp.components(a, xp=xp)]
-    size = xp.sqrt(sum(squares[1:], squares[0]))
+    size = frobenius(a, xp=xp)
     size = xp.where(size > 0, size, xp.ones_like(size))
     return a / xp.astype(size[..., None, None], a.dtype)
 

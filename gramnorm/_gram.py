@@ -25,18 +25,19 @@ def gram_values(a: Array, *, steps: int, xp: Namespace) -> Array:
         a = xp.matrix_transpose(a)
     sizes = []
     for _ in range(steps):
-        size = _frobenius(a, xp=xp)
+        size = frobenius(a, xp=xp)
         size = xp.where(size == 0, xp.ones_like(size), size)  # a zero matrix stays zero
         sizes.append(size)
         a = a / xp.astype(size[..., None, None], a.dtype)
         a = _xp.gram_matrix(a, xp=xp)
-    bound = _frobenius(a, xp=xp)
+    bound = frobenius(a, xp=xp)
     for size in reversed(sizes):  # undo one squaring at a time: root, then scale
         bound = size * _safe_sqrt(bound, xp=xp)
     return bound
 
 
-def _frobenius(a: Array, *, xp: Namespace) -> Array:
+def frobenius(a: Array, *, xp: Namespace) -> Array:
+    """Return the Frobenius norm of each matrix of a stack; its derivative at zero is 0."""
     squares = [xp.sum(part * part, axis=(-2, -1)) for part in _xp.components(a, xp=xp)]
     return _safe_sqrt(sum(squares[1:], squares[0]), xp=xp)
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm import _ascent, _gradient, _search, _xp
+from gramnorm._gram import gram_values
 from gramnorm._symbol import polyphase
 from gramnorm._typing import HostFloats
 from gramnorm._wave import Wave, top_vectors, window_size
@@ -58,7 +59,7 @@ def of_fixed_steps(
     xp = _xp.numpy_namespace()
 
     def slope(f: HostArray) -> HostArray:
-        value = _gradient.schatten(f[None], steps=steps, xp=xp)
+        value = gram_values(f[None], steps=steps, xp=xp)
         return np.asarray(_gradient.of_fixed_steps(f[None], value, steps=steps, xp=xp)[0])
 
     return _of_symbol(kernel, geometry.groups, peak, slope)

@@ -159,14 +159,19 @@ def fixed_steps(a: Array, *, steps: int, xp: Namespace) -> Array:
         return xp.zeros(a.shape[:-2], dtype=out, device=_xp.device_of(a))
     real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
     a = xp.astype(a, _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real)
-    peaks = [
-        xp.max(xp.abs(_xp.without_gradient(part)), axis=(-2, -1))
-        for part in _xp.components(a, xp=xp)
-    ]
-    peak = peaks[0] if len(peaks) == 1 else xp.maximum(*peaks)
+    peak = peaks(a, xp=xp)
     scale = divisor(peak, xp=xp)
     values = gram_values(a / xp.astype(scale[..., None, None], a.dtype), steps=steps, xp=xp)
     return xp.astype(xp.where(xp.isfinite(peak), scale * values, peak), out)
+
+
+def peaks(a: Array, *, xp: Namespace) -> Array:
+    """Return the largest component of each matrix, as a constant for differentiation."""
+    found = [
+        xp.max(xp.abs(_xp.without_gradient(part)), axis=(-2, -1))
+        for part in _xp.components(a, xp=xp)
+    ]
+    return found[0] if len(found) == 1 else xp.maximum(*found)
 
 
 def divisor(peak: Array, *, xp: Namespace) -> Array:

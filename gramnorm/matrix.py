@@ -224,7 +224,7 @@ def matrix_norm_value_and_grad(
     b = floating(a, xp=xp)
     with _xp.plain_arithmetic(a):
         result = _gradient.of_fixed_steps(
-            b, xp.astype(found, real_of(b, xp=xp)), steps=count, xp=xp
+            b, xp.astype(found, _xp.real_dtype(b.dtype, xp=xp)), steps=count, xp=xp
         )
     return found, xp.astype(result, gradient_dtype(a, xp=xp), copy=False)
 
@@ -242,7 +242,7 @@ def _value_and_gradient(
         b = floating(a, xp=xp)
         gap = _validate.tolerance(rtol, default=1e-6 if _xp.bits(b.dtype, xp=xp) == 64 else 1e-4)
         count = math.prod(a.shape[:-2])
-        norms = xp.astype(xp.reshape(found, (count,)), real_of(b, xp=xp))
+        norms = xp.astype(xp.reshape(found, (count,)), _xp.real_dtype(b.dtype, xp=xp))
         with _xp.plain_arithmetic(a):
             stack = xp.reshape(b, (count, *a.shape[-2:]))
             result = _gradient.of_norm(stack, norms, rtol=attainable(gap), xp=xp)
@@ -256,11 +256,6 @@ def floating(a: Array, *, xp: Namespace) -> Array:
     real = xp.float64 if _xp.bits(result_dtype(a, xp=xp), xp=xp) == 64 else xp.float32
     kind = _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real
     return xp.astype(_xp.without_gradient(a), kind, copy=False)
-
-
-def real_of(a: Array, *, xp: Namespace) -> DType:
-    """Return the real type of the precision of `a`."""
-    return _xp.real_dtype(a.dtype, xp=xp)
 
 
 def gradient_dtype(a: Array, *, xp: Namespace) -> DType:
