@@ -20,8 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gramnorm as gn
-from gramnorm.report import Row, bound_layer, cli, product_above, readers, relative_gap_above, table
-from gramnorm.report.readers import Layer, ReadError, read_path
+from gramnorm.report import (
+    Row,
+    bound_layer,
+    cli,
+    contents,
+    product_above,
+    relative_gap_above,
+    table,
+)
+from gramnorm.report.contents import Layer, ReadError
+from gramnorm.report.readers import read_path
 from gramnorm.report.table import decimal_text
 
 RNG_SEED = 7
@@ -268,7 +277,7 @@ class TestHostileFiles:
         self, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = write_npz(tmp_path / "x.npz", a=np.zeros((100, 100)), b=np.zeros((100, 100)))
-        monkeypatch.setattr(readers, "MAX_BYTES", 150_000)
+        monkeypatch.setattr(contents, "MAX_BYTES", 150_000)
         assert_refused(capsys, path, "more than the limit of 150000")
 
     def test_zip_directory_that_understates_a_member_is_refused(

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 import gramnorm as gn
-from gramnorm.report.readers import Layer
+from gramnorm.report.contents import Layer
 
 __all__ = ["Row", "bound_layer", "product_above", "relative_gap_above"]
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gramnorm.report import bound_layer
-from gramnorm.report.readers import Contents, ReadError, read_path, read_stream
+from gramnorm.report.contents import Contents, ReadError
+from gramnorm.report.readers import read_path, read_stream
 from gramnorm.report.table import (
     MissingRichError,
     Report,

@@ -9,29 +9,25 @@ to keywords of `gramnorm.conv_norm_bracket`, for example ``{"conv1.weight": {"gr
 An unknown name or keyword is an error, since a misspelt ``groups`` would silently bound another operator.
 """
 
-import contextlib
 import io
 import json
-import lzma
 import math
 import os
 import stat
-import struct
-import tokenize
 import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-__all__ = ["MAX_BYTES", "Contents", "Layer", "ReadError", "read_path", "read_stream"]
+from gramnorm.report import contents as limits
+from gramnorm.report.contents import Contents, Layer, ReadError, damage_is, one_line
 
-MAX_BYTES = 4 * 2**30  # of all arrays, unpacked: a few megabytes of zip can state terabytes
+__all__ = ["read_path", "read_stream"]
 
 _ENTRY = "__layers__"
 _KEYWORDS = (
@@ -40,38 +36,6 @@ _KEYWORDS = (
 )
 _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _HEADER_BYTES = 2**14  # NumPy itself refuses headers above 10 000 bytes
-
-# What damaged bytes raise, found by truncating and flipping (tests/test_report.py).
-_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError)
-_DAMAGED_HEADER = (SyntaxError, tokenize.TokenError, TypeError, ValueError, OverflowError, KeyError)
-_NOT_SUPPORTED = (NotImplementedError, RuntimeError, RecursionError)  # encryption, deep nesting
-_DAMAGE = (*_DAMAGED_ZIP, *_DAMAGED_HEADER, *_NOT_SUPPORTED)
-
-
-class ReadError(Exception):
-    """A file that cannot be reported on; its text is one line for the user."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A weight array of two or more axes, and what the file says about its use (`geometry` None: nothing)."""
-
-    name: str
-    weight: np.ndarray[Any, np.dtype[Any]]
-    geometry: dict[str, Any] | None = None
-
-    @property
-    def kind(self) -> str:
-        """``"dense"``, or ``"conv"`` for a kernel: two channel axes, then one or more in space."""
-        return "conv" if self.weight.ndim > 2 else "dense"
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a file holds: its layers in order, and by name why each other entry is not a layer."""
-
-    layers: list[Layer] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +85,7 @@ def read_path(path: str | os.PathLike[str]) -> Contents:
         with path.open("rb") as stream:
             return read_stream(stream, path.stem)
     except (ReadError, OSError, ValueError) as error:  # ValueError: a null character in the name
-        msg = f"cannot read {str(path)!r}: {_one_line(error)}"
+        msg = f"cannot read {str(path)!r}: {one_line(error)}"
         raise ReadError(msg) from error
 
 
@@ -150,10 +114,10 @@ def read_stream(stream: IO[bytes], name: str) -> Contents:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if magic[:4] in (b"PK\x03\x04", b"PK\x05\x06"):  # the second: a zip with nothing in it
-        with _damage_is("a damaged .npz file"), zipfile.ZipFile(stream) as archive:
+        with damage_is("a damaged .npz file"), zipfile.ZipFile(stream) as archive:
             contents = _read_archive(archive)
     elif magic == npy.MAGIC_PREFIX:
-        with _damage_is("a damaged .npy file"):
+        with damage_is("a damaged .npy file"):
             contents = _read_arrays({name: size}, lambda _, count: _rewound(stream).read(count))
     else:
         msg = "not an .npz or .npy file" + (
@@ -187,8 +151,8 @@ def _read_archive(archive: zipfile.ZipFile) -> Contents:
 
 def _read_arrays(sizes: dict[str, int], read: Callable[[str, int], bytes]) -> Contents:
     """Check all headers, then load the layers; ``read(name, n)`` returns the first n bytes of a member."""
-    if sum(sizes.values()) > MAX_BYTES:
-        msg = f"its arrays need {sum(sizes.values())} bytes, more than the limit of {MAX_BYTES}"
+    if sum(sizes.values()) > limits.MAX_BYTES:
+        msg = f"its arrays need {sum(sizes.values())} bytes, more than the limit of {limits.MAX_BYTES}"
         raise ReadError(msg)
     headers = {
         name: _header(name, size, read(name, min(size, _HEADER_BYTES)))
@@ -249,7 +213,7 @@ def _geometry(text: np.ndarray[Any, np.dtype[Any]]) -> dict[str, dict[str, Any]]
     if text.dtype.kind != "U" or text.ndim != 0:
         msg = f"{_ENTRY} must be one text (a NumPy unicode scalar), got {text.dtype} of shape {text.shape}"
         raise ReadError(msg)
-    with _damage_is(f"{_ENTRY} is not JSON"):
+    with damage_is(f"{_ENTRY} is not JSON"):
         layers = json.loads(str(text[()]))
     if not isinstance(layers, dict) or not all(
         isinstance(entry, dict) for entry in layers.values()
@@ -273,18 +237,3 @@ def _tuples(value: Any) -> Any:
 def _rewound(stream: IO[bytes]) -> IO[bytes]:
     stream.seek(0)
     return stream
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the text of an error without line breaks, and without the path that an OSError adds."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-
-
-@contextlib.contextmanager
-def _damage_is(what: str) -> Iterator[None]:
-    """Turn whatever damaged bytes raise into a ReadError that says what they were taken for."""
-    try:
-        yield
-    except _DAMAGE as error:
-        msg = f"{what} ({_one_line(error)})"
-        raise ReadError(msg) from error
