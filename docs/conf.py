@@ -42,8 +42,13 @@ numpydoc_validation_exclude = set(validation["exclude"])
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "gramnorm"
-html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
+html_theme_options = {
+    "show_prev_next": False,
+    "navigation_with_keys": False,
+    "header_links_before_dropdown": 9,
+}
 html_show_sourcelink = False
+html_sidebars = {"*": []}  # pages without pages below them
 
 # The examples that run in seconds: their pages show the code, what it printed and the figures.
 sphinx_gallery_conf = {
@@ -57,8 +62,13 @@ sphinx_gallery_conf = {
     "show_signature": False,
 }
 
-DIALECT = {r"\\dots(?![a-z])": r"\\ldots", r"\\([bB])ig(?![a-z])": r"\\\1igl"}
-"""Commands of LaTeX that the converter knows by another name."""
+DIALECT = {
+    r"\\dots(?![a-z])": r"\\ldots",
+    r"\\([bB])ig(?![a-z])": r"\\\1igl",
+    r"\\frac(\d)(\d)": r"\\frac{\1}{\2}",
+    r"([_^])(\d)(?=\d)": r"\1{\2}",
+}
+"""LaTeX that the converter does not know, or would take for something else."""
 
 
 def mathml(node, *, as_block):
@@ -67,10 +77,12 @@ def mathml(node, *, as_block):
     for ours, theirs in DIALECT.items():
         formula = re.sub(ours, theirs, formula)
     try:
-        return tex2mathml(formula, as_block=as_block)
+        converted = tex2mathml(formula, as_block=as_block)
     except MathError as error:
         logging.getLogger(__name__).warning("%s in the formula %s", error, formula, location=node)
         return html.escape(formula)
+    # bars are fences here, not relations with space around them
+    return re.sub(r"<mo([^>]*)>([|‖])</mo>", r'<mo\1 lspace="0" rspace="0">\2</mo>', converted)
 
 
 def inline_math(translator, node):
@@ -81,10 +93,20 @@ def inline_math(translator, node):
 
 def displayed_math(translator, node):
     """Write a formula on lines of its own."""
-    translator.body.append(f'<div class="math">{mathml(node, as_block=True)}</div>')
+    translator.body.append(
+        f'<div style="overflow-x: auto; margin-bottom: 1em">{mathml(node, as_block=True)}</div>'
+    )
     raise nodes.SkipNode
 
 
+def without_blank_end(_app, doctree):
+    """Drop the blank line that ends a doctest from what is shown of it."""
+    for block in doctree.findall(nodes.literal_block):
+        block.rawsource = block.rawsource.rstrip()
+        block[:] = [nodes.Text(block.rawsource)] if block.rawsource else block[:]
+
+
 def setup(app):
-    """Make MathML the way to write formulas."""
+    """Make MathML the way to write formulas, and tidy blocks of code."""
+    app.connect("doctree-read", without_blank_end)
     app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))

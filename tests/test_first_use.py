@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -129,7 +130,8 @@ def packages(tmp_path_factory):
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(packages):
     _, _, names = packages
-    info = "gramnorm-0.1.0.dist-info/"
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    info = f"gramnorm-{version}.dist-info/"
     ours = {str(p.relative_to(ROOT)) for p in ROOT.glob("gramnorm/**/*") if p.is_file()}
     ours = {name for name in ours if "__pycache__" not in name}
     assert {name for name in names if not name.startswith(info)} == ours
