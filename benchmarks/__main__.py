@@ -1,16 +1,81 @@
-"""Run a benchmark: ``python -m benchmarks matrix`` or ``python -m benchmarks conv``."""
+"""Run the benchmarks, print their tables, save them with their figures: ``python -m benchmarks``.
+
+The folder gets ``results.json`` with all numbers, a Markdown file for each table and a picture for
+each figure.  With names of sections only those are run, and the folder keeps the others' tables.
+"""
 
 import argparse
+import time
+from pathlib import Path
 
-from benchmarks import bench_conv, bench_matrix
+from benchmarks import arithmetic, convolutions, figures, matrices, methods, network, tables
+from benchmarks.devices import NAMES, AbsentError, device, versions
 
-parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-parser.add_argument("name", choices=("conv", "matrix"))
-parser.add_argument("--section", choices=sorted(bench_conv.SECTIONS), help="one part of conv")
-chosen = parser.parse_args()
-if chosen.name == "conv":
-    bench_conv.run(chosen.section)
-elif chosen.section:
-    parser.error("--section: only conv has sections")
-else:
-    bench_matrix.run()
+SECTIONS = {
+    section.__name__: section
+    for section in (
+        matrices.matrices,
+        convolutions.speed,
+        convolutions.growth,
+        convolutions.sweep,
+        convolutions.sizes,
+        convolutions.forward,
+        convolutions.geometry,
+        convolutions.trained,
+        methods.methods,
+        network.network,
+        arithmetic.arithmetic,
+    )
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Read the command line, run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--backend", choices=NAMES, default="numpy", help="default: numpy")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/BACKEND")
+    parser.add_argument("--draw", action="store_true", help="only draw what the folder holds")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.sections) - set(SECTIONS):
+        parser.error(f"no section {sorted(unknown)[0]!r}; there are {', '.join(SECTIONS)}")
+    folder = chosen.output or RESULTS / chosen.backend
+    if not chosen.draw:
+        try:
+            run(chosen.sections or list(SECTIONS), chosen.backend, folder)
+        except AbsentError as error:
+            parser.exit(1, f"{chosen.backend}: {error}\n")
+    for path in figures.draw(folder):
+        print(path)
+
+
+def run(names: list[str], backend: str, folder: Path) -> None:
+    """Run sections; save after each of them."""
+    where = device(backend)
+    about = {"backend": backend, "device": where.describe(), "versions": versions(), "seconds": {}}
+    found: dict[str, tables.Table] = {}
+    if (folder / "results.json").exists():
+        before, kept = tables.load(folder)
+        about["seconds"] = before["seconds"]
+        found = {table.name: table for table in kept}
+    print(f"{about['device']}\n", ", ".join(f"{k} {v}" for k, v in versions().items()), "\n")
+    for name in names:
+        start = time.perf_counter()
+        try:
+            for table in SECTIONS[name](where):
+                tables.show(table)
+                found[table.name] = table
+        except AbsentError as error:
+            table = tables.Table(name, name, [], [f"absent: {error}"])
+            tables.show(table)
+            found[name] = table
+        about["seconds"][name] = round(time.perf_counter() - start)
+        tables.save(folder, about, list(found.values()))
+
+
+main()

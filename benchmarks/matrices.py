@@ -1,0 +1,144 @@
+"""Certified brackets of matrices against uncertified norms, and against the cost of the products alone.
+
+Rivals: the exact norm of the caller's library (an SVD), SciPy's singular values, ARPACK to the same tolerance,
+PyTorch's exact norm; those that are not installed are reported as absent.  "product + Cholesky" is one product
+A^T A and one Cholesky factorisation of it at the speed this machine has: what a certificate of this kind cannot
+go below.
+
+The class `Matrix` is read by asv.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import gramnorm as gn
+from benchmarks.devices import AbsentError, Device
+from benchmarks.rivals import library
+from benchmarks.tables import Table
+from benchmarks.timing import aim, race
+
+CASES: dict[str, tuple[tuple[int, ...], str, float]] = {
+    "16 x 16": ((16, 16), "float64", 1e-6),
+    "32 x 32": ((32, 32), "float64", 1e-6),
+    "64 x 64": ((64, 64), "float64", 1e-6),
+    "256 x 256": ((256, 256), "float64", 1e-6),
+    "1024 x 1024": ((1024, 1024), "float64", 1e-6),
+    "2048 x 2048": ((2048, 2048), "float64", 1e-6),
+    "20000 x 256": ((20000, 256), "float64", 1e-6),
+    "1024 of 64 x 64, float32": ((1024, 64, 64), "float32", 1e-3),
+}
+GOALS = {
+    "matrix_norm": {
+        **dict.fromkeys(("16 x 16", "32 x 32", "64 x 64"), 1.5),
+        **dict.fromkeys(("1024 x 1024", "2048 x 2048"), 0.25),
+        **dict.fromkeys(("20000 x 256", "1024 of 64 x 64, float32"), 0.3),
+    },
+    "ARPACK svds": dict.fromkeys(("1024 x 1024", "2048 x 2048"), 1.5),
+}
+
+
+def gaussian(shape: tuple[int, ...], dtype: str) -> Any:
+    """Return noise: singular values close to each other at the top."""
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def decaying(shape: tuple[int, ...], dtype: str) -> Any:
+    """Return noise whose columns shrink like 1/i: singular values that fall off quickly."""
+    return (gaussian(shape, dtype) / np.arange(1, shape[-1] + 1)).astype(dtype)
+
+
+def own_norm(x: Any, device: Device) -> Callable[[], Any]:
+    """Return the exact norm of `x` by its own library."""
+    return partial(device.xp.linalg.matrix_norm, x, ord=2)
+
+
+def scipy_svdvals(x: Any, device: Device) -> Callable[[], Any]:
+    """Return SciPy's singular values of `x`."""
+    return partial(library("scipy.linalg").svdvals, _host(x, device))
+
+
+def arpack(x: Any, device: Device) -> Callable[[], Any]:
+    """Return the largest singular value by ARPACK, to a tolerance of 1e-6."""
+    svds = library("scipy.sparse.linalg", "scipy").svds
+    return partial(svds, _host(x, device), k=1, tol=1e-6, return_singular_vectors=False, rng=0)
+
+
+def torch_norm(x: Any, device: Device) -> Callable[[], Any]:
+    """Return PyTorch's exact norm of `x`."""
+    torch = library("torch")
+    return partial(torch.linalg.matrix_norm, torch.from_numpy(_host(x, device)), ord=2)
+
+
+def product_and_cholesky(x: Any, device: Device) -> Callable[[], Any]:
+    """Return one product with the transpose and one factorisation of the result."""
+    xp = device.xp
+    shift = device.asarray(np.eye(x.shape[-1])) + 0 * x[..., :1, :1]
+    shift = xp.astype(shift, x.dtype)
+    return lambda: xp.linalg.cholesky(x.mT @ x + shift)
+
+
+def _host(x: Any, device: Device) -> Any:
+    if device.name != "numpy":
+        msg = "for NumPy's arrays"
+        raise AbsentError(msg)
+    return x
+
+
+RIVALS = {
+    "matrix_norm": own_norm,
+    "scipy svdvals": scipy_svdvals,
+    "ARPACK svds": arpack,
+    "torch matrix_norm": torch_norm,
+    "product + Cholesky": product_and_cholesky,
+}
+KERNELS = {"Gaussian": gaussian, "decaying": decaying}
+
+
+def matrices(device: Device) -> Iterator[Table]:
+    """Time brackets of matrices against other norms; a table for each rival."""
+    for rival, prepare in RIVALS.items():
+        rows, notes = [], []
+        for spectrum, make in KERNELS.items():
+            for case, (shape, dtype, rtol) in CASES.items():
+                if rival == "ARPACK svds" and (len(shape) > 2 or min(shape) < 256):
+                    continue  # made for single large matrices
+                x = device.asarray(make(shape, dtype))
+                try:
+                    theirs = prepare(x, device)
+                except AbsentError as error:
+                    notes = [f"absent: {error}"]
+                    continue
+                rows.append(
+                    {"case": f"{spectrum} {case}", "rtol": rtol}
+                    | _race(partial(gn.matrix_norm_bracket, x, rtol=rtol), theirs, device)
+                )
+                if case in GOALS.get(rival, {}):
+                    rows[-1] |= aim(rows[-1]["ratio"], GOALS[rival][case])
+        label = rival.replace(" + ", " ").replace(" ", "_").lower()
+        yield Table(f"matrices_{label}", f"Matrices against {rival}", rows, notes)
+
+
+def _race(ours: Callable[[], Any], theirs: Callable[[], Any], device: Device) -> dict[str, Any]:
+    bracket = ours()
+    gap = float(((bracket.upper - bracket.lower) / bracket.lower).max())
+    cells = {"gap": gap, "converged": bool(bracket.converged.all())}
+    return race(ours, theirs, device).cells | cells
+
+
+class Matrix:
+    """The cases for asv: times of the bracket."""
+
+    params = (sorted(KERNELS), sorted(CASES))
+    param_names = ("spectrum", "case")
+
+    def setup(self, spectrum: str, case: str) -> None:
+        """Make the matrix."""
+        shape, dtype, self.rtol = CASES[case]
+        self.x = KERNELS[spectrum](shape, dtype)
+
+    def time_bracket(self, *_: str) -> None:
+        """Time the certified bracket."""
+        gn.matrix_norm_bracket(self.x, rtol=self.rtol)

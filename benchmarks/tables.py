@@ -1,0 +1,113 @@
+"""Tables as they are printed, saved and put into the documentation."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Cells = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of named cells, with the same names in every row; `notes` say what is not in them, and why."""
+
+    name: str
+    title: str
+    rows: Sequence[Cells]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def head(self) -> list[str]:
+        """The names of the columns, in the order in which rows bring them."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def texts(self) -> list[list[str]]:
+        """Return the cells as text, row by row."""
+        return [[text(row.get(name)) for name in self.head] for row in self.rows]
+
+
+def text(value: Any) -> str:
+    """Return a cell as people read it: three digits, four decimals near 1."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    if isinstance(value, float):
+        return f"{value:.4f}" if 0.5 < value < 2 and value != 1 else f"{value:.3g}"
+    if isinstance(value, list):
+        return " - ".join(f"{x:.2g}" for x in value)
+    return str(value)
+
+
+def show(table: Table) -> None:
+    """Print a table."""
+    print(f"{table.title}")
+    if table.rows:
+        _print_grid(table.head, table.texts())
+    for note in table.notes:
+        print(f"  {note}")
+    print(flush=True)
+
+
+def _print_grid(head: list[str], cells: list[list[str]]) -> None:
+    try:
+        from rich import box, console
+        from rich import table as rich_table
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+        for line in (head, *cells):
+            print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+        return
+    grid = rich_table.Table(box=box.SIMPLE)
+    for name in head:
+        grid.add_column(name, no_wrap=True)
+    for line in cells:
+        grid.add_row(*line)
+    console.Console(width=200).print(grid)
+
+
+def markdown(table: Table) -> str:
+    """Return a table for the documentation."""
+    lines = [f"**{table.title}**", ""]
+    if table.rows:
+        lines += [f"| {' | '.join(table.head)} |", f"|{' --- |' * len(table.head)}"]
+        lines += [f"| {' | '.join(cells)} |" for cells in table.texts()]
+        lines.append("")
+    return "\n".join([*lines, *(f"{note}\n" for note in table.notes)])
+
+
+def save(folder: Path, about: dict[str, Any], tables: Sequence[Table]) -> Path:
+    """Write all tables as one JSON file and each as Markdown; return the former's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        (folder / f"{table.name}.md").write_text(markdown(table) + "\n", encoding="utf-8")
+    (folder / "about.md").write_text(_machine(about), encoding="utf-8")
+    content = {"about": about, "tables": [asdict(table) for table in tables]}
+    path = folder / "results.json"
+    path.write_text(json.dumps(_standard(content), indent=1, allow_nan=False) + "\n", "utf-8")
+    return path
+
+
+def _machine(about: dict[str, Any]) -> str:
+    """Return a line about the machine, the versions and the time it took."""
+    packages = ", ".join(f"{name} {found}" for name, found in about.get("versions", {}).items())
+    minutes = sum(about.get("seconds", {}).values()) / 60
+    return f"{about.get('device')}; {packages}. All sections together took {minutes:.0f} minutes.\n"
+
+
+def load(folder: Path) -> tuple[dict[str, Any], list[Table]]:
+    """Return what `save` has written; NaN comes back as None."""
+    content = json.loads((folder / "results.json").read_text("utf-8"))
+    return content["about"], [Table(**table) for table in content["tables"]]
+
+
+def _standard(value: Any) -> Any:
+    """Replace NaN and infinities, for which JSON has no number, by null."""
+    if isinstance(value, dict):
+        return {key: _standard(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_standard(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,97 @@
+"""The benchmarks measure what they say: their references, their kernels, their files."""
+
+import math
+
+import numpy as np
+import pytest
+
+import gramnorm as gn
+
+pytest.importorskip("benchmarks", reason="the benchmarks are not beside the tests")
+pytest.importorskip("scipy")
+
+from benchmarks import figures, kernels, methods, rivals, tables
+from benchmarks.devices import Device
+from benchmarks.timing import race
+
+SMALL = {
+    "plain": ((6, 4, 3, 3), {}),
+    "strided": ((6, 4, 3, 3), {"stride": 2}),
+    "stride that leaves taps over": ((3, 2, 5, 5), {"stride": 3}),
+    "grouped": ((6, 1, 3, 3), {"groups": 6}),
+    "one axis": ((3, 2, 16), {}),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_reference_norms_lie_in_tight_brackets(name):
+    shape, options = SMALL[name]
+    kernel = kernels.gaussian(shape)
+    norm = rivals.norm_on_all_frequencies(kernel, **options)
+    every = gn.conv_norm_bracket(kernel, rtol=1e-8, **options)
+    assert every.lower * (1 - 1e-8) <= norm <= every.upper
+    norm = rivals.arpack(kernel, 7, tol=1e-10, **options)()
+    small = gn.conv_norm_bracket(kernel, 7, rtol=1e-8, **options)
+    assert small.lower * (1 - 1e-8) <= norm <= small.upper * (1 + 1e-12)
+
+
+def test_published_iteration_is_above_the_exact_norm_on_its_grid():
+    kernel = kernels.trained_like((5, 7, 3, 3))
+    exact = rivals.exact_svd(kernel, 8, np)
+    above = rivals.published_gram_iteration(kernel, 8, Device().xp)
+    assert exact < above < 1.1 * exact
+    circle = gn.conv_norm_bracket(kernel, 8, padding_mode="circular", rtol=1e-8)
+    assert circle.lower * (1 - 1e-12) <= exact <= circle.upper * (1 + 1e-12)
+
+
+def test_orthogonal_convolution_is_orthogonal_but_for_its_noise():
+    kernel = kernels.orthogonal_like((8, 8, 3, 3))
+    symbol = rivals.full_grid(kernel, 12, np)
+    values = np.linalg.svd(symbol, compute_uv=False)
+    assert 0.9 < values.min() < 0.9999 < values.max() < 1.1
+
+
+def test_network_has_the_layers_of_a_resnet_18():
+    assert len(kernels.RESNET18) == 20
+    weights = sum(math.prod(layer.shape) for layer in kernels.RESNET18)
+    assert weights == 11_166_912  # the convolutions of 11 689 512 parameters
+    for before, after in zip(kernels.RESNET18, kernels.RESNET18[1:], strict=False):
+        if after.shape[2] == 3:
+            assert after.shape[1] in (before.shape[0], before.shape[1])
+
+
+def test_a_value_below_the_norm_is_said_to_be():
+    assert methods._against({"value": 0.99}, 1.0)["below the norm"] == "yes"
+    assert methods._against({"value": 1.01}, 1.0)["below the norm"] == ""
+    assert methods._against({}, 1.0) == {}
+
+
+def test_ratio_of_a_race_is_that_of_the_times():
+    class Clock(Device):
+        def seconds(self, call, _repeats):
+            return call()
+
+    timing = race(lambda: 3.0, lambda: 2.0, Clock(), patience=100.0)
+    assert (timing.ratio, timing.pairs) == (1.5, 7)
+    assert timing.scaled(2).ratio == 0.75
+
+
+def test_tables_come_back_from_their_file(tmp_path):
+    rows = [{"case": "a", "ratio": 0.25, "quartiles": [0.2, 0.3], "goal": 0.5, "met": True}]
+    rows.append({"case": "b", "ratio": math.nan, "met": False})
+    kept = tables.Table("speed", "a title", rows, ["a note"])
+    tables.save(tmp_path, {"device": "none"}, [kept])
+    about, (found,) = tables.load(tmp_path)
+    assert about == {"device": "none"}
+    assert found.rows[0] == rows[0]
+    assert found.texts() == kept.texts()
+    assert found.texts()[1] == ["b", "-", "-", "-", "NO"]
+    assert "| b | - | - | - | NO |" in (tmp_path / "speed.md").read_text()
+
+
+def test_figures_are_drawn_from_the_file(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [{"case": "a", "ratio": 0.25, "quartiles": [0.2, 0.3], "goal": 0.5, "met": True}]
+    tables.save(tmp_path, {}, [tables.Table("speed", "a title", rows)])
+    assert [path.name for path in figures.draw(tmp_path)] == ["speed.png"]
+    assert (tmp_path / "speed.png").stat().st_size > 5000
