@@ -8,12 +8,12 @@ product partial: it is still a number about the other layers, but no longer one 
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import gramnorm as gn
+from gramnorm._exact import float_above, product_above
 from gramnorm.report.contents import Layer
 
 __all__ = ["Row", "bound_layer", "product_above", "relative_gap_above"]
@@ -137,29 +137,10 @@ def _all_ones(value: Any) -> bool:
     return set(value if isinstance(value, tuple) else (value,)) == {1}
 
 
-def product_above(values: Iterable[float]) -> float:
-    """Return the product of non-negative floats, exactly rounded up."""
-    values = list(values)
-    if any(map(math.isnan, values)):
-        return math.nan
-    if any(map(math.isinf, values)):
-        return math.inf  # 0 * inf as well: nothing is known of that product
-    return _float_above(math.prod(map(Fraction, values), start=Fraction(1)))
-
-
 def relative_gap_above(lower: float, upper: float) -> float:
     """Return ``(upper - lower) / lower`` rounded up; 0 if both are zero, inf if only `lower` is."""
     if not (math.isfinite(lower) and math.isfinite(upper)):
         return 0.0 if lower == upper else math.nan if math.isnan(lower + upper) else math.inf
     if lower == 0:
         return 0.0 if upper == 0 else math.inf
-    return _float_above((Fraction(upper) - Fraction(lower)) / Fraction(lower))
-
-
-def _float_above(exact: Fraction) -> float:
-    """Return the smallest float that is at least `exact`."""
-    try:
-        value = float(exact)  # correctly rounded, so at most one step too low
-    except OverflowError:
-        return math.inf
-    return value if value >= exact else math.nextafter(value, math.inf)
+    return float_above((Fraction(upper) - Fraction(lower)) / Fraction(lower))
