@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gramnorm as gn
+from gramnorm._exact import product_above
 from gramnorm.report import (
     Row,
     bound_layer,
     cli,
     contents,
-    product_above,
     relative_gap_above,
     table,
 )

@@ -13,10 +13,10 @@ from fractions import Fraction
 from typing import Any
 
 import gramnorm as gn
-from gramnorm._exact import float_above, product_above
+from gramnorm._exact import float_above
 from gramnorm.report.contents import Layer
 
-__all__ = ["Row", "bound_layer", "product_above", "relative_gap_above"]
+__all__ = ["Row", "bound_layer", "relative_gap_above"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from gramnorm.report import Row, product_above, relative_gap_above
+from gramnorm._exact import product_above
+from gramnorm.report import Row, relative_gap_above
 
 __all__ = [
     "MissingRichError",
