@@ -133,6 +133,14 @@ class TestReading:
         assert layer.name == "dense"
         np.testing.assert_array_equal(layer.weight, some(3, 2))
 
+    def test_onnx_without_its_package_names_the_extra(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "net.onnx").write_bytes(b"")
+        monkeypatch.setitem(sys.modules, "onnx", None)
+        with pytest.raises(ReadError, match=r"pip install \"gramnorm\[onnx\]\""):
+            read_path(tmp_path / "net.onnx")
+
     def test_what_is_no_layer_is_listed_with_the_reason(self, tmp_path: Path) -> None:
         path = write_npz(
             tmp_path / "x.npz",
@@ -448,7 +456,7 @@ class TestJson:
         assert code == 0
         assert set(report) == {
             *("source", "version", "input_shape", "padding_mode", "rtol"),
-            *("layers", "skipped", "product_upper", "partial", "missing"),
+            *("layers", "skipped", "product_upper", "partial", "missing", "network"),
         }
         assert report["source"] == str(network)
         assert report["rtol"] == 0.01

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from gramnorm._exact import product_above
 from gramnorm.report import Row, relative_gap_above
+from gramnorm.report.network import Constant
 
 __all__ = [
     "MissingRichError",
@@ -40,6 +41,7 @@ class Report:
     rows: Sequence[Row]
     skipped: dict[str, str]
     options: dict[str, Any]
+    network: Constant | None = None  # None: the file does not say how its layers are joined
 
     @property
     def missing(self) -> list[str]:
@@ -102,6 +104,7 @@ def write_json(report: Report, stream: IO[str]) -> None:
         "product_upper": report.product_upper,
         "partial": bool(report.missing),
         "missing": report.missing,
+        "network": None if report.network is None else asdict(report.network),
     }
     json.dump(_standard(content), stream, indent=2, allow_nan=False)
     stream.write("\n")
@@ -177,6 +180,8 @@ def _closing_lines(report: Report) -> list[str]:
         ]
         lines.append(f"PARTIAL product of the upper bounds, not a bound of the network: {product}")
         lines.append(f"missing in it: {names}")
+    if report.network is not None:
+        lines.append(_network_line(report.network))
     if any(row.assumed for row in report.rows):
         lines.append(
             "* the file does not say how the kernel is used: read as stride 1, dilation 1, one group"
@@ -188,6 +193,13 @@ def _closing_lines(report: Report) -> list[str]:
         f"skipped {len(names)} ({reason}): {', '.join(names)}" for reason, names in reasons.items()
     ]
     return lines
+
+
+def _network_line(constant: Constant) -> str:
+    """Return the sentence on the network as a whole."""
+    if constant.upper is None:
+        return f"no constant of the network: {printable(str(constant.reason))}"
+    return f"Lipschitz constant of the network, composed along its graph: {decimal_text(constant.upper, up=True)}"
 
 
 def printable(text: str) -> str:
