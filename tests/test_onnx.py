@@ -121,6 +121,53 @@ def assert_holds(
     return found.upper
 
 
+def random_model(rng: np.random.Generator) -> Any:
+    """Return a graph of some ten random nodes on images; most tensors keep two channels of 4 x 4."""
+    nodes, images, arrays = [], ["x"], {}
+
+    def weight(*shape: int) -> str:
+        name = f"w{len(arrays)}"
+        arrays[name] = (rng.standard_normal(shape) / 2).astype("float32")
+        return name
+
+    for i in range(10):
+        x, z = rng.choice(images), rng.choice(images)
+        y, kind = f"t{i}", rng.integers(10)
+        window = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+        if kind == 0:
+            pads, d = [1, 1, 1, 1], int(rng.integers(1, 3))
+            k = weight(2, 1 + (d == 1), 3, 3)
+            pads = [n * d for n in pads]
+            nodes.append(node("Conv", f"{x} {k}", y, pads=pads, dilations=[d, d], group=d))
+        elif kind == 1:
+            k = weight(2, 2, 2, 2)
+            nodes.append(node("MaxPool", x, f"{y}p", kernel_shape=[2, 2], strides=[2, 2]))
+            nodes.append(node("ConvTranspose", f"{y}p {k}", y, strides=[2, 2]))
+        elif kind == 2:
+            nodes.append(node("MatMul", f"{x} {weight(4, 4)}", y))
+        elif kind == 3:
+            nodes.append(node(rng.choice(["Relu", "Tanh", "Elu", "Sigmoid", "Abs"]), x, y))
+        elif kind == 4:
+            nodes.append(node(rng.choice(["Add", "Sub", "Max"]), f"{x} {z}", y))
+        elif kind == 5:
+            nodes.append(node(rng.choice(["MaxPool", "AveragePool"]), x, y, **window))
+        elif kind == 6:
+            pooled = rng.choice(["GlobalAveragePool", "ReduceMax"])
+            more = {} if pooled == "GlobalAveragePool" else {"axes": [1, 2]}
+            nodes.append(node(pooled, x, f"{y}p", **more))
+            nodes.append(node("Add", f"{z} {y}p", y))
+        elif kind == 7:
+            nodes.append(node("Concat", f"{x} {z}", f"{y}p", axis=1))
+            nodes.append(node("Conv", f"{y}p {weight(2, 4, 1, 1)}", y))
+        elif kind == 8:
+            nodes.append(node("Mul", f"{x} {weight(1, 2, 1, 1)}", y))
+        else:
+            nodes.append(node("Split", x, f"{y}a {y}b", axis=2))
+            nodes.append(node("Concat", f"{y}b {y}a", y, axis=2))
+        images.append(y)
+    return model_of(nodes, shape=(1, 2, 4, 4), output=images[-3:], **arrays)
+
+
 IMAGE = (1, 3, 6, 6)
 VALUES = {"c": some(1, 3, 1, 1, scale=2.0), "s": np.float32(-1.7), "v": some(3)}
 VALUES["v"][0] = 2.5
@@ -340,7 +387,20 @@ class TestLayers:
         assert constant_of(found.network, [row]).upper == product_above([row.upper] * 2)
         nodes[1] = helper.make_node("Conv", ["a", "w"], ["b"], "second", strides=[2, 2])
         found = read(model_of(nodes, shape=None, output="b", w=some(3, 3, 1, 1)))
-        assert [layer.name for layer in found.layers] == ["w", "w in node 'second' (Conv)"]
+        assert [layer.name for layer in found.layers] == ["w", "w (use 2)"]
+
+    def test_one_array_moved_into_two_matrices_of_one_shape_gives_two_rows(self, read: Any) -> None:
+        nodes = [
+            node("MatMul", "x w", "a"),
+            node("Reshape", "w flat", "w1"),
+            node("Transpose", "w1", "w2"),
+            node("Reshape", "w2 square", "w3"),
+            node("MatMul", "a w3"),
+        ]
+        moves = {"flat": np.asarray([2, 8]), "square": np.asarray([4, 4])}
+        model = model_of(nodes, shape=(1, 4), w=some(4, 4), **moves)
+        assert [layer.name for layer in read(model).layers] == ["w", "w (use 2)"]
+        assert_holds(read, model, (1, 4), least=0.2)
 
     @pytest.mark.parametrize("dtype", ["FLOAT16", "BFLOAT16", "DOUBLE"])
     def test_short_types_are_read_exactly(self, read: Any, dtype: str) -> None:
@@ -412,6 +472,11 @@ class TestNetworks:
         model = model_of(nodes, shape=("N", 3, 4, 4), **arrays)
         for batch in (1, 2):
             assert_holds(read, model, (batch, 3, 4, 4), least=0.02)
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_random_graphs_never_exceed_their_constant(self, read: Any, seed: int) -> None:
+        model = random_model(np.random.default_rng([5, seed]))
+        assert_holds(read, model, (1, 2, 4, 4), seed=seed)
 
     def test_several_inputs_and_outputs_count_together(self, read: Any) -> None:
         nodes = [node("Add", "a b", "y"), node("MatMul", "a w", "z")]
@@ -507,6 +572,23 @@ class TestNetworks:
     def test_part_that_is_not_understood_does_not_matter_beside_the_output(self, read: Any) -> None:
         model = model_of([node("Exp", "x", "t"), node("Tanh", "x")])
         assert constant(read, model).upper == 1.0
+
+    def test_shapes_that_depend_on_values_are_not_constant(self, read: Any) -> None:
+        nodes = [
+            node("NonZero", "x", "n"),
+            node("Shape", "n", "s"),
+            node("Cast", "s", "c", to=FLOAT),
+            node("ReduceSum", "c", "r", keepdims=0),
+            node("Add", "x r"),
+        ]
+        found = constant(read, model_of(nodes, shape=(1, 3)))
+        assert found.upper is None
+        assert "NonZero" in str(found.reason)
+
+    def test_integer_inputs_are_not_understood(self, read: Any) -> None:
+        model = model_of([node("Relu", "x")])
+        model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+        assert "floating" in str(constant(read, model).reason)
 
     def test_stated_shapes_of_inner_tensors_are_not_believed(self, read: Any) -> None:
         model = model_of([node("Reshape", "x q", "t"), node("Add", "t c")], c=some(7, 3), q=[-1, 3])

@@ -10,6 +10,7 @@ where that only moves entries.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -39,9 +40,9 @@ _FIRST_VERSION = 7  # of the operators: before it, constants were broadcast by o
 _FEW = 64  # entries of a shape that is put together in the graph
 _STANDARD = ("", "ai.onnx")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16")
 _TYPES = (
-    *("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "BOOL"),
-    *("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
+    *(*_FLOATS, "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
 )
 # Deterministic operators on constants, whose result is a constant again, known or not.
 _ON_CONSTANTS = (
@@ -165,9 +166,11 @@ class _Walk:
 
     def _input(self, value: Any) -> Varying:
         """Return an input of the graph with the shape that it states."""
-        kind = value.type.WhichOneof("value")
-        if kind != "tensor_type":
-            return Varying(value.name, None, f"the input {value.name!r} is no tensor")
+        kind = self._type_name(value.type.tensor_type.elem_type)
+        if kind not in _FLOATS:  # integers would wrap round and divide with a remainder
+            return Varying(
+                value.name, None, f"the input {value.name!r} is no tensor of floating type"
+            )
         if not value.type.tensor_type.HasField("shape"):
             return Varying(value.name)
         dims = []
@@ -185,6 +188,9 @@ class _Walk:
         known = proto.domain in _STANDARD and proto.op_type not in self.redefined
         try:
             attributes = {a.name: self._attribute(a) for a in proto.attribute}
+            if len(attributes) < len(proto.attribute):
+                msg = "it has an attribute twice"
+                raise NotUnderstoodError(msg)
             if not known:
                 msg = f"it is not of the standard's operators (domain {proto.domain!r})"
                 raise NotUnderstoodError(msg)
@@ -202,13 +208,16 @@ class _Walk:
 
     def _results(self, node: Node, outputs: list[str], label: str) -> list[Fixed | Varying]:
         """Return what the outputs of a node of the standard are."""
-        if not any(isinstance(x, Varying) for x in node.inputs) or node.op == "Shape":
+        stop = self._first_stop(node.inputs)
+        of_shape = (
+            node.op == "Shape" and stop is None
+        )  # what rules make has shapes that no value changes
+        if of_shape or not any(isinstance(x, Varying) for x in node.inputs):
             return self._folded(node, outputs)
         if node.op == "Cast":  # in exact arithmetic a floating type is as good as another
             return self._cast(node, outputs[0])
         effect = apply_rule(node)
-        layer = self._layer(effect, label)
-        stop = self._first_stop(node.inputs)
+        layer = self._layer(effect)
         first = node.inputs[0]
         results: list[Fixed | Varying] = []
         for i, name in enumerate(outputs):
@@ -244,20 +253,17 @@ class _Walk:
             self.steps.append(Step(output, ((x.name, 1.0),)))
         return [Varying(output, x.shape, x.stopped)]
 
-    def _layer(self, effect: Effect, label: str) -> str | None:
+    def _layer(self, effect: Effect) -> str | None:
         """Enter the layer of a node; return the name of its row."""
         if effect.layer is None:
             return None
         source, weight, geometry = effect.layer
-        for name in (source, f"{source} in {label}"):
-            there = self.layers.get(name)
-            if there is None:
-                self.layers[name] = Layer(name, weight, geometry)
-            elif there.geometry != geometry or there.weight.shape != weight.shape:
-                continue  # the same array used in another way
-            return name
-        msg = f"two nodes are called {label}"
-        raise ReadError(msg)
+        for use in itertools.count(1):
+            name = source if use == 1 else f"{source} (use {use})"
+            there = self.layers.setdefault(name, Layer(name, weight, geometry))
+            if there.geometry == geometry and np.array_equal(there.weight, weight, equal_nan=True):
+                return name
+        return None
 
     def _skipped(self) -> dict[str, str]:
         """Return why each stored array that is no layer is none."""
@@ -292,7 +298,7 @@ class _Walk:
             return [Fixed(name) for name in outputs]
         try:
             return [Fixed(outputs[0], self._moved(node, first.value), first.source)]
-        except (NotUnderstoodError, ValueError, IndexError, TypeError):
+        except (NotUnderstoodError, ValueError, LookupError, TypeError):
             return [Fixed(outputs[0])]
 
     def _moved(self, node: Node, value: _Values) -> _Values | None:
@@ -314,10 +320,12 @@ class _Walk:
         if sum(v.size for v in (value, *rest) if v is not None) > _FEW:
             return None
         if node.op in ("Squeeze", "Unsqueeze"):
-            axes = node.attributes.get(
-                "axes", rest[0].tolist() if rest and rest[0] is not None else []
+            axes = node.attributes.get("axes", rest[0] if rest else None)
+            if axes is None:
+                return np.squeeze(value) if node.op == "Squeeze" else None
+            return (np.squeeze if node.op == "Squeeze" else np.expand_dims)(
+                value, tuple(int(a) for a in axes)
             )
-            return (np.squeeze if node.op == "Squeeze" else np.expand_dims)(value, tuple(axes))
         if node.op == "Gather" and rest[0] is not None:
             return np.take(value, rest[0], axis=node.attributes.get("axis", 0))
         if node.op == "Concat":
@@ -326,7 +334,7 @@ class _Walk:
 
     def _constant(self, attributes: dict[str, Any]) -> _Values | None:
         """Return the value of a node Constant."""
-        name, value = next(iter(attributes.items()), ("", None))
+        name, value = next(iter(attributes.items())) if len(attributes) == 1 else ("", None)
         if name == "value":
             return self._value(value, "a constant")
         kinds = {"value_float": "f4", "value_floats": "f4", "value_int": "i8", "value_ints": "i8"}

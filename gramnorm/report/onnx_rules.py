@@ -313,7 +313,8 @@ def _pool(node: Node) -> Effect:
         if average:
             counts_padding = bool(node.attributes.get("count_include_pad", 0))
             c = k if counts_padding else _least_count(k, d, lo, hi, n)
-            overlaps = k + 2 * sum(range(k - step, 0, -step))
+            others = (k - 1) // step  # on each side; their overlaps fall by `step` each
+            overlaps = k + 2 * others * k - step * others * (others + 1)
             square *= min(Fraction(often, c), Fraction(overlaps, c * c))
         else:
             square *= often
