@@ -451,7 +451,8 @@ class TestNetworks:
             node("Relu", "s", "u"),
             node("MaxPool", "u", "p", kernel_shape=[2, 2], strides=[2, 2]),
             node("Shape", "p", "shape"),
-            node("Gather", "shape zero", "n0"),
+            node("Gather", "shape first", "number", axis=0),
+            node("Unsqueeze", "number zero", "n0"),
             node("Concat", "n0 minus", "target", axis=0),
             node("Reshape", "p target", "f"),
             node("MatMul", "f w3", "d"),
@@ -466,6 +467,7 @@ class TestNetworks:
             "g": some(4),
             "m": some(4),
             "v": np.abs(some(4)) + 0.1,
+            "first": np.asarray(0),
             "zero": np.asarray([0]),
             "minus": np.asarray([-1]),
         }

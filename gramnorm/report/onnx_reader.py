@@ -20,17 +20,9 @@ import numpy as np
 from gramnorm.report import contents as limits
 from gramnorm.report.contents import Contents, Layer, ReadError, damage_is
 from gramnorm.report.network import Network, Step
-from gramnorm.report.onnx_rules import (
-    RULES,
-    Effect,
-    Fixed,
-    Node,
-    NotUnderstoodError,
-    Varying,
-    apply_rule,
-    permutation,
-    reshaped,
-)
+from gramnorm.report.onnx_moves import permutation, reshaped
+from gramnorm.report.onnx_nodes import Effect, Fixed, Node, NotUnderstoodError, Varying
+from gramnorm.report.onnx_rules import RULES, apply_rule
 
 __all__ = ["read_onnx"]
 
@@ -194,7 +186,7 @@ class _Walk:
             if not known:
                 msg = f"it is not of the standard's operators (domain {proto.domain!r})"
                 raise NotUnderstoodError(msg)
-            node = Node(proto.op_type, attributes, inputs, sum(1 for name in outputs if name))
+            node = Node(proto.op_type, attributes, inputs, len(outputs))
             results: Sequence[Fixed | Varying] = self._results(node, outputs, label)
         except NotUnderstoodError as error:
             reason = f"{label} is not understood: {error}"
@@ -327,7 +319,8 @@ class _Walk:
                 value, tuple(int(a) for a in axes)
             )
         if node.op == "Gather" and rest[0] is not None:
-            return np.take(value, rest[0], axis=node.attributes.get("axis", 0))
+            taken = np.take(value, rest[0], axis=node.attributes.get("axis", 0))
+            return np.asarray(taken, dtype=value.dtype)  # one name of a dimension is no array yet
         if node.op == "Concat":
             return np.concatenate([value, *rest], axis=node.attributes["axis"])
         return None
