@@ -726,6 +726,12 @@ class TestHostileFiles:
         with pytest.raises(ReadError, match="limit of 100 bytes"):
             read(model)
 
+    def test_names_that_are_no_text_are_refused(self, read: Any, model: Any) -> None:
+        raw = model.SerializeToString()
+        for name in (b"Conv", b"Relu", b"\x01t"):
+            with pytest.raises(ReadError, match=r"no text|damaged"):
+                read(raw.replace(name, name[:-1] + b"\xff"))
+
     def test_graphs_of_very_many_parts_are_refused(self, read: Any, model: Any) -> None:
         model.graph.node.extend([onnx.NodeProto()] * 10**5)
         with pytest.raises(ReadError, match="parts"):

@@ -108,6 +108,13 @@ def _damage_is(what: str) -> Iterator[None]:
         raise ReadError(msg) from error
 
 
+def _check_texts(*names: Any) -> None:
+    """Refuse names that are bytes: what the parser returns in place of text that is no UTF-8."""
+    if not all(isinstance(name, str) for name in names):
+        msg = f"a name in it is no text: {names!r}"
+        raise ReadError(msg)
+
+
 _Values = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -153,11 +160,13 @@ class _Walk:
             msg = "it holds sparse arrays, which are not read"
             raise ReadError(msg)
         for tensor in self.graph.initializer:
+            _check_texts(tensor.name)
             self._define(Fixed(tensor.name, self._value(tensor, tensor.name), tensor.name))
             self.readers[tensor.name] = []
 
     def _input(self, value: Any) -> Varying:
         """Return an input of the graph with the shape that it states."""
+        _check_texts(value.name, *(d.dim_param for d in value.type.tensor_type.shape.dim))
         kind = self._type_name(value.type.tensor_type.elem_type)
         if kind not in _FLOATS:  # integers would wrap round and divide with a remainder
             return Varying(
@@ -173,6 +182,7 @@ class _Walk:
 
     def _node(self, proto: Any, label: str) -> None:
         """Define the outputs of a node."""
+        _check_texts(proto.op_type, proto.domain, *proto.input, *proto.output)
         inputs = tuple(self._tensor(name, label) if name else None for name in proto.input)
         for name in {name for name in proto.input if name in self.readers}:
             self.readers[name].append(proto.op_type)
@@ -290,7 +300,7 @@ class _Walk:
             return [Fixed(name) for name in outputs]
         try:
             return [Fixed(outputs[0], self._moved(node, first.value), first.source)]
-        except (NotUnderstoodError, ValueError, LookupError, TypeError):
+        except (NotUnderstoodError, ValueError, LookupError, TypeError, OverflowError):
             return [Fixed(outputs[0])]
 
     def _moved(self, node: Node, value: _Values) -> _Values | None:
