@@ -1,8 +1,15 @@
 """Configuration of the documentation; nothing here reaches for the network."""
 
+import html
 import importlib.util
+import re
 import tomllib
 from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
 
 root = Path(__file__).parents[1]
 settings = tomllib.loads((root / "pyproject.toml").read_text())
@@ -18,7 +25,7 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
 ]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -32,7 +39,74 @@ numpydoc_show_class_members = False
 numpydoc_validation_checks = set(validation["checks"])
 numpydoc_validation_exclude = set(validation["exclude"])
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "gramnorm"
-html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
+html_theme_options = {
+    "show_prev_next": False,
+    "navigation_with_keys": False,
+    "header_links_before_dropdown": 9,
+}
 html_show_sourcelink = False
+html_sidebars = {"*": []}  # pages without pages below them
+
+# The examples that run in seconds: their pages show the code, what it printed and the figures.
+sphinx_gallery_conf = {
+    "examples_dirs": str(root / "examples"),
+    "gallery_dirs": "gallery",
+    "ignore_pattern": r"regularised_training|train_digits",
+    "filename_pattern": r"\.py$",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+}
+
+DIALECT = {
+    r"\\dots(?![a-z])": r"\\ldots",
+    r"\\([bB])ig(?![a-z])": r"\\\1igl",
+    r"\\frac(\d)(\d)": r"\\frac{\1}{\2}",
+    r"([_^])(\d)(?=\d)": r"\1{\2}",
+}
+"""LaTeX that the converter does not know, or would take for something else."""
+
+
+def mathml(node, *, as_block):
+    """Return a formula as MathML: browsers show it by themselves, without a script from the network."""
+    formula = node.astext()
+    for ours, theirs in DIALECT.items():
+        formula = re.sub(ours, theirs, formula)
+    try:
+        converted = tex2mathml(formula, as_block=as_block)
+    except MathError as error:
+        logging.getLogger(__name__).warning("%s in the formula %s", error, formula, location=node)
+        return html.escape(formula)
+    # bars are fences here, not relations with space around them
+    return re.sub(r"<mo([^>]*)>([|‖])</mo>", r'<mo\1 lspace="0" rspace="0">\2</mo>', converted)
+
+
+def inline_math(translator, node):
+    """Write a formula within a line."""
+    translator.body.append(mathml(node, as_block=False))
+    raise nodes.SkipNode
+
+
+def displayed_math(translator, node):
+    """Write a formula on lines of its own."""
+    translator.body.append(
+        f'<div style="overflow-x: auto; margin-bottom: 1em">{mathml(node, as_block=True)}</div>'
+    )
+    raise nodes.SkipNode
+
+
+def without_blank_end(_app, doctree):
+    """Drop the blank line that ends a doctest from what is shown of it."""
+    for block in doctree.findall(nodes.literal_block):
+        block.rawsource = block.rawsource.rstrip()
+        block[:] = [nodes.Text(block.rawsource)] if block.rawsource else block[:]
+
+
+def setup(app):
+    """Make MathML the way to write formulas, and tidy blocks of code."""
+    app.connect("doctree-read", without_blank_end)
+    app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))

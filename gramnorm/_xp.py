@@ -200,6 +200,14 @@ def to_host(x: Array) -> HostFloats:
     return host_array(x).astype(np.float64, copy=False)
 
 
+def values_or_none(x: object) -> HostFloats | None:
+    """Return the numbers of `x` on the host, or None where it has none to look at (traced, or no array)."""
+    try:
+        return to_host(x) if has_values(x) else None
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return None
+
+
 def from_host(values: npt.NDArray[Any], *, dtype: DType, device: Device, xp: Namespace) -> Array:
     """Move host numbers to `device`; the caller has rounded them to `dtype` already."""
     if bits(dtype, xp=xp) == 64:

@@ -1,10 +1,19 @@
-"""NormBracket: what a two-sided computation returns."""
+"""NormBracket: what a two-sided computation returns.
+
+Its text claims no more than its numbers: lower bounds are rounded down to the digits shown, upper ones up, so that
+``lower <= norm <= upper`` still holds as read.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
-from gramnorm._typing import Array
+import numpy as np
+
+from gramnorm import _xp
+from gramnorm._decimal import DIGITS, decimal_text, relative_gap_above
+from gramnorm._typing import Array, HostFloats
 
 __all__ = ["NormBracket"]
 
@@ -40,3 +49,43 @@ class NormBracket:
     frequency: Array | None = None
     left: Array | None = None
     right: Array | None = None
+
+    def __repr__(self) -> str:
+        """Return the bounds as text, rounded outward; the fields where there are no numbers to look at."""
+        fields = [self.lower, self.upper, self.converged]
+        found = [values for values in map(_xp.values_or_none, fields) if values is not None]
+        if len(found) < 3 or len({values.shape for values in found}) > 1:
+            return f"NormBracket(lower={fields[0]!r}, upper={fields[1]!r}, converged={fields[2]!r})"
+        return f"NormBracket({_of_one(*found) if found[0].ndim == 0 else _of_stack(*found)})"
+
+
+def _of_one(lower: HostFloats, upper: HostFloats, converged: HostFloats) -> str:
+    """Return the text of one bracket, with digits enough to see its gap."""
+    gap = relative_gap_above(float(lower), float(upper))
+    between = _between(float(lower), float(upper), gap, "norm")
+    return f"{between}, {'' if converged else 'not '}converged"
+
+
+def _of_stack(lower: HostFloats, upper: HostFloats, converged: HostFloats) -> str:
+    """Return the text of a stack: its shape, the range of its norms, the widest gap, how many converged."""
+    shape = f"shape {lower.shape}"
+    known = ~(np.isnan(lower) | np.isnan(upper))
+    if not np.any(known):
+        return f"{shape}, all nan" if lower.size else f"{shape}, empty"
+    low, high = lower[known], upper[known]
+    gap = max(map(relative_gap_above, low.tolist(), high.tolist()))
+    parts = [shape, _between(float(np.min(low)), float(np.max(high)), gap, "norms")]
+    if not np.all(known):
+        parts.append(f"{np.count_nonzero(~known)} nan")
+    return ", ".join([*parts, f"{np.count_nonzero(converged)} of {lower.size} converged"])
+
+
+def _between(lower: float, upper: float, gap: float, what: str) -> str:
+    """Return ``lower <= what <= upper, gap``: two digits of the gap are seen in the bounds as well."""
+    digits = DIGITS
+    if 0 < gap < math.inf:
+        digits = min(max(2 - math.floor(math.log10(gap)), 5), 17)
+    bounds = (
+        decimal_text(value, up=up, digits=digits) for value, up in ((lower, False), (upper, True))
+    )
+    return f" <= {what} <= ".join(bounds) + f", gap {decimal_text(gap, up=True, digits=2)}"

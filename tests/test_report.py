@@ -20,18 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gramnorm as gn
+from gramnorm._decimal import decimal_text, relative_gap_above
 from gramnorm._exact import product_above
 from gramnorm.report import (
     Row,
     bound_layer,
     cli,
     contents,
-    relative_gap_above,
     table,
 )
 from gramnorm.report.contents import Layer, ReadError
 from gramnorm.report.readers import read_path
-from gramnorm.report.table import decimal_text
 
 RNG_SEED = 7
 positive = st.floats(min_value=0, allow_infinity=False)

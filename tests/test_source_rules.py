@@ -240,6 +240,38 @@ def test_front_page_offers_what_the_public_modules_list():
     assert {name for name in gramnorm.__all__ if not name.startswith("_")} == public | {"classical"}
 
 
+def code_is_a_doctest(file: str, text: str) -> Complaints:
+    """Code on a page is run if it is a doctest; a block that looks like Python and is none, is not."""
+    for match in re.finditer(r"^(```+|:::+)([^\n`]*)\n(.*?)^\1", text, flags=re.M | re.S):
+        _, language, body = match.groups()
+        named = re.search(r"\b(py|py3|pycon|python|python3|ipython)\b", language)
+        looks = re.search(r"^(import|from) \w", body, flags=re.M)
+        if (named or looks) and not body.startswith(">>> "):
+            line = text.count("\n", 0, match.start()) + 1
+            yield f"{file}:{line}: a block of Python that is not a doctest"
+
+
+def test_code_on_every_page_is_a_doctest():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    assert len(pages) > 8
+    texts = {str(p.relative_to(ROOT)): p.read_text() for p in pages if "_build" not in p.parts}
+    complaints = [c for file, text in texts.items() for c in code_is_a_doctest(file, text)]
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ("```python\nx = 1\n```\n", "```pycon\n>>> x = 1\n```\n"),
+        ("```{code-block} python\nx = 1\n```\n", "```sh\npython3 -m venv .venv\n```\n"),
+        ("text\n\n```\nfrom gramnorm import conv\n```\n", "```text\nprinted\n```\n"),
+    ],
+)
+def test_code_that_is_no_doctest_is_found(bad, good):
+    assert list(code_is_a_doctest("page.md", good + bad + good))
+    assert not list(code_is_a_doctest("page.md", good + good))
+
+
 def test_no_project_file_names_a_path_of_one_machine():
     folders = ("tests", "docs", "benchmarks", "examples", ".ci")
     files = [p for folder in folders for p in ROOT.glob(f"{folder}/**/*")] + list(ROOT.glob("*.*"))

@@ -9,14 +9,12 @@ product partial: it is still a number about the other layers, but no longer one 
 import math
 import time
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import gramnorm as gn
-from gramnorm._exact import float_above
 from gramnorm.report.contents import Layer
 
-__all__ = ["Row", "bound_layer", "relative_gap_above"]
+__all__ = ["Row", "bound_layer"]
 
 
 @dataclass(frozen=True)
@@ -135,12 +133,3 @@ def _kind(layer: Layer) -> str:
 
 def _all_ones(value: Any) -> bool:
     return set(value if isinstance(value, tuple) else (value,)) == {1}
-
-
-def relative_gap_above(lower: float, upper: float) -> float:
-    """Return ``(upper - lower) / lower`` rounded up; 0 if both are zero, inf if only `lower` is."""
-    if not (math.isfinite(lower) and math.isfinite(upper)):
-        return 0.0 if lower == upper else math.nan if math.isnan(lower + upper) else math.inf
-    if lower == 0:
-        return 0.0 if upper == 0 else math.inf
-    return float_above((Fraction(upper) - Fraction(lower)) / Fraction(lower))

@@ -4,27 +4,25 @@ Decimal text is rounded like the number it stands for: the exact value of a floa
 it is an upper bound, and down if it is a lower one, so that what is read off a table is as true as the float.
 """
 
-import decimal
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+from gramnorm._decimal import decimal_text, relative_gap_above
 from gramnorm._exact import product_above
-from gramnorm.report import Row, relative_gap_above
+from gramnorm.report import Row
 from gramnorm.report.network import Constant
 
 __all__ = [
     "MissingRichError",
     "Report",
-    "decimal_text",
     "require_rich",
     "write_json",
     "write_table",
 ]
 
-_DIGITS = 7  # of a bound: about what float32 resolves
 _NO_LIMIT = 10**6  # columns of text
 
 
@@ -52,38 +50,6 @@ class Report:
     def product_upper(self) -> float:
         """The product of the upper bounds there are, rounded up."""
         return product_above(row.upper for row in self.rows if row.error is None)
-
-
-def decimal_text(value: float, *, up: bool, digits: int = _DIGITS) -> str:
-    """
-    Return decimal text that is at least, or at most, a float.
-
-    Parameters
-    ----------
-    value : float
-        The number; its exact binary value counts, not its shortest decimal text.
-    up : bool
-        True for text that reads as `value` or more, False for `value` or less.
-    digits : int
-        Significant digits of the text.
-
-    Returns
-    -------
-    str
-        A number in fixed-point notation if that is short, else in scientific notation; "inf", "-inf" or "nan".
-    """
-    if not math.isfinite(value):
-        return str(value)
-    rounding = decimal.ROUND_CEILING if up else decimal.ROUND_FLOOR
-    context = decimal.Context(prec=digits, rounding=rounding)
-    rounded = context.create_decimal_from_float(value)
-    if not rounded:
-        return "0"
-    last = rounded.adjusted() - digits + 1
-    padded = rounded.quantize(
-        decimal.Decimal((0, (1,), last)), context=context
-    )  # exact: only zeros are added
-    return format(padded, "f" if -4 <= padded.adjusted() < digits else "e")
 
 
 def write_json(report: Report, stream: IO[str]) -> None:
