@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import gramnorm as gn
-from gramnorm.report import Row, bound_layer, product_above
+from gramnorm.report import Row, bound_layer
 from gramnorm.report.contents import Contents
 from gramnorm.report.readers import read_stream
 
@@ -55,7 +55,7 @@ def main() -> None:
     ]
     for row, matrix in zip(rows, flat, strict=True):
         print(f"{row.name:13} {row.lower!r} <= norm <= {row.upper!r}, as a matrix {matrix:.5f}")
-    print(f"product of the upper bounds: {product_above(row.upper for row in rows)!r}")
+    print(f"product of the upper bounds: {gn.product_bound(*(row.upper for row in rows))!r}")
     draw(rows, flat)
     plt.savefig(output, dpi=150)
 

@@ -2,6 +2,13 @@
 
 from gramnorm import classical
 from gramnorm.bracket import NormBracket
+from gramnorm.compose import (
+    block_norm_bound,
+    network_bound,
+    product_bound,
+    residual_bound,
+    sum_bound,
+)
 from gramnorm.conv import (
     conv_gram_iteration,
     conv_norm_bound,
@@ -22,6 +29,7 @@ from gramnorm.rescaling import conv_spectral_rescaling, spectral_rescaling
 __all__ = [
     "ConvGeometry",
     "NormBracket",
+    "block_norm_bound",
     "classical",
     "conv_gram_iteration",
     "conv_norm_bound",
@@ -33,6 +41,10 @@ __all__ = [
     "matrix_norm_bound",
     "matrix_norm_bracket",
     "matrix_norm_value_and_grad",
+    "network_bound",
     "operator_norm_lower_bound",
+    "product_bound",
+    "residual_bound",
     "spectral_rescaling",
+    "sum_bound",
 ]

@@ -8,6 +8,8 @@ import decimal
 import math
 from fractions import Fraction
 
+from gramnorm._exact import float_above
+
 DIGITS = 7
 """Significant digits of a bound unless said otherwise: about what float32 resolves."""
 
@@ -51,12 +53,3 @@ def relative_gap_above(lower: float, upper: float) -> float:
     if lower == 0:
         return 0.0 if upper == 0 else math.inf
     return float_above((Fraction(upper) - Fraction(lower)) / Fraction(lower))
-
-
-def float_above(exact: Fraction) -> float:
-    """Return the smallest float that is at least `exact`."""
-    try:
-        value = float(exact)  # correctly rounded, so at most one step too low
-    except OverflowError:
-        return math.inf
-    return value if value >= exact else math.nextafter(value, math.inf)

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 
 import gramnorm as gn
 from gramnorm._decimal import decimal_text, relative_gap_above
+from gramnorm._exact import product_above
 from gramnorm.report import (
     Row,
     bound_layer,
     cli,
     contents,
-    product_above,
     table,
 )
 from gramnorm.report.contents import Layer, ReadError
@@ -131,6 +131,14 @@ class TestReading:
         (layer,) = read_path(tmp_path / "dense.npy").layers
         assert layer.name == "dense"
         np.testing.assert_array_equal(layer.weight, some(3, 2))
+
+    def test_onnx_without_its_package_names_the_extra(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "net.onnx").write_bytes(b"")
+        monkeypatch.setitem(sys.modules, "onnx", None)
+        with pytest.raises(ReadError, match=r"pip install \"gramnorm\[onnx\]\""):
+            read_path(tmp_path / "net.onnx")
 
     def test_what_is_no_layer_is_listed_with_the_reason(self, tmp_path: Path) -> None:
         path = write_npz(
@@ -447,7 +455,7 @@ class TestJson:
         assert code == 0
         assert set(report) == {
             *("source", "version", "input_shape", "padding_mode", "rtol"),
-            *("layers", "skipped", "product_upper", "partial", "missing"),
+            *("layers", "skipped", "product_upper", "partial", "missing", "network"),
         }
         assert report["source"] == str(network)
         assert report["rtol"] == 0.01

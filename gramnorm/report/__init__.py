@@ -8,16 +8,13 @@ product partial: it is still a number about the other layers, but no longer one 
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import gramnorm as gn
-from gramnorm._decimal import float_above
 from gramnorm.report.contents import Layer
 
-__all__ = ["Row", "bound_layer", "product_above"]
+__all__ = ["Row", "bound_layer"]
 
 
 @dataclass(frozen=True)
@@ -136,13 +133,3 @@ def _kind(layer: Layer) -> str:
 
 def _all_ones(value: Any) -> bool:
     return set(value if isinstance(value, tuple) else (value,)) == {1}
-
-
-def product_above(values: Iterable[float]) -> float:
-    """Return the product of non-negative floats, exactly rounded up."""
-    values = list(values)
-    if any(map(math.isnan, values)):
-        return math.nan
-    if any(map(math.isinf, values)):
-        return math.inf  # 0 * inf as well: nothing is known of that product
-    return float_above(math.prod(map(Fraction, values), start=Fraction(1)))

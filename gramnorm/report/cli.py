@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from gramnorm.report import bound_layer
 from gramnorm.report.contents import Contents, ReadError
+from gramnorm.report.network import constant_of
 from gramnorm.report.readers import read_path, read_stream
 from gramnorm.report.table import (
     MissingRichError,
@@ -80,12 +81,17 @@ def _report(options: argparse.Namespace) -> int:
         require_rich()
     contents = _shipped() if options.file is None else read_path(options.file)
     choices = {key: getattr(options, key) for key in ("input_shape", "padding_mode", "rtol")}
+    rows = [bound_layer(layer, **choices) for layer in contents.layers]
+    as_stated = options.input_shape in (None, "file") and options.padding_mode is None
     report = Report(
         source=_SHIPPED if options.file is None else options.file,
         version=_version(),
-        rows=[bound_layer(layer, **choices) for layer in contents.layers],
+        rows=rows,
         skipped=contents.skipped,
         options=choices,
+        network=None
+        if contents.network is None
+        else constant_of(contents.network, rows, stated_sizes=as_stated),
     )
     if hasattr(sys.stdout, "reconfigure"):  # a name may hold what the terminal's encoding has not
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -112,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "report", help="bound every layer of a network", description=_DESCRIPTION
     )
     report.add_argument(
-        "file", nargs="?", metavar="FILE", help=f"an .npz or .npy file (default: {_SHIPPED})"
+        "file", nargs="?", metavar="FILE", help=f"an .npz, .npy or .onnx file (default: {_SHIPPED})"
     )
     report.add_argument(
         "--input-shape",

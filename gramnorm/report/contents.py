@@ -44,10 +44,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: its layers in order, and by name why each other entry is not a layer."""
+    """What a file holds: its layers in order, by name why each other entry is not a layer, and how they are joined.
+
+    The last is a `gramnorm.report.network.Network`, nested data for `gramnorm.network_bound`, or None for no word.
+    """
 
     layers: list[Layer] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    network: Any = None
 
 
 def one_line(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from numpy.lib import format as npy
 
 from gramnorm.report import contents as limits
 from gramnorm.report.contents import Contents, Layer, ReadError, damage_is, one_line
+from gramnorm.report.onnx_reader import read_onnx
 
 __all__ = ["read_path", "read_stream"]
 
@@ -58,7 +59,7 @@ class _Header:
 
 def read_path(path: str | os.PathLike[str]) -> Contents:
     """
-    Read the layers of an ``.npz`` file, or of an ``.npy`` file of one array.
+    Read the layers of an ``.npz`` or ``.onnx`` file, or of an ``.npy`` file of one array.
 
     Parameters
     ----------
@@ -83,6 +84,8 @@ def read_path(path: str | os.PathLike[str]) -> Contents:
             msg = "not a regular file"
             raise ReadError(msg)
         with path.open("rb") as stream:
+            if path.suffix.lower() == ".onnx":
+                return read_onnx(stream)
             return read_stream(stream, path.stem)
     except (ReadError, OSError, ValueError) as error:  # ValueError: a null character in the name
         msg = f"cannot read {str(path)!r}: {one_line(error)}"

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from gramnorm._decimal import decimal_text, relative_gap_above
-from gramnorm.report import Row, product_above
+from gramnorm._exact import product_above
+from gramnorm.report import Row
+from gramnorm.report.network import Constant
 
 __all__ = [
     "MissingRichError",
@@ -37,6 +39,7 @@ class Report:
     rows: Sequence[Row]
     skipped: dict[str, str]
     options: dict[str, Any]
+    network: Constant | None = None  # None: the file does not say how its layers are joined
 
     @property
     def missing(self) -> list[str]:
@@ -67,6 +70,7 @@ def write_json(report: Report, stream: IO[str]) -> None:
         "product_upper": report.product_upper,
         "partial": bool(report.missing),
         "missing": report.missing,
+        "network": None if report.network is None else asdict(report.network),
     }
     json.dump(_standard(content), stream, indent=2, allow_nan=False)
     stream.write("\n")
@@ -142,6 +146,8 @@ def _closing_lines(report: Report) -> list[str]:
         ]
         lines.append(f"PARTIAL product of the upper bounds, not a bound of the network: {product}")
         lines.append(f"missing in it: {names}")
+    if report.network is not None:
+        lines.append(_network_line(report.network))
     if any(row.assumed for row in report.rows):
         lines.append(
             "* the file does not say how the kernel is used: read as stride 1, dilation 1, one group"
@@ -153,6 +159,13 @@ def _closing_lines(report: Report) -> list[str]:
         f"skipped {len(names)} ({reason}): {', '.join(names)}" for reason, names in reasons.items()
     ]
     return lines
+
+
+def _network_line(constant: Constant) -> str:
+    """Return the sentence on the network as a whole."""
+    if constant.upper is None:
+        return f"no constant of the network: {printable(str(constant.reason))}"
+    return f"Lipschitz constant of the network, composed along its graph: {decimal_text(constant.upper, up=True)}"
 
 
 def printable(text: str) -> str:

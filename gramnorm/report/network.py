@@ -1,0 +1,98 @@
+"""A Lipschitz constant of a whole network, composed from the bounds of its layers.
+
+Two descriptions are understood: the nested data of `gramnorm.network_bound`, which a person writes, and a `Network` of
+steps, which the reader of a graph makes.  In the second every tensor is a function of all inputs of the graph taken as
+one vector; an input has the constant 1, and each step turns the constants of what it reads into that of what it writes
+(docs/theory.md, Theorem 16).  Where a step is not understood there is no constant, and its reason is kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gramnorm as gn
+from gramnorm._exact import length_above, product_above, sum_above
+from gramnorm.report import Row
+
+__all__ = ["Constant", "Network", "Step", "constant_of"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor: the `terms`, each a tensor times a number, added up or stacked, then the norm of a layer, if any."""
+
+    output: str
+    terms: tuple[tuple[str, float], ...]
+    stacked: bool = False
+    layer: str | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """The steps of a graph in order; `stopped` says why its outputs have no constant, if they have none."""
+
+    inputs: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    outputs: tuple[str, ...] = ()
+    stopped: str | None = None
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An upper bound on the Lipschitz constant of a network, or the reason why there is none."""
+
+    upper: float | None = None
+    reason: str | None = None
+
+
+def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True) -> Constant:
+    """
+    Return an upper bound on the Lipschitz constant of a network, rounded up.
+
+    Parameters
+    ----------
+    network : Network or nested data
+        The steps of a graph, or a description for `gramnorm.network_bound`.
+    rows : sequence of Row
+        The bounds of the layers.
+    stated_sizes : bool
+        Whether the rows hold for the sizes and the padding that the file states: false if the user asked for
+        others, which leaves a graph of steps without a constant.
+
+    Returns
+    -------
+    Constant
+        The bound, or why there is none.
+
+    Notes
+    -----
+    **Guarantee.** An upper bound in the Euclidean norm, in exact arithmetic with the weights as stored, for all inputs
+    of the graph together, whatever their batch. Rounding of the network's own arithmetic is not part of it.
+    """
+    failed = {row.name for row in rows if row.error is not None}
+    uppers = {row.name: row.upper for row in rows if row.error is None}
+    if not isinstance(network, Network):
+        try:
+            return Constant(float(gn.network_bound(network, uppers)))
+        except (TypeError, ValueError) as error:
+            missing = f"; without a bound: {', '.join(sorted(failed))}" if failed else ""
+            return Constant(reason=f"{error}{missing}")
+    if network.stopped is not None:
+        return Constant(reason=network.stopped)
+    if not stated_sizes:
+        return Constant(reason="the layers are bounded at another size or padding than the graph's")
+    used = [step.layer for step in network.steps if step.layer is not None]
+    if absent := [name for name in used if name not in uppers]:
+        return Constant(reason=f"the layer {absent[0]!r} has no bound")
+    return Constant(_walk(network, uppers))
+
+
+def _walk(network: Network, uppers: Mapping[str, float]) -> float:
+    """Return the constant of all outputs together."""
+    constants = dict.fromkeys(network.inputs, 1.0)
+    for step in network.steps:
+        join = length_above if step.stacked else sum_above
+        joined = join(product_above([constants[name], factor]) for name, factor in step.terms)
+        layer = 1.0 if step.layer is None else uppers[step.layer]
+        constants[step.output] = product_above([joined, layer])
+    return length_above(constants[name] for name in network.outputs)
