@@ -69,7 +69,7 @@ def read_npz(archive: zipfile.ZipFile) -> Contents:
     def read(name: str, count: int) -> bytes:
         info = members[name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            msg = f"{name!r} is compressed in a way that NumPy does not write"
+            msg = "compressed in a way that NumPy does not write"
             raise ReadError(msg)
         with archive.open(info) as member:
             return member.read(count)
@@ -114,38 +114,41 @@ def _read_arrays(sizes: dict[str, int], read: Callable[[str, int], bytes]) -> Co
     contents = Contents()
     geometry = {}
     for name, size in sizes.items():
-        if name == _ENTRY:
-            with damage_is(f"{_ENTRY} is damaged"):
-                header = _header(name, size, read(name, min(size, _HEADER_BYTES)))
-                geometry = _geometry(_values(header, read(name, size)))
-            continue
         try:
-            with damage_is(f"{name!r} is damaged"):
-                header = _header(name, size, read(name, min(size, _HEADER_BYTES)))
-                if reason := _reason_to_skip(name, header):
-                    contents.skipped[name] = reason
-                else:
-                    contents.layers.append(Layer(name, _values(header, read(name, size))))
+            with damage_is("damaged"):
+                header = _header(size, read(name, min(size, _HEADER_BYTES)))
+                reason = None if name == _ENTRY else _reason_to_skip(name, header)
+                values = None if reason else _values(header, read(name, size))
         except ReadError as error:
+            if name == _ENTRY:
+                msg = f"{_ENTRY} cannot be used: {error}"
+                raise ReadError(msg) from error
             contents.failed[name] = str(error)
+            continue
+        if name == _ENTRY:
+            geometry = _geometry(values)
+        elif reason:
+            contents.skipped[name] = reason
+        else:
+            contents.layers.append(Layer(name, values))
     return with_geometry(contents, geometry, _ENTRY)
 
 
-def _header(name: str, size: int, head: bytes) -> _Header:
+def _header(size: int, head: bytes) -> _Header:
     """Parse the header of a member of `size` bytes and hold it against that size."""
     stream = io.BytesIO(head)
     version = npy.read_magic(stream)
     if version not in _HEADER_READERS:
-        msg = f"{name!r} has the unknown .npy version {version}"
+        msg = f"the unknown .npy version {version}"
         raise ReadError(msg)
     with warnings.catch_warnings(action="ignore"):  # headers written by Python 2
         shape, fortran_order, dtype = _HEADER_READERS[version](stream)
     if dtype.hasobject:
-        msg = f"{name!r} holds Python objects, which need pickle: refused, nothing was loaded"
+        msg = "it holds Python objects, which need pickle: refused, nothing was loaded"
         raise ReadError(msg)
     stated = stream.tell() + math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or stated != size:
-        msg = f"{name!r} states shape {shape} of {dtype}, {stated} bytes, but its entry has {size}"
+        msg = f"it states shape {shape} of {dtype}, {stated} bytes, but its entry has {size}"
         raise ReadError(msg)
     return _Header(shape, "F" if fortran_order else "C", dtype, stream.tell())
 

@@ -25,7 +25,8 @@ from gramnorm.report.table import MissingPackageError, Report, decimal_text
 
 __all__ = ["draw_bars", "draw_symbol", "require_plots", "require_symbol", "symbol_norms"]
 
-_LOWER, _GAP, _PRODUCT = "#3b6ea5", "#e0812c", "#444444"
+_LOWER, _GAP, _PRODUCT, _PEAK = "#3b6ea5", "#e0812c", "#444444", "#d01c2a"
+_LEAST, _MOST = 1e-150, 1e150  # what is drawn: beyond, a logarithmic axis overflows
 _NAME = 44  # characters of a label
 _WORK = 2e10  # multiplications that a picture may cost
 _CHUNK = 2**21  # numbers in the blocks at a time
@@ -72,34 +73,32 @@ def draw_bars(report: Report, path: str) -> None:
     _draw_brackets(bars, rows)
     _draw_products(chain, rows)
     product = decimal_text(report.product_upper, up=True)
-    of_what = "PARTIAL product, not a bound of the network" if report.missing else "product"
-    title = f"{_short(report.source, 80)}\n{of_what} of the upper bounds: {product}"
+    what = "product of the upper bounds"
+    if report.missing:
+        what = "PARTIAL product of the upper bounds, not a bound of the network"
+    title = f"{_short(report.source, 80)}\n{what}: {product}"
     figure.suptitle(title, fontsize=10, parse_math=False)
     _write(figure, path)
 
 
 def _draw_brackets(axes: Any, rows: Sequence[Row]) -> None:
     """Draw a bar to the lower bound and another from there to the upper one, per layer."""
-    known = [r for r in rows if r.error is None and 0 < r.upper < math.inf]
-    sizes = [size for r in known for size in (r.lower, r.upper) if size > 0]
-    left, right = (min(sizes) / 2, max(sizes) * 4) if sizes else (0.5, 2.0)
-    axes.set_xscale("log")
-    axes.set_xlim(left, right)
-    places = [y for y, r in enumerate(rows) if r in known]
-    lowers = np.asarray([max(r.lower, left) for r in known])
-    uppers = np.asarray([r.upper for r in known])
-    axes.barh(
-        places, lowers - left, left=left, color=_LOWER, height=0.62, label="up to the lower bound"
-    )
-    axes.barh(
-        places, uppers - lowers, left=lowers, color=_GAP, height=0.62, label="lower to upper bound"
-    )
+    known = {y: r for y, r in enumerate(rows) if r.error is None and _LEAST < r.upper < _MOST}
+    sizes = [size for r in known.values() for size in (r.lower, r.upper) if size > _LEAST]
+    left, top = (min(sizes) / 2, max(sizes)) if sizes else (0.5, 1.0)
+    _logarithmic(axes, left, right=top * max(6.0, (top / left) ** 0.45))  # room for the numbers
+    lowers = np.asarray([max(r.lower, left) for r in known.values()])
+    gaps = np.asarray([r.upper for r in known.values()]) - lowers
+    to_lower = {"left": left, "color": _LOWER, "label": "up to the lower bound"}
+    to_upper = {"left": lowers, "color": _GAP, "label": "from the lower to the upper bound"}
+    axes.barh(list(known), lowers - left, height=0.62, **to_lower)
+    axes.barh(list(known), gaps, height=0.62, **to_upper)
     for y, row in enumerate(rows):
-        text = "no bound" if row.error is not None else decimal_text(row.upper, up=True, digits=4)
-        at = row.upper if row in known else left
-        axes.annotate(
-            text, (at, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
-        )
+        low = decimal_text(row.lower, up=False, digits=4)
+        high = decimal_text(row.upper, up=True, digits=4)
+        text = "no bound" if row.error is not None else low if low == high else f"{low} to {high}"
+        at = (row.upper if y in known else left, y)
+        axes.annotate(text, at, xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
     names = [_short(row.name, _NAME) for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=7, parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -107,14 +106,32 @@ def _draw_brackets(axes: Any, rows: Sequence[Row]) -> None:
     axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
 
 
+def _logarithmic(axes: Any, left: float, right: float) -> None:
+    """Make the horizontal axis logarithmic, with a few plain numbers on it."""
+    from matplotlib import ticker  # noqa: PLC0415
+
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    parts = (1.0, 2.0, 5.0) if right / left < 1e3 else (1.0,)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=parts, numticks=7))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
 def _draw_products(axes: Any, rows: Sequence[Row]) -> None:
     """Draw the product of the upper bounds of each layer and those before it."""
     uppers = [1.0 if row.error is not None else row.upper for row in rows]
     products = [product_above(uppers[: y + 1]) for y in range(len(rows))]
-    drawn = [(p, y) for y, p in enumerate(products) if 0 < p < math.inf]
-    axes.set_xscale("log")
+    drawn = [(p, y) for y, p in enumerate(products) if _LEAST < p < _MOST]
     if drawn:
+        low, high = min(drawn)[0], max(drawn)[0]
+        margin = 2 * (high / low) ** 0.03
+        _logarithmic(axes, low / margin, high * margin)
         axes.plot(*zip(*drawn, strict=True), "o-", color=_PRODUCT, markersize=3, linewidth=1)
+    else:
+        axes.set_xticks([])
     axes.set_yticks([])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("product of the upper bounds so far", fontsize=8)
@@ -201,27 +218,27 @@ def draw_symbol(layer: Layer, row: Row, size: str, path: str) -> None:
     where = ", ".join(f"{line[i]:.3f}" for i in peak)
     label = f"largest here: {norms[peak]:.4g} at ({where})"
     figure, (axes,) = _figure(6.4, 4.0 if axes_count == 1 else 6.2, columns=1)
-    mark = {"linestyle": "none", "markersize": 9, "color": _GAP, "label": label}
+    mark = {"linestyle": "none", "markersize": 9, "color": _PEAK, "label": label}
     if axes_count == 1:
         axes.plot(line, norms, color=_LOWER, linewidth=1.2)
         axes.plot(line[peak[0]], norms[peak], "x", **mark)
         axes.set_ylabel("norm", fontsize=8)
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.1 * norms[peak] or 1.0)
         axes.set_xlabel("frequency, radians per output sample", fontsize=8)
     else:
         edge = math.pi * count / (count - 1)  # the outer points in the middle of their pixels
         image = axes.imshow(
-            norms.T, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis"
+            norms, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis"
         )
-        axes.plot(line[peak[0]], line[peak[1]], "x", markeredgewidth=2, **mark)
-        axes.set_xlabel("frequency along the first axis", fontsize=8)
-        axes.set_ylabel("frequency along the second axis", fontsize=8)
+        axes.plot(line[peak[1]], line[peak[0]], "x", markeredgewidth=2, **mark)
+        axes.set_xlabel("frequency along the second axis, radians per output sample", fontsize=8)
+        axes.set_ylabel("along the first axis", fontsize=8)
         figure.colorbar(image, ax=axes, shrink=0.82).ax.tick_params(labelsize=7)
     for axis in [axes.xaxis, axes.yaxis][:axes_count]:
         axis.set_ticks(
             [-math.pi, -math.pi / 2, 0, math.pi / 2, math.pi], ["-π", "-π/2", "0", "π/2", "π"]
         )
-    axes.legend(fontsize=7, loc="upper right")
+    axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
     bounds = f"{decimal_text(row.lower, up=False)} ≤ norm ≤ {decimal_text(row.upper, up=True)}"
     grid = " x ".join([str(count)] * axes_count)
     title = f"{_short(layer.name, 60)}\ncertified {size}: {bounds}\nthe picture: a grid of {grid}, not certified"
@@ -273,7 +290,7 @@ def _figure(width: float, height: float, *, columns: int) -> tuple[Any, Sequence
         ratios = (2, 1)[:columns]
         axes = figure.subplots(1, columns, squeeze=False, width_ratios=ratios)[0]
     for one in axes:
-        one.tick_params(axis="x", labelsize=7)
+        one.tick_params(labelsize=7)
     return figure, list(axes)
 
 
