@@ -8,6 +8,7 @@ A member that is damaged fails alone; the text member ``__layers__`` (`gramnorm.
 
 import io
 import math
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -118,7 +119,7 @@ def _read_arrays(sizes: dict[str, int], read: Callable[[str, int], bytes]) -> Co
             with damage_is("damaged"):
                 header = _header(size, read(name, min(size, _HEADER_BYTES)))
                 reason = None if name == _ENTRY else _reason_to_skip(name, header)
-                values = None if reason else _values(header, read(name, size))
+                values: Any = None if reason else _values(header, read(name, size))
         except ReadError as error:
             if name == _ENTRY:
                 msg = f"{_ENTRY} cannot be used: {error}"
@@ -172,4 +173,6 @@ def _geometry(text: np.ndarray[Any, np.dtype[Any]]) -> dict[str, dict[str, Any]]
     if text.dtype.kind != "U" or text.ndim != 0:
         msg = f"{_ENTRY} must be one text (a NumPy unicode scalar), got {text.dtype} of shape {text.shape}"
         raise ReadError(msg)
-    return parse_geometry(str(text[()]), _ENTRY)
+    with damage_is(f"{_ENTRY} is not text"):  # NumPy believes the code points; a codec checks them
+        content = text.tobytes().decode(f"utf-32-{sys.byteorder[0]}e")
+    return parse_geometry(content.rstrip("\0"), _ENTRY)
