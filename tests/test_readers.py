@@ -308,15 +308,20 @@ class TestTorch:
     ) -> None:
         path = tmp_path / "x.pt"
         state = {"w": torch.ones(2, 2)}
-        torch.save({"epoch": 3, "state_dict": state, "optimizer": {"state": {}}}, path)
+        best = torch.tensor(0.9)
+        torch.save(
+            {"epoch": 3, "state_dict": state, "best": best, "optimizer": {"state": {}}}, path
+        )
         code, report = run_json(capsys, path)
         assert code == 0
         assert [layer["name"] for layer in report["layers"]] == ["w"]
         assert report["notes"] == ["read the entry 'state_dict' of the checkpoint"]
-        assert {entry["name"] for entry in report["skipped"]} == {"epoch", "optimizer"}
+        assert {entry["name"] for entry in report["skipped"]} == {"epoch", "best", "optimizer"}
         assert "'state_dict'" in run(capsys, "report", path)[1]
         torch.save({"model": state, "average": state}, path)
         assert_refused(capsys, path, "several dicts of tensors (model, average)")
+        torch.save({"model": state, "prototypes": torch.ones(2, 2)}, path)
+        assert_refused(capsys, path, "several dicts of tensors (model, the whole)")
         torch.save({"model": 3}, path)
         assert_refused(capsys, path, "no array of two or more axes")
         torch.save([torch.ones(2, 2)], path)

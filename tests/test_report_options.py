@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,21 @@ class TestForms:
         code, out, err = run(capsys, "report", network, "--include", "nothing")
         assert (code, out) == (2, "")
         assert "leave no layer" in err
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/report.md"])
+def test_documented_output_is_that_of_the_command(capsys: Any, file: str) -> None:
+    text = (Path(__file__).parents[1] / file).read_text()
+    _, report = run_json(capsys)
+    for layer in report["layers"]:
+        (line,) = re.findall(rf"^ *{layer['name']}[ ,].*$", text, flags=re.MULTILINE) or [None]
+        if line is None:
+            assert layer["name"].startswith("dense")  # left out in one of them
+            continue
+        assert layer["kind"] in line
+        lower, upper = re.findall(r"\d\.\d{5,}|\d\d\.\d{5}", line)[:2]
+        assert float(lower) <= layer["upper"]
+        assert layer["lower"] <= float(upper) <= layer["upper"] * 1.001
 
 
 class TestBackends:

@@ -23,6 +23,7 @@ from gramnorm.report.contents import (
     damage_is,
     few_axes,
     one_line,
+    printable,
 )
 
 __all__ = ["is_checkpoint", "read_torch"]
@@ -124,7 +125,7 @@ def _check_members(archive: zipfile.ZipFile) -> None:
                 "EXT4",
             )
             if calls_by_name and not _MAY_BE_NAMED.fullmatch(named):
-                msg = f"it asks for {named.replace(' ', '.')}, and only tensors are loaded; nothing was run: {_NO_CODE}"
+                msg = f"it asks for {'.'.join(named.split())}, and only tensors are loaded; nothing was run: {_NO_CODE}"
                 raise ReadError(msg)
 
 
@@ -159,24 +160,27 @@ def _dict_of_tensors(loaded: Any, name: str, contents: Contents) -> dict[Any, An
     if not isinstance(loaded, dict):
         msg = f"it holds a {type(loaded).__name__}, not a dict of tensors: {_NO_CODE}"
         raise ReadError(msg)
-    if any(map(_is_tensor, loaded.values())):
-        return loaded
-    inner = {
-        str(key): value
-        for key, value in loaded.items()
-        if isinstance(value, dict) and any(map(_is_tensor, value.values()))
+    candidates: dict[str, dict[Any, Any]] = {
+        str(key): value for key, value in loaded.items() if _holds_weights(value)
     }
-    if len(inner) > 1:
-        msg = f"it holds several dicts of tensors ({', '.join(inner)}): save the one to report on by itself"
+    if _holds_weights(loaded):
+        candidates["the whole"] = loaded
+    if len(candidates) > 1:
+        names = ", ".join(map(printable, candidates))
+        msg = f"it holds several dicts of tensors ({names}): save the one to report on by itself"
         raise ReadError(msg)
-    for key, tensors in inner.items():
-        contents.notes.append(f"read the entry {key!r} of the checkpoint")
-        rest = {str(other): value for other, value in loaded.items() if str(other) != key}
-        contents.skipped.update(
-            {other: f"{type(value).__name__}, not a tensor" for other, value in rest.items()}
-        )
+    for key, tensors in candidates.items():
+        if tensors is not loaded:
+            contents.notes.append(f"read the entry {key!r} of the checkpoint")
+            others = [str(other) for other in loaded if str(other) != key]
+            contents.skipped.update(dict.fromkeys(others, f"beside the entry {key!r}"))
         return tensors
     return loaded
+
+
+def _holds_weights(value: Any) -> bool:
+    """Say whether this is a dict of tensors among which there are layers."""
+    return isinstance(value, dict) and any(_is_tensor(v) and v.ndim > 1 for v in value.values())
 
 
 def _is_tensor(value: Any) -> bool:
