@@ -153,6 +153,16 @@ class TestCommand:
         assert code == 2
         assert "no finite bound" in err
 
+    @pytest.mark.parametrize(
+        ("shape", "layers"), [((1, 1, 3, 3), {"w": {"stride": 10**6}}), ((3000, 3000, 1), {})]
+    )
+    def test_what_would_take_for_ever_is_refused(
+        self, tmp_path: Path, shape: tuple[int, ...], layers: Any
+    ) -> None:
+        layer = Layer("w", np.ones(shape, np.float32), layers.get("w"))
+        with pytest.raises(ReadError, match="too large to draw"):
+            plot.draw_symbol(layer, row("w", 1.0, 2.0), "", str(tmp_path / "x.png"))
+
     def test_interrupted_writing_leaves_the_old_picture(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

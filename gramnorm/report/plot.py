@@ -28,7 +28,9 @@ __all__ = ["draw_bars", "draw_symbol", "require_plots", "require_symbol", "symbo
 _LOWER, _GAP, _PRODUCT, _PEAK = "#3b6ea5", "#e0812c", "#444444", "#d01c2a"
 _LEAST, _MOST = 1e-150, 1e150  # what is drawn: beyond, a logarithmic axis overflows
 _NAME = 44  # characters of a label
-_WORK = 2e10  # multiplications that a picture may cost
+_WORK = 1e11  # multiplications that a picture may cost,
+_PATIENCE = 10  # and how many times that with the fewest points
+_FEWEST, _FINEST, _FOLDS = 9, {1: 1024, 2: 160}, 2**12
 _CHUNK = 2**21  # numbers in the blocks at a time
 
 
@@ -267,15 +269,19 @@ def require_symbol(layers: Sequence[Layer]) -> None:
 
 
 def _points_per_axis(layer: Layer) -> int:
-    """Return how fine a grid may be."""
+    """Return how fine a grid the work allows, an odd number of points."""
     weight = layer.weight
+    axes = weight.ndim - 2
     groups = (layer.geometry or {}).get("groups", 1)
     stride = _per_axis((layer.geometry or {}).get("stride", 1), weight.shape[2:])
-    sides = sorted((weight.shape[0] // groups, weight.shape[1] * int(np.prod(stride))))
-    cost = groups * sides[0] * sides[1] * (8 * sides[0] + math.prod(weight.shape[2:]))
-    most = 1025 if weight.ndim == 3 else 161
-    fits = int((_WORK / max(cost, 1)) ** (1 / (weight.ndim - 2)))
-    return max(min(fits, most) // 2 * 2 + 1, 17)
+    folds = math.prod(stride.tolist())
+    small, large = sorted((weight.shape[0] // groups, weight.shape[1] * folds))
+    cost = groups * small * large * (8 * small + math.prod(weight.shape[2:]))
+    if folds > _FOLDS or cost * _FEWEST**axes > _PATIENCE * _WORK:
+        msg = f"{layer.name!r} is too large to draw, of shape {weight.shape} and stride {tuple(stride.tolist())}"
+        raise ReadError(msg)
+    fits = int((_WORK / max(cost, 1)) ** (1 / axes))
+    return max(min(fits, _FINEST[axes]) // 2 * 2 + 1, _FEWEST)
 
 
 def _figure(width: float, height: float, *, columns: int) -> tuple[Any, Sequence[Any]]:
