@@ -449,6 +449,16 @@ class TestBounds:
         assert {key: asked[key] for key in expected} == expected
         assert "kind" not in asked
 
+    @pytest.mark.parametrize("value", [{"a": 1}, ({"a": 1}, 2), "2", (), 2.5, True, -1, 10**30])
+    @pytest.mark.parametrize("keyword", ["stride", "dilation", "groups", "input_shape", "padding"])
+    def test_nonsense_for_a_keyword_is_an_error_of_its_layer(
+        self, keyword: str, value: Any
+    ) -> None:
+        geometry = {"input_shape": (6,)} | {keyword: value}
+        row = bound_layer(Layer("w", some(2, 2, 3), geometry), input_shape="file")
+        assert row.error is not None
+        assert "states no" not in row.error
+
     def test_size_from_the_file_must_be_there(self) -> None:
         row = bound_layer(Layer("w", some(2, 2, 3)), input_shape="file")
         assert row.error is not None

@@ -145,7 +145,7 @@ def _kind(layer: Layer) -> str:
 
 
 def _all_ones(value: Any) -> bool:
-    return set(value if isinstance(value, tuple) else (value,)) == {1}
+    return all(number == 1 for number in (value if isinstance(value, tuple) else (value,)))
 
 
 def product_above(values: Iterable[float]) -> float:
