@@ -56,6 +56,59 @@ def namespace_of(x: object, *, name: str) -> Namespace:
         raise TypeError(msg) from None
 
 
+BACKENDS = {"numpy": "numpy", "cupy": "cuda12 or cuda13", "torch": "torch", "jax": "jax"}
+"""Libraries to which `placed` moves host arrays, and the extras that install them."""
+
+
+def placed(host: npt.NDArray[Any], *, backend: str, device: str | None) -> Array:
+    """Return a host array as one of a library, on a device of it, with the same values."""
+    make = {"numpy": _as_numpy, "cupy": _as_cupy, "torch": _as_torch, "jax": _as_jax}[backend]
+    array = make(host, device)
+    if str(array.dtype).removeprefix("torch.") != host.dtype.name:
+        wide = ": set the environment variable JAX_ENABLE_X64=1" * (backend == "jax")
+        msg = f"{backend} holds {host.dtype} values as {array.dtype}, which are others{wide}"
+        raise ValueError(msg)
+    return array
+
+
+def _as_numpy(host: npt.NDArray[Any], device: str | None) -> Array:
+    if device not in (None, "cpu"):
+        msg = f"numpy has the device cpu only, got {device!r}"
+        raise ValueError(msg)
+    return host
+
+
+def _as_torch(host: npt.NDArray[Any], device: str | None) -> Array:
+    import torch
+
+    return torch.tensor(
+        host.copy(), device=device
+    )  # a copy: torch warns of what it may not write to
+
+
+def _as_cupy(host: npt.NDArray[Any], device: str | None) -> Array:
+    import cupy
+
+    with cupy.cuda.Device(_device_number(device, "cuda")):
+        return cupy.asarray(host)
+
+
+def _as_jax(host: npt.NDArray[Any], device: str | None) -> Array:
+    import jax
+
+    kind = None if device is None else device.partition(":")[0]
+    return jax.device_put(host, jax.devices(kind)[_device_number(device, kind)])
+
+
+def _device_number(device: str | None, kind: str | None) -> int:
+    """Return n of "kind:n", 0 of "kind" or None."""
+    found, _, number = (device or str(kind)).partition(":")
+    if found != str(kind) or not (number or "0").isdecimal():
+        msg = f"device must be {kind!r} or such as '{kind}:0', got {device!r}"
+        raise ValueError(msg)
+    return int(number or "0")
+
+
 def numpy_namespace() -> Namespace:
     """Return the namespace of host arrays."""
     return compat.array_namespace(np.empty(0))

@@ -9,7 +9,8 @@ import pytest
 
 import gramnorm as gn
 from gramnorm.report import bound_layer
-from gramnorm.report.readers import Layer, read_path
+from gramnorm.report.contents import Layer
+from gramnorm.report.readers import read_path
 
 FILE = importlib.resources.files("gramnorm") / "data" / "digits.npz"
 GRID = 97  # odd and prime: it has no point in common with the grids of powers of two of a search

@@ -1,20 +1,23 @@
 """A report on a network: one certified bracket per layer, and the product of the upper ones.
 
 The norm of a chain is at most the product of its layers' norms, so a product of upper bounds, rounded up, bounds the
-Lipschitz constant of layers in a chain with 1-Lipschitz functions between them (ReLU, average and maximum pooling).
+Lipschitz constant of layers in a chain with 1-Lipschitz functions between them (ReLU, pooling without overlap).
 The product of *lower* bounds bounds nothing, hence it is not formed.  A layer that cannot be bounded makes the
 product partial: it is still a number about the other layers, but no longer one about the network.
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import gramnorm as gn
-from gramnorm.report.contents import Layer
+import numpy as np
 
-__all__ = ["Row", "bound_layer"]
+import gramnorm as gn
+from gramnorm.report.contents import Layer, one_line
+
+__all__ = ["Row", "bound_layer", "failed_row"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def bound_layer(
     input_shape: tuple[int, ...] | str | None = None,
     padding_mode: str | None = None,
     rtol: float | None = None,
+    place: Callable[[np.ndarray[Any, np.dtype[Any]]], Any] | None = None,
 ) -> Row:
     """
     Return a lower and an upper bound on the spectral norm of one layer.
@@ -54,6 +58,8 @@ def bound_layer(
         What to use in place of the file's padding mode.
     rtol : float or None
         The relative gap asked for; None is the default of the bound.
+    place : callable or None
+        Makes of a host array one of the library and device to compute with; None computes with NumPy.
 
     Returns
     -------
@@ -70,15 +76,16 @@ def bound_layer(
     began = time.perf_counter()
     found: dict[str, Any] = {}
     try:
+        weight = layer.weight if place is None else place(layer.weight)
         if layer.kind == "dense":
-            bracket = gn.matrix_norm_bracket(layer.weight, rtol=rtol)
+            bracket = gn.matrix_norm_bracket(weight, rtol=rtol)
         else:
             keywords = _keywords(layer, input_shape, padding_mode)
-            bracket = gn.conv_norm_bracket(layer.weight, **keywords, rtol=rtol)
+            bracket = gn.conv_norm_bracket(weight, **keywords, rtol=rtol)
         found = {"lower": float(bracket.lower), "upper": float(bracket.upper)}
         found["converged"] = bool(bracket.converged)
-    except (NotImplementedError, ValueError, TypeError) as error:
-        found = {"error": " ".join(str(error).split()) or type(error).__name__}
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # RuntimeError: of devices
+        found = {"error": one_line(error)}
     return Row(
         name=layer.name,
         kind=_kind(layer),
@@ -88,6 +95,11 @@ def bound_layer(
         assumed=layer.kind == "conv" and layer.geometry is None,
         **found,
     )
+
+
+def failed_row(name: str, reason: str) -> Row:
+    """Return the row of a layer whose values cannot be had: a hole in the product like any other."""
+    return Row(name, kind="unknown", shape=(), dtype="unknown", seconds=0.0, error=reason)
 
 
 def _keywords(
@@ -132,4 +144,4 @@ def _kind(layer: Layer) -> str:
 
 
 def _all_ones(value: Any) -> bool:
-    return set(value if isinstance(value, tuple) else (value,)) == {1}
+    return all(number == 1 for number in (value if isinstance(value, tuple) else (value,)))

@@ -6,22 +6,28 @@ cannot be used, with one line on the standard error stream; 130, interrupted; 14
 
 import argparse
 import contextlib
-import importlib.metadata
+import functools
 import importlib.resources
-import math
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from gramnorm.report import bound_layer
-from gramnorm.report.contents import Contents, ReadError
+import numpy as np
+
+from gramnorm import _xp
+from gramnorm.report import Row, bound_layer, failed_row
+from gramnorm.report.contents import Contents, ReadError, one_line, printable, selected
 from gramnorm.report.network import constant_of
+from gramnorm.report.options import SHIPPED, parser, version
+from gramnorm.report.plain import write_csv, write_markdown
+from gramnorm.report.plot import draw_bars, draw_symbol, require_plots, require_symbol
+from gramnorm.report.progress import progress
 from gramnorm.report.readers import read_path, read_stream
+from gramnorm.report.sidecar import described, read_sidecar
 from gramnorm.report.table import (
-    MissingRichError,
+    MissingPackageError,
     Report,
-    printable,
     require_rich,
     write_json,
     write_table,
@@ -29,20 +35,7 @@ from gramnorm.report.table import (
 
 __all__ = ["main"]
 
-_DESCRIPTION = """\
-Bound the spectral norm of every layer in a weight file, from both sides, and multiply the upper bounds. Arrays with
-two axes are dense layers, those with more are convolution kernels (c_out, c_in / groups, *spatial). The product
-bounds the Lipschitz constant of the network if the layers form a chain and all else in it is 1-Lipschitz."""
-
-_SHIPPED = "digits.npz, the network shipped with gramnorm"
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like those about files."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with code 2."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+_WRITERS = {"json": write_json, "csv": write_csv, "markdown": write_markdown, None: write_table}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         return _report(options)
-    except (ReadError, MissingRichError) as error:
+    except (ReadError, MissingPackageError) as error:
         return _fail(str(error))
     except MemoryError:
         return _fail("out of memory")
@@ -77,103 +70,79 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     """Read, bound, write; return the exit code."""
-    if not options.json:
+    if options.form is None:
         require_rich()
-    contents = _shipped() if options.file is None else read_path(options.file)
+    require_plots(options.plot, options.plot_symbol)
+    place = _place(options.backend, options.device)
+    contents = _contents(options)
+    if options.plot_symbol is not None:
+        require_symbol(contents.layers)
     choices = {key: getattr(options, key) for key in ("input_shape", "padding_mode", "rtol")}
-    rows = [bound_layer(layer, **choices) for layer in contents.layers]
+    rows = _rows(contents, **choices, place=place)
     as_stated = options.input_shape in (None, "file") and options.padding_mode is None
     report = Report(
-        source=_SHIPPED if options.file is None else options.file,
-        version=_version(),
+        source=SHIPPED if options.file is None else options.file,
+        version=version(),
         rows=rows,
         skipped=contents.skipped,
-        options=choices,
+        options=choices | {"backend": options.backend, "device": options.device},
+        notes=contents.notes,
         network=None
         if contents.network is None
         else constant_of(contents.network, rows, stated_sizes=as_stated),
     )
     if hasattr(sys.stdout, "reconfigure"):  # a name may hold what the terminal's encoding has not
         sys.stdout.reconfigure(errors="backslashreplace")
-    (write_json if options.json else write_table)(report, sys.stdout)
+    _WRITERS[options.form](report, sys.stdout)
     sys.stdout.flush()
+    if options.plot is not None:
+        draw_bars(report, options.plot)
+    if options.plot_symbol is not None:
+        size = "at every size" if options.input_shape is None else "at the size asked for"
+        draw_symbol(contents.layers[0], report.rows[0], size, options.plot_symbol)
     return 1 if report.missing else 0
+
+
+def _contents(options: argparse.Namespace) -> Contents:
+    """Read the file and what describes it, and choose the layers asked for."""
+    contents = _shipped() if options.file is None else read_path(options.file)
+    if options.layers is not None:
+        contents = described(contents, read_sidecar(options.layers), printable(options.layers))
+    return selected(contents, options.include, options.exclude)
+
+
+def _rows(contents: Contents, **choices: Any) -> list[Row]:
+    """Bound layer by layer; those that could not be read come last."""
+    rows = []
+    with progress(contents.layers, sys.stderr) as step:
+        for layer in contents.layers:
+            step(layer.name)
+            rows.append(bound_layer(layer, **choices))
+    return rows + [failed_row(name, reason) for name, reason in contents.failed.items()]
+
+
+def _place(backend: str, device: str | None) -> Callable[[np.ndarray[Any, Any]], Any]:
+    """Return what moves an array to the library and device, once it has moved one number."""
+    place = functools.partial(_xp.placed, backend=backend, device=device)
+    try:
+        place(np.ones((1, 1), np.float32))
+    except ImportError as error:
+        msg = f'--backend {backend} needs the package {backend}: pip install "gramnorm[{_xp.BACKENDS[backend]}]"'
+        raise MissingPackageError(msg) from error
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        msg = f"--backend {backend} cannot use the device {device or 'it takes by itself'}: {one_line(error)}"
+        raise ReadError(msg) from error
+    return place
 
 
 def _shipped() -> Contents:
     """Read the network in the package."""
     try:
         with (importlib.resources.files("gramnorm") / "data" / "digits.npz").open("rb") as stream:
-            return read_stream(stream, "digits")
+            return read_stream(stream, "digits.npz")
     except OSError as error:
-        msg = f"cannot read {_SHIPPED}: {error.strerror}"
+        msg = f"cannot read {SHIPPED}: {error.strerror}"
         raise ReadError(msg) from error
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="gramnorm", description="Certified bounds on spectral norms.")
-    parser.add_argument("--version", action="version", version=f"gramnorm {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    report = commands.add_parser(
-        "report", help="bound every layer of a network", description=_DESCRIPTION
-    )
-    report.add_argument(
-        "file", nargs="?", metavar="FILE", help=f"an .npz, .npy or .onnx file (default: {_SHIPPED})"
-    )
-    report.add_argument(
-        "--input-shape",
-        type=_input_shape,
-        metavar="H,W",
-        help='bound convolutions at this input size, or with "file" at the size the file states for each '
-        "(default: at every size)",
-    )
-    report.add_argument(
-        "--padding-mode",
-        choices=("zeros", "circular"),
-        help="use this in place of what the file states",
-    )
-    report.add_argument(
-        "--rtol", type=_rtol, help="relative gap to reach (default: that of each function)"
-    )
-    report.add_argument(
-        "--json", action="store_true", help="write JSON with all digits; needs no rich"
-    )
-    report.add_argument("--version", action="version", version=f"gramnorm {_version()}")
-    return parser
-
-
-def _input_shape(text: str) -> tuple[int, ...] | str:
-    """Parse "8,8" (or "8x8", or "8" for every axis), or "file"."""
-    if text == "file":
-        return text
-    try:
-        shape = tuple(int(number) for number in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        msg = f'expected positive whole numbers such as 8,8, or "file", got {text!r}'
-        raise argparse.ArgumentTypeError(msg)
-    return shape
-
-
-def _rtol(text: str) -> float:
-    """Parse a positive number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        msg = f"expected a positive number such as 1e-3, got {text!r}"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
-def _version() -> str:
-    """Return the installed version, or say that there is none (a source tree on the path)."""
-    try:
-        return importlib.metadata.version("gramnorm")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def _fail(message: str) -> int:

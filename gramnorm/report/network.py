@@ -57,7 +57,7 @@ def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True)
         The bounds of the layers.
     stated_sizes : bool
         Whether the rows hold for the sizes and the padding that the file states: false if the user asked for
-        others, which leaves a graph of steps without a constant.
+        others, which leaves the network without a constant.
 
     Returns
     -------
@@ -69,6 +69,10 @@ def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True)
     **Guarantee.** An upper bound in the Euclidean norm, in exact arithmetic with the weights as stored, for all inputs
     of the graph together, whatever their batch. Rounding of the network's own arithmetic is not part of it.
     """
+    if not stated_sizes:
+        return Constant(
+            reason="the layers are bounded at another size or padding than the network's"
+        )
     failed = {row.name for row in rows if row.error is not None}
     uppers = {row.name: row.upper for row in rows if row.error is None}
     if not isinstance(network, Network):
@@ -79,8 +83,6 @@ def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True)
             return Constant(reason=f"{error}{missing}")
     if network.stopped is not None:
         return Constant(reason=network.stopped)
-    if not stated_sizes:
-        return Constant(reason="the layers are bounded at another size or padding than the graph's")
     used = [step.layer for step in network.steps if step.layer is not None]
     if absent := [name for name in used if name not in uppers]:
         return Constant(reason=f"the layer {absent[0]!r} has no bound")

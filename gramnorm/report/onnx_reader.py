@@ -152,7 +152,7 @@ class _Walk:
             tuple(t.name for t in varying),
             stopped if self.graph.output else "the graph has no output",
         )
-        return Contents(list(self.layers.values()), self._skipped(), network)
+        return Contents(list(self.layers.values()), self._skipped(), network=network)
 
     def _arrays(self) -> None:
         """Take the stored arrays as constants."""

@@ -13,11 +13,14 @@ from typing import IO, Any
 from gramnorm._decimal import decimal_text, relative_gap_above
 from gramnorm._exact import product_above
 from gramnorm.report import Row
+from gramnorm.report.contents import printable
 from gramnorm.report.network import Constant
 
 __all__ = [
-    "MissingRichError",
+    "MissingPackageError",
     "Report",
+    "cells",
+    "closing_lines",
     "require_rich",
     "write_json",
     "write_table",
@@ -26,8 +29,8 @@ __all__ = [
 _NO_LIMIT = 10**6  # columns of text
 
 
-class MissingRichError(ImportError):
-    """The table needs the optional package `rich`."""
+class MissingPackageError(ImportError):
+    """What was asked for needs an optional package."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Report:
     skipped: dict[str, str]
     options: dict[str, Any]
     network: Constant | None = None  # None: the file does not say how its layers are joined
+    notes: Sequence[str] = ()
 
     @property
     def missing(self) -> list[str]:
@@ -66,6 +70,7 @@ def write_json(report: Report, stream: IO[str]) -> None:
         "version": report.version,
         **report.options,
         "layers": layers,
+        "notes": list(report.notes),
         "skipped": [{"name": name, "reason": reason} for name, reason in report.skipped.items()],
         "product_upper": report.product_upper,
         "partial": bool(report.missing),
@@ -86,12 +91,12 @@ def _standard(value: Any) -> Any:
 
 
 def require_rich() -> None:
-    """Raise MissingRichError unless tables can be drawn: better before the work than after it."""
+    """Raise MissingPackageError unless tables can be drawn: better before the work than after it."""
     try:
         import rich.table  # noqa: F401, PLC0415
     except ImportError as error:
-        msg = 'the table needs the package rich: pip install "gramnorm[report]", or use --json'
-        raise MissingRichError(msg) from error
+        msg = 'the table needs the package rich: pip install "gramnorm[report]", or use --json, --csv or --markdown'
+        raise MissingPackageError(msg) from error
 
 
 def write_table(report: Report, stream: IO[str]) -> None:
@@ -109,16 +114,16 @@ def write_table(report: Report, stream: IO[str]) -> None:
         table.add_column(heading, no_wrap=True, justify="right")
     table.add_column("converged", no_wrap=True)
     for row in report.rows:
-        table.add_row(*(Text(cell) for cell in _cells(row)))  # Text: a name may look like markup
+        table.add_row(*(Text(cell) for cell in cells(row)))  # Text: a name may look like markup
     # As wide as it needs to be: wrapped lines are ugly, but cut digits would not be a bound.
     console = Console(file=stream, highlight=False, width=_NO_LIMIT)
     console.width = Measurement.get(console, console.options, table).maximum
     console.print(table)
-    for line in _closing_lines(report):
+    for line in closing_lines(report):
         console.print(Text(line), soft_wrap=True)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def cells(row: Row) -> tuple[str, ...]:
     """Return the texts of one line of the table."""
     shape = " x ".join(map(str, row.shape))
     start = (printable(row.name), row.kind + "*" * row.assumed, shape)
@@ -130,7 +135,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (*start, *bounds, gap, seconds, "yes" if row.converged else "no")
 
 
-def _closing_lines(report: Report) -> list[str]:
+def closing_lines(report: Report) -> list[str]:
     """Return what stands below the table."""
     product = decimal_text(report.product_upper, up=True)
     lines = [
@@ -152,6 +157,7 @@ def _closing_lines(report: Report) -> list[str]:
         lines.append(
             "* the file does not say how the kernel is used: read as stride 1, dilation 1, one group"
         )
+    lines += map(printable, report.notes)
     reasons: dict[str, list[str]] = {}
     for name, reason in report.skipped.items():
         reasons.setdefault(reason, []).append(printable(name))
@@ -166,8 +172,3 @@ def _network_line(constant: Constant) -> str:
     if constant.upper is None:
         return f"no constant of the network: {printable(str(constant.reason))}"
     return f"Lipschitz constant of the network, composed along its graph: {decimal_text(constant.upper, up=True)}"
-
-
-def printable(text: str) -> str:
-    """Return `text` with control characters escaped: names in a file must not steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,145 @@
+"""What the command line may say, and in which words it is refused."""
+
+import argparse
+import importlib.metadata
+import math
+from typing import NoReturn
+
+from gramnorm import _xp
+
+__all__ = ["SHIPPED", "parser", "version"]
+
+SHIPPED = "digits.npz, the network shipped with gramnorm"
+
+_DESCRIPTION = """\
+Bound the spectral norm of every layer in a weight file, from both sides, and multiply the upper bounds. Arrays with
+two axes are dense layers, those with more are convolution kernels (c_out, c_in / groups, *spatial). The product
+bounds the Lipschitz constant of the network if the layers form a chain and all else in it is 1-Lipschitz."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like those about files."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = _Parser(prog="gramnorm", description="Certified bounds on spectral norms.")
+    top.add_argument("--version", action="version", version=f"gramnorm {version()}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    report = commands.add_parser(
+        "report", help="bound every layer of a network", description=_DESCRIPTION
+    )
+    report.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help=f"an .npz, .npy, .safetensors or PyTorch file (default: {SHIPPED})",
+    )
+    _which(report)
+    _how(report)
+    _output(report)
+    report.add_argument("--version", action="version", version=f"gramnorm {version()}")
+    return top
+
+
+def _which(report: argparse.ArgumentParser) -> None:
+    report.add_argument(
+        "--layers", metavar="FILE.json", help="what the convolutions do with their kernels"
+    )
+    report.add_argument(
+        "--include",
+        action="append",
+        metavar="PATTERN",
+        help='only layers whose name matches, such as "conv*"; may be repeated',
+    )
+    report.add_argument(
+        "--exclude", action="append", metavar="PATTERN", help="not these; may be repeated"
+    )
+
+
+def _how(report: argparse.ArgumentParser) -> None:
+    report.add_argument(
+        "--input-shape",
+        type=_input_shape,
+        metavar="H,W",
+        help='bound convolutions at this input size, or with "file" at the size the file states for each '
+        "(default: at every size)",
+    )
+    report.add_argument(
+        "--padding-mode",
+        choices=("zeros", "circular"),
+        help="use this in place of what the file states",
+    )
+    report.add_argument(
+        "--rtol", type=_rtol, help="relative gap to reach (default: that of each function)"
+    )
+    report.add_argument(
+        "--backend",
+        choices=_xp.BACKENDS,
+        default="numpy",
+        help="the library to compute with (default: numpy)",
+    )
+    report.add_argument("--device", help='a device of that library, such as "cuda:0"')
+
+
+def _output(report: argparse.ArgumentParser) -> None:
+    forms = report.add_mutually_exclusive_group()
+    forms.add_argument(
+        "--json",
+        dest="form",
+        action="store_const",
+        const="json",
+        help="write JSON with all digits; needs no rich, nor do the next two",
+    )
+    forms.add_argument(
+        "--csv", dest="form", action="store_const", const="csv", help="write comma-separated lines"
+    )
+    forms.add_argument(
+        "--markdown", dest="form", action="store_const", const="markdown", help="write Markdown"
+    )
+    report.add_argument(
+        "--plot", metavar="FILE.png", help="draw the bounds of all layers and their product"
+    )
+    report.add_argument(
+        "--plot-symbol",
+        metavar="FILE.png",
+        help="draw the norm of the one layer that --include leaves over its frequencies",
+    )
+
+
+def _input_shape(text: str) -> tuple[int, ...] | str:
+    """Parse "8,8" (or "8x8", or "8" for every axis), or "file"."""
+    if text == "file":
+        return text
+    try:
+        shape = tuple(int(number) for number in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        msg = f'expected positive whole numbers such as 8,8, or "file", got {text!r}'
+        raise argparse.ArgumentTypeError(msg)
+    return shape
+
+
+def _rtol(text: str) -> float:
+    """Parse a positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        msg = f"expected a positive number such as 1e-3, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def version() -> str:
+    """Return the installed version, or say that there is none (a source tree on the path)."""
+    try:
+        return importlib.metadata.version("gramnorm")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

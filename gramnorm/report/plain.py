@@ -1,0 +1,63 @@
+"""A report as CSV and as Markdown: the table's texts, rounded like them to the true side."""
+
+import csv
+import re
+from typing import IO
+
+from gramnorm._decimal import decimal_text
+from gramnorm.report.contents import printable
+from gramnorm.report.table import Report, cells, closing_lines
+
+__all__ = ["write_csv", "write_markdown"]
+
+_HEADINGS = ("layer", "kind", "shape", "lower", "upper", "gap", "seconds", "converged")
+
+
+def write_csv(report: Report, stream: IO[str]) -> None:
+    """
+    Write one line per layer, and last one of the kind "product".
+
+    Parameters
+    ----------
+    report : Report
+        The report.
+    stream : text file
+        Where to write.
+    """
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*_HEADINGS, "assumed", "error"])
+    for row in report.rows:
+        name, kind, *rest = cells(row)
+        kind = kind.removesuffix("*")
+        if row.error is not None:
+            rest = [rest[0], "", "", "", rest[4], ""]
+        writer.writerow(
+            [name, kind, *rest, "yes" if row.assumed else "no", printable(row.error or "")]
+        )
+    partial = f"partial: without {', '.join(report.missing)}" if report.missing else ""
+    product = decimal_text(report.product_upper, up=True)
+    kind = "product of the upper bounds"
+    writer.writerow(["", kind, "", "", product, "", "", "", "", printable(partial)])
+
+
+def write_markdown(report: Report, stream: IO[str]) -> None:
+    """
+    Write a table, and below it what stands below the one for terminals.
+
+    Parameters
+    ----------
+    report : Report
+        The report.
+    stream : text file
+        Where to write.
+    """
+    ruler = ["---"] * 3 + ["---:"] * 4 + ["---"]
+    lines = [_HEADINGS, ruler, *([_escaped(cell) for cell in cells(row)] for row in report.rows)]
+    stream.write(f"**{_escaped(printable(report.source))}**\n\n")
+    stream.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+    stream.writelines(f"\n{_escaped(line)}\n" for line in closing_lines(report))
+
+
+def _escaped(text: str) -> str:
+    """Return text that Markdown shows as it is: a name may look like markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~$!&])", r"\\\1", text)

@@ -1,0 +1,325 @@
+"""Two pictures: the brackets of all layers, and the norm of one convolution over its frequencies.
+
+A stride s folds the frequencies of the input: an output at the frequency w reads the inputs at (w + 2 pi j) / s,
+
+    ||A|| = sup over w of || [F((w + 2 pi j) / s)]_j || / sqrt(s),     F(theta) = sum_k K_k exp(i d k . theta),
+
+j over the s frequencies of each axis, d the dilation.  The picture shows this norm on a grid of w, computed without an
+account of rounding: it is to be looked at.  The bounds in its title are the certified ones.
+"""
+
+import io
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gramnorm._decimal import decimal_text
+from gramnorm._exact import product_above
+from gramnorm.report import Row
+from gramnorm.report.contents import Layer, ReadError, printable
+from gramnorm.report.table import MissingPackageError, Report
+
+__all__ = ["draw_bars", "draw_symbol", "require_plots", "require_symbol", "symbol_norms"]
+
+_LOWER, _GAP, _PRODUCT, _PEAK = "#3b6ea5", "#e0812c", "#444444", "#d01c2a"
+_LEAST, _MOST = 1e-150, 1e150  # what is drawn: beyond, a logarithmic axis overflows
+_NAME = 44  # characters of a label
+_WORK = 1e11  # multiplications that a picture may cost,
+_PATIENCE = 10  # and how many times that with the fewest points
+_FEWEST, _FINEST, _FOLDS = 9, {1: 1024, 2: 160}, 2**12
+_CHUNK = 2**21  # numbers in the blocks at a time
+
+
+def require_plots(*paths: str | None) -> None:
+    """
+    Raise what would come after the work: matplotlib missing, or a path that no picture can be written to.
+
+    Parameters
+    ----------
+    *paths : str or None
+        Files to be written; None for none.
+    """
+    wanted = [Path(path).resolve() for path in paths if path is not None]
+    for path in wanted:
+        if path.suffix.lower() != ".png":
+            msg = f"a plot is a PNG file, got the name {path.name!r}: end it in .png"
+            raise ReadError(msg)
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+            msg = f"cannot write {str(path)!r}: no such folder, or not a regular file"
+            raise ReadError(msg)
+    if wanted:
+        try:
+            import matplotlib.figure  # noqa: F401, PLC0415
+        except ImportError as error:
+            msg = 'plots need the package matplotlib: pip install "gramnorm[plot]"'
+            raise MissingPackageError(msg) from error
+
+
+def draw_bars(report: Report, path: str) -> None:
+    """
+    Write a picture of all brackets, and of the product of the upper bounds as it grows from layer to layer.
+
+    Parameters
+    ----------
+    report : Report
+        The report.
+    path : str
+        The PNG file.
+    """
+    rows = report.rows
+    figure, (bars, chain) = _figure(9.0, min(1.6 + 0.27 * len(rows), 600.0), columns=2)
+    _draw_brackets(bars, rows)
+    _draw_products(chain, rows)
+    product = decimal_text(report.product_upper, up=True)
+    what = "product of the upper bounds"
+    if report.missing:
+        what = "PARTIAL product of the upper bounds, not a bound of the network"
+    title = f"{_short(report.source, 80)}\n{what}: {product}"
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    _write(figure, path)
+
+
+def _draw_brackets(axes: Any, rows: Sequence[Row]) -> None:
+    """Draw a bar to the lower bound and another from there to the upper one, per layer."""
+    known = {y: r for y, r in enumerate(rows) if r.error is None and _LEAST < r.upper < _MOST}
+    sizes = [size for r in known.values() for size in (r.lower, r.upper) if size > _LEAST]
+    left, top = (min(sizes) / 2, max(sizes)) if sizes else (0.5, 1.0)
+    _logarithmic(axes, left, right=top * max(6.0, (top / left) ** 0.45))  # room for the numbers
+    lowers = np.asarray([max(r.lower, left) for r in known.values()])
+    gaps = np.asarray([r.upper for r in known.values()]) - lowers
+    to_lower = {"left": left, "color": _LOWER, "label": "up to the lower bound"}
+    to_upper = {"left": lowers, "color": _GAP, "label": "from the lower to the upper bound"}
+    axes.barh(list(known), lowers - left, height=0.62, **to_lower)
+    axes.barh(list(known), gaps, height=0.62, **to_upper)
+    for y, row in enumerate(rows):
+        low = decimal_text(row.lower, up=False, digits=4)
+        high = decimal_text(row.upper, up=True, digits=4)
+        text = "no bound" if row.error is not None else low if low == high else f"{low} to {high}"
+        at = (row.upper if y in known else left, y)
+        axes.annotate(text, at, xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
+    names = [_short(row.name, _NAME) for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=7, parse_math=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("norm of the layer", fontsize=8)
+    axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
+
+
+def _logarithmic(axes: Any, left: float, right: float) -> None:
+    """Make the horizontal axis logarithmic, with a few plain numbers on it."""
+    from matplotlib import ticker  # noqa: PLC0415
+
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    parts = (1.0, 2.0, 5.0) if right / left < 1e3 else (1.0,)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=parts, numticks=7))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _draw_products(axes: Any, rows: Sequence[Row]) -> None:
+    """Draw the product of the upper bounds of each layer and those before it."""
+    uppers = [1.0 if row.error is not None else row.upper for row in rows]
+    products = [product_above(uppers[: y + 1]) for y in range(len(rows))]
+    drawn = [(p, y) for y, p in enumerate(products) if _LEAST < p < _MOST]
+    if drawn:
+        low, high = min(drawn)[0], max(drawn)[0]
+        margin = 2 * (high / low) ** 0.03
+        _logarithmic(axes, low / margin, high * margin)
+        axes.plot(*zip(*drawn, strict=True), "o-", color=_PRODUCT, markersize=3, linewidth=1)
+    else:
+        axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("product of the upper bounds so far", fontsize=8)
+
+
+def symbol_norms(layer: Layer, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """
+    Return the norm of a convolution at frequencies of its output, on a grid, uncertified.
+
+    Parameters
+    ----------
+    layer : Layer
+        A convolution with any stride, dilation and groups, transposed or not.
+    count : int
+        Points per axis, from -pi to pi inclusive.
+
+    Returns
+    -------
+    array, shape ``(count, ...)``
+        Norms; for a transposed convolution by the frequency of its input.
+    """
+    kernel = layer.weight.astype(np.result_type(layer.weight.dtype, np.float64))
+    scale = float(np.max(np.abs(kernel), initial=0.0)) or 1.0
+    spatial = kernel.shape[2:]
+    geometry = layer.geometry or {}
+    groups = geometry.get("groups", 1)
+    stride, dilation = (_per_axis(geometry.get(k, 1), spatial) for k in ("stride", "dilation"))
+    taps = (kernel / scale).reshape(groups, -1, *kernel.shape[1:2], math.prod(spatial))
+    taps = np.moveaxis(taps, -1, 0)
+    flat = taps.reshape(len(taps), -1)
+    offsets = np.stack(np.unravel_index(np.arange(len(taps)), spatial), axis=-1) * dilation
+    lines = [np.linspace(-math.pi, math.pi, count)] * len(spatial)
+    points = np.stack([g.reshape(-1) for g in np.meshgrid(*lines, indexing="ij")], axis=-1)
+    folds = np.asarray(list(itertools.product(*map(range, stride))))
+    at_once = max(_CHUNK // (flat.shape[1] * len(folds)), 1)
+    norms = []
+    for start in range(0, len(points), at_once):
+        theta = (points[start : start + at_once, None, :] + 2 * math.pi * folds) / stride
+        values = np.exp(1j * (theta @ offsets.T)) @ flat  # (points, folds, groups c_out c_in)
+        blocks = values.reshape(*values.shape[:2], *taps.shape[1:])
+        blocks = np.moveaxis(blocks, 1, -1).reshape(
+            -1, *taps.shape[1:3], taps.shape[3] * len(folds)
+        )
+        norms.append(_norms(blocks).reshape(-1, groups).max(axis=1))
+    norm = scale / math.sqrt(len(folds)) * np.concatenate(norms)
+    return np.asarray(norm.reshape((count,) * len(spatial)))
+
+
+def _norms(blocks: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the norms of matrices as square roots of eigenvalues of their smaller Gram matrices."""
+    if blocks.shape[-2] > blocks.shape[-1]:
+        blocks = blocks.swapaxes(-2, -1)
+    gram = blocks @ blocks.conj().swapaxes(-2, -1)
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[..., -1], 0.0))
+
+
+def _per_axis(value: Any, spatial: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.broadcast_to(np.asarray(value, dtype=np.int64), (len(spatial),))
+
+
+def draw_symbol(layer: Layer, row: Row, size: str, path: str) -> None:
+    """
+    Write a picture of the norm over the frequencies of one convolution.
+
+    Parameters
+    ----------
+    layer : Layer
+        A convolution with one or two spatial axes.
+    row : Row
+        Its bounds.
+    size : str
+        Where they hold, in words.
+    path : str
+        The PNG file.
+    """
+    if row.error is not None or not math.isfinite(row.upper):
+        msg = f"{layer.name!r} has no finite bound, hence no picture: {row.error or row.upper}"
+        raise ReadError(msg)
+    axes_count = layer.weight.ndim - 2
+    count = _points_per_axis(layer)
+    norms = symbol_norms(layer, count)
+    line = np.linspace(-math.pi, math.pi, count)
+    peak = np.unravel_index(int(np.argmax(norms)), norms.shape)
+    where = ", ".join(f"{line[i]:.3f}" for i in peak)
+    label = f"largest here: {norms[peak]:.4g} at ({where})"
+    figure, (axes,) = _figure(6.4, 4.0 if axes_count == 1 else 6.2, columns=1)
+    mark = {"linestyle": "none", "markersize": 9, "color": _PEAK, "label": label}
+    if axes_count == 1:
+        axes.plot(line, norms, color=_LOWER, linewidth=1.2)
+        axes.plot(line[peak[0]], norms[peak], "x", **mark)
+        axes.set_ylabel("norm", fontsize=8)
+        axes.set_ylim(0.0, 1.1 * norms[peak] or 1.0)
+        axes.set_xlabel("frequency, radians per output sample", fontsize=8)
+    else:
+        edge = math.pi * count / (count - 1)  # the outer points in the middle of their pixels
+        image = axes.imshow(
+            norms, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis"
+        )
+        axes.plot(line[peak[1]], line[peak[0]], "x", markeredgewidth=2, **mark)
+        axes.set_xlabel("frequency along the second axis, radians per output sample", fontsize=8)
+        axes.set_ylabel("along the first axis", fontsize=8)
+        figure.colorbar(image, ax=axes, shrink=0.82).ax.tick_params(labelsize=7)
+    for axis in [axes.xaxis, axes.yaxis][:axes_count]:
+        axis.set_ticks(
+            [-math.pi, -math.pi / 2, 0, math.pi / 2, math.pi], ["-π", "-π/2", "0", "π/2", "π"]
+        )
+    axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    bounds = f"{decimal_text(row.lower, up=False)} ≤ norm ≤ {decimal_text(row.upper, up=True)}"
+    grid = " x ".join([str(count)] * axes_count)
+    title = f"{_short(layer.name, 60)}\ncertified {size}: {bounds}\nthe picture: a grid of {grid}, not certified"
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    _write(figure, path)
+
+
+def require_symbol(layers: Sequence[Layer]) -> None:
+    """
+    Raise ReadError unless one convolution is chosen that can be drawn.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        The chosen layers.
+    """
+    names = ", ".join(layer.name for layer in layers)
+    if len(layers) != 1 or layers[0].kind != "conv":
+        msg = f"--plot-symbol draws one convolution: choose it with --include, got {names}"
+        raise ReadError(msg)
+    if layers[0].weight.ndim > 4:
+        msg = (
+            f"--plot-symbol draws one or two spatial axes, {names} has {layers[0].weight.ndim - 2}"
+        )
+        raise ReadError(msg)
+
+
+def _points_per_axis(layer: Layer) -> int:
+    """Return how fine a grid the work allows, an odd number of points."""
+    weight = layer.weight
+    axes = weight.ndim - 2
+    groups = (layer.geometry or {}).get("groups", 1)
+    stride = _per_axis((layer.geometry or {}).get("stride", 1), weight.shape[2:])
+    folds = math.prod(stride.tolist())
+    small, large = sorted((weight.shape[0] // groups, weight.shape[1] * folds))
+    cost = groups * small * large * (8 * small + math.prod(weight.shape[2:]))
+    if folds > _FOLDS or cost * _FEWEST**axes > _PATIENCE * _WORK:
+        msg = f"{layer.name!r} is too large to draw, of shape {weight.shape} and stride {tuple(stride.tolist())}"
+        raise ReadError(msg)
+    fits = int((_WORK / max(cost, 1)) ** (1 / axes))
+    return max(min(fits, _FINEST[axes]) // 2 * 2 + 1, _FEWEST)
+
+
+def _figure(width: float, height: float, *, columns: int) -> tuple[Any, Sequence[Any]]:
+    """Return a figure that needs no display, and its axes side by side."""
+    from matplotlib import rc_context, rcParamsDefault  # noqa: PLC0415
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with rc_context(rcParamsDefault):  # the same picture for everybody
+        figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        ratios = (2, 1)[:columns]
+        axes = figure.subplots(1, columns, squeeze=False, width_ratios=ratios)[0]
+    for one in axes:
+        one.tick_params(labelsize=7)
+    return figure, list(axes)
+
+
+def _short(text: str, most: int) -> str:
+    """Return text for a label: without control characters, its middle left out if it is long."""
+    text = printable(text)
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+
+
+def _write(figure: Any, path: str) -> None:
+    """Write the whole picture or nothing."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):  # of letters that the font has not
+        figure.savefig(stream, format="png", metadata={"Software": None})
+    target = Path(path).resolve()
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(stream.getvalue())
+        unfinished.replace(target)
+    except OSError as error:
+        msg = f"cannot write {str(target)!r}: {error.strerror}"
+        raise ReadError(msg) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
