@@ -1,7 +1,8 @@
 """The product over the layers of a ResNet-18: what each method makes of a bound of the network.
 
 All 20 convolutions with their strides, zero padding and image sizes; ratios are to the norms of those very operators,
-from below by ARPACK, so a ratio below 1 is proved to be on the wrong side.  For the weights that training on ImageNet
+from below by ARPACK (whose tolerance of 1e-3 is that of a residual; values are far closer), so a ratio below 1 is
+proved to be on the wrong side.  For the weights that training on ImageNet
 left, published values of this ratio are 1.47 for the Gram iteration, 86 for Fantastic Four and 3e10 for LipGrid (the
 notebook stored with the code of arXiv:2305.16173).
 """
@@ -9,6 +10,7 @@ notebook stored with the code of arXiv:2305.16173).
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,6 @@ from benchmarks.kernels import RESNET18, Layer, decaying, gaussian
 from benchmarks.rivals import arpack
 from benchmarks.tables import Table
 from gramnorm import classical
-
-RTOL = 1e-2
-"""Of the brackets: twenty of them multiply to at most 1.22."""
 
 WEIGHTS = {"random": gaussian, "decaying spectrum": decaying}
 
@@ -37,8 +36,8 @@ def _every(method: Callable[..., Any], **options: Any) -> Callable[[Any, Layer],
 
 
 METHODS: dict[str, Callable[[Any, Layer], Any]] = {
-    "gramnorm, every size": _every(gn.conv_norm_bound, rtol=RTOL),
-    "gramnorm, at the size": _sized(lambda *args, **k: gn.conv_norm_bound(*args, rtol=RTOL, **k)),
+    "gramnorm, every size, rtol 0.01": _every(gn.conv_norm_bound, rtol=0.01),
+    "gramnorm, at the size, rtol 0.05": _sized(partial(gn.conv_norm_bound, rtol=0.05)),
     "norm2toep_upper_bound, 2 steps": _every(classical.norm2toep_upper_bound, steps=2),
     "fantastic_four_upper_bound": _every(classical.fantastic_four_upper_bound),
     "aol_upper_bound": _every(classical.aol_upper_bound),
@@ -63,7 +62,7 @@ def network(device: Device) -> Iterator[Table]:
             arpack(
                 kernel.astype(np.float64),
                 layer.n,
-                tol=1e-6,
+                tol=1e-3,
                 stride=layer.stride,
                 padding=layer.padding,
             )()

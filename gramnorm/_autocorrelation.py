@@ -1,16 +1,18 @@
-"""A bound on a symbol from the autocorrelation of its taps: exact for orthogonal convolutions.
+"""The autocorrelation of the taps of a symbol, for symbols with nearly the same norm at every frequency.
 
-With H_m = sum_k K_k^H K_{k+m} the square of the symbol is F^H F = sum_m H_m exp(i m . theta), hence
+With H_m = sum_k K_k^H K_{k+m} the square of the symbol is F^H F = sum_m H_m exp(i m . theta), so its eigenvalues lie in
 (docs/theory.md, Lemma 9)
 
-    sup ||F||^2 <= ||H_0|| + sum_{m != 0} ||H_m||.
+    lambda_min(H_0) - sum_{m != 0} ||H_m||,   ||H_0|| + sum_{m != 0} ||H_m||,
 
-A symbol whose norm is the same at every frequency is the worst case of a search over frequencies;
-if it is a multiple of a unitary matrix, H_m = 0 for m != 0 and the bound is sharp.
+and sup ||F||^2 <= c + sup ||F^H F - c I|| for any c.  A symbol whose norm is the same at every frequency is the
+worst case of a search.  If it is a multiple of a unitary matrix, H_m = 0 for m != 0 and the interval is a point; near
+to that F^H F - c I is small, and a rough bound on it is a sharp one on F.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -30,38 +32,96 @@ LAGS = 1000
 _STEPS = 6
 
 
-def symbol_bound(taps: Array, offsets: HostInts, *, xp: Namespace) -> float:
-    """Return an upper bound on the norm of the symbol of taps (T, groups, p, q); inf if too large to form."""
+@dataclasses.dataclass(frozen=True)
+class Autocorrelation:
+    """The taps H_m, shape (lags, groups, q, q), and their lags.
+
+    Attributes
+    ----------
+    error : float
+        Bound on the norm of the difference of ``sum H_m exp(i m . theta)`` from the exact one.
+    floor, ceiling : float
+        Bounds on the squares of the q singular values of the symbol, at every frequency and in every group.
+    """
+
+    taps: Array
+    lags: HostInts
+    error: float
+    floor: float
+    ceiling: float
+
+    def less(self, centre: float, *, xp: Namespace) -> tuple[Array, float]:
+        """Return the taps of F^H F - centre I, and what bounds their error; `centre` is a number of their type."""
+        prec, device = precision_of(self.taps.dtype, xp=xp), _xp.device_of(self.taps)
+        q = int(self.taps.shape[-1])
+        middle = np.all(self.lags == 0, axis=1).astype(np.float64)[:, None, None, None]
+        at_zero = _xp.from_host(middle * centre, dtype=self.taps.dtype, device=device, xp=xp)
+        taps = self.taps - at_zero * xp.eye(q, dtype=self.taps.dtype, device=device)
+        rounded = prec.unit * (self.ceiling + centre)  # of each entry on the diagonal
+        return taps, self.error + rounded
+
+
+def autocorrelation(taps: Array, offsets: HostInts, *, xp: Namespace) -> Autocorrelation | None:
+    """Return the autocorrelation of taps (T, groups, p, q); None if there is too much of it."""
     count, groups, p, q = taps.shape
     spread = np.ptp(offsets, axis=0)
     if count * q > COLUMNS or np.prod(2.0 * spread + 1) > LAGS:
-        return math.inf
+        return None
     prec = precision_of(taps.dtype, xp=xp)
     rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, p, count * q))
     gram = _xp.gram_matrix(rows, xp=xp)
     blocks = xp.reshape(gram, (groups, count, q, count, q))
     blocks = xp.reshape(xp.permute_dims(blocks, (1, 3, 0, 2, 4)), (count * count, groups, q, q))
 
-    lags = (offsets[None, :, :] - offsets[:, None, :]).reshape(count * count, -1)
-    kinds, which = np.unique(lags, axis=0, return_inverse=True)
-    total = np.zeros(groups)
-    for index, lag in enumerate(kinds):
-        pairs = np.flatnonzero(which.reshape(-1) == index)
-        h = xp.sum(_xp.select(blocks, pairs, xp=xp), axis=0)
-        if np.any(lag):
-            total += np.sqrt(_xp.to_host(inner_product(h, h, xp=xp)) * (1 + prec.gamma(4 * q + 6)))
-        else:
-            total += _norms(h, xp=xp)
-    sums = prec.gamma(2 * (p + count * q) + 8)
-    squares = _xp.to_host(inner_product(rows, rows, xp=xp)) * (1 + sums)
+    every = (offsets[None, :, :] - offsets[:, None, :]).reshape(count * count, -1)
+    lags, which = np.unique(every, axis=0, return_inverse=True)
+    order = [np.flatnonzero(which.reshape(-1) == index) for index in range(len(lags))]
+    sums = xp.stack([xp.sum(_xp.select(blocks, pairs, xp=xp), axis=0) for pairs in order], axis=0)
+    norms = _norms(xp.reshape(sums, (len(lags) * groups, q, q)), xp=xp).reshape(len(lags), groups)
+    zero = int(np.flatnonzero(~np.any(lags, axis=1))[0])
+    most, least = norms[zero], _least_eigenvalues(sums[zero, ...], norms[zero], xp=xp)
+    rest = np.sum(np.delete(norms, zero, axis=0), axis=0)
+    loss = prec.gamma(2 * (p + count * q) + 8)
+    squares = _xp.to_host(inner_product(rows, rows, xp=xp)) * (1 + loss)
     # each of the T^2 blocks errs by kappa |K_k|^H |K_l|, their sums by gamma_T of the same
     error = 1.1 * count * (prec.kappa(p) + prec.gamma(count)) * squares
     error += count**2 * prec.underflow(p) * q
-    total *= 1 + (len(kinds) + 8) * 2.0**-52
-    return math.sqrt(float(np.max(total + error))) * (1 + 2.0**-44)
+    rest = rest * (1 + (len(lags) + 8) * 2.0**-52) + error
+    return Autocorrelation(
+        taps=sums,
+        lags=lags,
+        error=float(np.max(error)),
+        floor=max(float(np.min(least - rest - 2.0**-50 * most)), 0.0),
+        ceiling=float(np.max(most + rest)) * (1 + 2.0**-50),
+    )
+
+
+def _least_eigenvalues(h: Array, most: HostFloats, *, xp: Namespace) -> HostFloats:
+    """Return lower bounds on the eigenvalues of a stack of positive semidefinite matrices of norms up to `most`.
+
+    For t from there on the least one is t less the norm of t I - h.
+    """
+    prec, device = precision_of(h.dtype, xp=xp), _xp.device_of(h)
+    t = _xp.from_host(most, dtype=_xp.real_dtype(h.dtype, xp=xp), device=device, xp=xp)
+    rest = t[:, None, None] * xp.eye(int(h.shape[-1]), dtype=h.dtype, device=device) - h
+    # the difference rounds its diagonal, by less than u of its norm
+    return np.asarray(_xp.to_host(t) - _norms(rest, xp=xp) * (1 + 2 * prec.unit))
 
 
 def _norms(h: Array, *, xp: Namespace) -> HostFloats:
-    """Return upper bounds on the norms of a stack of Hermitian matrices."""
-    chain = GramChain(h, xp=xp)
-    return np.asarray(np.min([chain.advance()[1] for _ in range(_STEPS)], axis=0))
+    """Return upper bounds on the norms of a stack of matrices."""
+    norms = _frobenius(h, xp=xp)
+    large = np.flatnonzero(norms > 2.0**-50)  # smaller ones are as good as zero
+    if large.size:
+        chain = GramChain(_xp.select(h, large, xp=xp), xp=xp)
+        squared = np.min([chain.advance()[1] for _ in range(_STEPS)], axis=0)
+        norms[large] = np.minimum(norms[large], squared)
+    return norms
+
+
+def _frobenius(h: Array, *, xp: Namespace) -> HostFloats:
+    """Return upper bounds on the Frobenius norms of a stack of matrices."""
+    loss = precision_of(h.dtype, xp=xp).gamma(4 * int(h.shape[-1]) + 6)
+    # of squares that underflowed
+    lost = float(xp.finfo(h.dtype).smallest_normal) * math.prod(h.shape[1:])
+    return np.sqrt(_xp.to_host(inner_product(h, h, xp=xp)) * (1 + loss) + 2 * lost) * (1 + 2.0**-50)

@@ -19,10 +19,13 @@ from gramnorm import _ascent, _norms
 from gramnorm._cells import Cells, first_count
 from gramnorm._norms import Bound, Maximum, chunks, evaluate, limit
 from gramnorm._symbol import Symbol, polyphase
-from gramnorm._typing import Array, Namespace
+from gramnorm._typing import Array, HostFloats, Namespace
 
 CORNERS = 6
 """Most axes for which all frequencies with angles 0 and pi are tried first."""
+
+FLAT = 0.125
+"""The least share of the largest singular value squared, at any frequency, from which on a symbol counts as flat."""
 
 MANY = 48
 """Open cells from which on a local ascent is worth its cost."""
@@ -83,6 +86,8 @@ def over_torus(
         best.upper = max(best.upper, float(np.max(bounds[~open_], initial=0.0)))
         if ceiling == math.inf and np.mean(open_) > 0.5 and best.evaluations > most // 100:
             ceiling = symbol.flat_bound()  # so many open cells: the symbol may be flat
+            if not best.is_finished(np.asarray(ceiling)):
+                ceiling = min(ceiling, _by_squares(symbol, kernel_size, best, xp=xp))
             if best.is_finished(np.asarray(ceiling)):
                 best.upper = ceiling
                 break
@@ -102,10 +107,35 @@ def _climb(symbol: Symbol, best: Maximum, climbed: float, *, xp: Namespace) -> f
     """Improve the lower bound by a local ascent, unless it is what the last one found; return the new one."""
     if best.turns is not None and best.lower > climbed:
         turns = _ascent.climb(symbol.host_taps(best.block), symbol.offsets, best.turns)
-        fine = np.full(len(turns), 2**20)
-        points = np.round(turns * fine).astype(np.int64)[None, :] % fine
-        evaluate(symbol, points, fine, best.decides_points, best, xp=xp)
+        _look_at(symbol, best, turns, xp=xp)
     return best.lower
+
+
+def _by_squares(
+    symbol: Symbol, kernel_size: tuple[int, ...], best: Maximum, *, xp: Namespace
+) -> float:
+    """Bound the supremum by sup ||F||^2 <= c + sup ||F^H F - c I||; inf if the symbol is far from flat (Lemma 9)."""
+    found, square = symbol.autocorrelation, best.lower**2
+    if found is None or found.floor < FLAT * square:
+        return math.inf
+    # half way between the smallest and the largest square: as far from the one as from the other
+    centre = float(np.float32((found.floor + square) / 2))
+    squared = symbol.squared(centre)
+    assert squared is not None
+    lags = tuple(2 * k - 1 for k in kernel_size)
+    rtol = best.rtol * square / (square - centre)  # twice that, and the whole gap would be spent
+    most = over_torus(squared, lags, rtol=rtol, xp=xp)
+    best.evaluations += most.evaluations
+    if most.turns is not None:
+        _look_at(symbol, best, most.turns, xp=xp)
+    return math.sqrt(centre + most.upper) * (1 + 2.0**-50)
+
+
+def _look_at(symbol: Symbol, best: Maximum, turns: HostFloats, *, xp: Namespace) -> None:
+    """Improve the lower bound by the norm at one frequency, as sharp as it can be had."""
+    fine = np.full(len(turns), 2**20)
+    points = np.round(turns * fine).astype(np.int64)[None, :] % fine
+    evaluate(symbol, points, fine, lambda low, _: np.zeros_like(low, np.bool_), best, xp=xp)
 
 
 def _around(cosine: float) -> Bound:

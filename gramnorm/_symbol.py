@@ -11,13 +11,15 @@ for T taps and phases that are wrong by omega at most.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _autocorrelation, _xp
+from gramnorm import _xp
+from gramnorm._autocorrelation import Autocorrelation, autocorrelation
 from gramnorm._moments import inner_product
 from gramnorm._rounding import precision_of
 from gramnorm._typing import Array, HostInts, Namespace
@@ -169,6 +171,22 @@ class Symbol:
         values = _xp.matmul(moved, self._flat, xp=xp)
         return xp.reshape(values, (numerators.shape[0] * self.blocks, *self.block_shape))
 
+    @functools.cached_property
+    def autocorrelation(self) -> Autocorrelation | None:
+        """Autocorrelation of the taps with no fewer rows than columns; None if there is too much of it."""
+        return autocorrelation(self._oriented, self.offsets, xp=self._xp)
+
     def flat_bound(self) -> float:
         """Return a bound on the norm at every frequency that is sharp if the symbol is a scaled unitary."""
-        return _autocorrelation.symbol_bound(self._oriented, self.offsets, xp=self._xp)
+        found = self.autocorrelation
+        return math.inf if found is None else math.sqrt(found.ceiling) * (1 + 2.0**-50)
+
+    def squared(self, centre: float) -> Symbol | None:
+        """Return the symbol F^H F - centre I of Hermitian blocks, or None if there is too much of it."""
+        found = self.autocorrelation
+        if found is None:
+            return None
+        taps, error = found.less(centre, xp=self._xp)
+        symbol = Symbol(taps, found.lags, xp=self._xp)
+        symbol.error += error
+        return symbol

@@ -606,6 +606,15 @@ def flat_paraunitary(rng: Rng, co: int, ci: int, taps: Sequence[int], dtype: str
 
 
 @kernel_family
+def nearly_flat(rng: Rng, co: int, ci: int, taps: Sequence[int], dtype: str) -> np.ndarray:
+    """Return nearly an orthogonal convolution with noise on it: hardly flatter than that is hard to tell."""
+    noise = 10.0 ** rng.uniform(-5, -1) * _normal(rng, (co, ci, *taps), dtype)
+    return _cast(
+        flat_paraunitary(rng, co, ci, taps, dtype) + noise / (co * math.prod(taps)) ** 0.5, dtype
+    )
+
+
+@kernel_family
 def shifts(rng: Rng, co: int, ci: int, taps: Sequence[int], dtype: str) -> np.ndarray:
     kernel = np.zeros((co, ci, *taps), dtype)
     for i, j in zip(rng.permutation(co), rng.permutation(ci), strict=False):

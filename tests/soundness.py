@@ -352,7 +352,7 @@ def random_case(rng: np.random.Generator) -> Case:
     groups = options["groups"]
     kernel = np.concatenate([KERNELS[name](rng, co, ci, taps, dtype) for _ in range(groups)])
     rtols = (None, None, 0.1, 1e-2, 1e-4) if dims < 3 else (None, 0.1, 1e-2)
-    if name in ("flat_paraunitary", "shifts"):  # no box can be dropped: dear on several axes
+    if name in ("flat_paraunitary", "shifts"):  # no cell can be dropped: dear on several axes
         rtols = {1: rtols, 2: (0.1, 1e-2), 3: (0.3, 0.1)}[dims]
     options["rtol"] = rtols[rng.integers(len(rtols))]
     return Case(name, kernel, options)
