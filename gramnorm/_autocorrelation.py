@@ -124,4 +124,5 @@ def _frobenius(h: Array, *, xp: Namespace) -> HostFloats:
     loss = precision_of(h.dtype, xp=xp).gamma(4 * int(h.shape[-1]) + 6)
     # of squares that underflowed
     lost = float(xp.finfo(h.dtype).smallest_normal) * math.prod(h.shape[1:])
-    return np.sqrt(_xp.to_host(inner_product(h, h, xp=xp)) * (1 + loss) + 2 * lost) * (1 + 2.0**-50)
+    squares: HostFloats = _xp.to_host(inner_product(h, h, xp=xp)) * (1 + loss) + 2 * lost
+    return np.sqrt(squares) * (1 + 2.0**-50)
