@@ -29,11 +29,11 @@ def draw(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _ratios(*found: Table) -> Any:
+def _ratios(table: Table) -> Any:
     """Draw the ratios of time with their goals: left of 1 is faster than the rival."""
     import matplotlib.pyplot as plt
 
-    rows = [row | {"title": table.title} for table in found for row in table.rows]
+    rows = table.rows
     figure, axes = plt.subplots(figsize=(7.5, 0.26 * len(rows) + 1.2))
     labels = []
     for y, row in enumerate(rows):

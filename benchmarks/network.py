@@ -69,26 +69,29 @@ def network(device: Device) -> Iterator[Table]:
             for kernel, layer in zip(kernels, RESNET18, strict=True)
         ]
         for name, method in METHODS.items():
-            log, seconds, below = 0.0, 0.0, 0
-            for number, (host, layer, norm) in enumerate(
-                zip(kernels, RESNET18, norms, strict=True), 1
-            ):
-                kernel, found = device.asarray(host), []
-
-                def call(kernel: Any = kernel, layer: Layer = layer, found: Any = found) -> None:
-                    found.append(float(method(kernel, layer)))  # noqa: B023
-
-                spent = device.seconds(call, 1)
-                ratio = found[0] / norm
-                log, seconds, below = log + math.log(ratio), seconds + spent, below + (ratio < 1)
+            log, total, below = 0.0, 0.0, 0
+            numbered = enumerate(zip(kernels, RESNET18, norms, strict=True), 1)
+            for number, (kernel, layer, norm) in numbered:
+                value, seconds = _measured(method, device.asarray(kernel), layer, device)
+                ratio = value / norm
+                log, total, below = log + math.log(ratio), total + seconds, below + (ratio < 1)
                 layers.append(
                     {"weights": kind, "number": number, "layer": str(layer), "method": name}
-                    | {"value / norm": ratio, "seconds": spent}
+                    | {"value / norm": ratio, "seconds": seconds}
                 )
             products.append(
                 {"weights": kind, "method": name, "product / true product": math.exp(log)}
-                | {"layers below the norm": below, "seconds": seconds}
+                | {"layers below the norm": below, "seconds": total}
             )
     title = "ResNet-18: product of 20 layers over that of their norms with zero padding, float32"
     yield Table("network", title, products)
     yield Table("network_layers", "ResNet-18, layer by layer", layers)
+
+
+def _measured(
+    method: Callable[[Any, Layer], Any], kernel: Any, layer: Layer, device: Device
+) -> tuple[float, float]:
+    """Return the value of a method and the seconds it took."""
+    found: list[float] = []
+    seconds = device.seconds(lambda: found.append(float(method(kernel, layer))), 1)
+    return found[0], seconds

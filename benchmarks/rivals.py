@@ -102,7 +102,7 @@ def orthogonium(kernel: Any, n: int | None = None, **options: Any) -> Callable[[
     """Return what orthogonium finds for a layer with zero padding, or with circular padding on n x n."""
     values = library("orthogonium.layers.conv.singular_values", "orthogonium")
     layer = torch_layer(kernel, n, **options)
-    return lambda: float(values.get_conv_sv(layer, 4, return_stab_rank=False, imsize=n))
+    return lambda: float(values.get_conv_sv(layer, 3, return_stab_rank=False, imsize=n))
 
 
 def arpack(kernel: Any, n: int, tol: float = 1e-3, **options: Any) -> Callable[[], float]:

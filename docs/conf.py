@@ -29,7 +29,7 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmarks/*"]  # the tables are included by benchmarks.md
 templates_path = ["_templates"]
 
 # Types are stated in words in the docstrings; the annotations only say "array".

@@ -24,7 +24,7 @@ from gramnorm._rounding import precision_of
 from gramnorm._typing import Array, HostFloats, HostInts, Namespace
 
 COLUMNS = 4096
-"""Most columns of the matrix of all taps whose Gram matrix is formed."""
+"""Most columns of the matrix of all taps whose Gram matrix is formed; its square is the most entries for all groups."""
 
 LAGS = 1000
 """Most lags, of which there are (2 k - 1) per axis."""
@@ -65,7 +65,8 @@ def autocorrelation(taps: Array, offsets: HostInts, *, xp: Namespace) -> Autocor
     """Return the autocorrelation of taps (T, groups, p, q); None if there is too much of it."""
     count, groups, p, q = taps.shape
     spread = np.ptp(offsets, axis=0)
-    if count * q > COLUMNS or np.prod(2.0 * spread + 1) > LAGS:
+    entries = groups * (count * q) ** 2
+    if count * q > COLUMNS or entries > COLUMNS**2 or np.prod(2.0 * spread + 1) > LAGS:
         return None
     prec = precision_of(taps.dtype, xp=xp)
     rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, p, count * q))

@@ -57,9 +57,13 @@ def over_torus(
     *,
     rtol: float,
     most: int | None = None,
+    squares: bool = True,
     xp: Namespace,
 ) -> Maximum:
-    """Bracket the supremum over all frequencies, with at most about `most` evaluations."""
+    """Bracket the supremum over all frequencies, with at most about `most` evaluations.
+
+    `squares` allows for another search on the square of the symbol, if it is flat.
+    """
     best = Maximum(rtol)
     if max(kernel_size) > 1 and len(kernel_size) <= CORNERS:
         ends = np.asarray(
@@ -84,7 +88,8 @@ def over_torus(
             climbed = _climb(symbol, best, climbed, xp=xp)
         open_ = ~best.is_finished(bounds)
         best.upper = max(best.upper, float(np.max(bounds[~open_], initial=0.0)))
-        if ceiling == math.inf and np.mean(open_) > 0.5 and best.evaluations > most // 100:
+        many = np.mean(open_) > 0.5 and best.evaluations > most // 100
+        if squares and many and ceiling == math.inf:
             ceiling = symbol.flat_bound()  # so many open cells: the symbol may be flat
             if not best.is_finished(np.asarray(ceiling)):
                 ceiling = min(ceiling, _by_squares(symbol, kernel_size, best, xp=xp))
@@ -118,13 +123,16 @@ def _by_squares(
     found, square = symbol.autocorrelation, best.lower**2
     if found is None or found.floor < FLAT * square:
         return math.inf
-    # half way between the smallest and the largest square: as far from the one as from the other
-    centre = float(np.float32((found.floor + square) / 2))
+    # half way between the smallest and the largest square, or below: the largest is as far off as any
+    middle = (found.floor + square) / 2
+    centre = float(np.float32(middle))
+    if centre > middle:
+        centre = float(np.nextafter(np.float32(middle), np.float32(0)))
     squared = symbol.squared(centre)
     assert squared is not None
     lags = tuple(2 * k - 1 for k in kernel_size)
     rtol = best.rtol * square / (square - centre)  # twice that, and the whole gap would be spent
-    most = over_torus(squared, lags, rtol=rtol, xp=xp)
+    most = over_torus(squared, lags, rtol=rtol, most=limit(squared) // 4, squares=False, xp=xp)
     best.evaluations += most.evaluations
     if most.turns is not None:
         _look_at(symbol, best, most.turns, xp=xp)

@@ -96,6 +96,8 @@ class Symbol:
         Taps in the working precision, one block per group, with entries of size at most about 1.
     offsets : host ints, shape (T, axes)
         Position of each tap.
+    taps_error : float
+        What errors of the taps themselves make of a block at most, in the spectral norm.
 
     Attributes
     ----------
@@ -103,7 +105,9 @@ class Symbol:
         Bound, in the spectral norm, on the difference between a computed block and the exact one.
     """
 
-    def __init__(self, taps: Array, offsets: HostInts, *, xp: Namespace) -> None:
+    def __init__(
+        self, taps: Array, offsets: HostInts, *, taps_error: float = 0.0, xp: Namespace
+    ) -> None:
         self.taps = taps
         self._narrow: Symbol | None = None
         if taps.shape[2] < taps.shape[3]:
@@ -117,7 +121,8 @@ class Symbol:
         count = taps.shape[0]
         self._flat = xp.astype(xp.reshape(taps, (count, -1)), work)
         self._oriented = taps
-        self.error = self._error_bound(taps)
+        self._taps_error = taps_error
+        self.error = self._error_bound(taps) + taps_error
 
     def host_taps(self, block: int) -> npt.NDArray[np.inexact]:
         """Return the taps of a block on the host, in double precision, shape (T, p, q) as given."""
@@ -132,11 +137,12 @@ class Symbol:
         if double and large and _xp.float32_products_are_exact(self.taps, xp=xp):
             if self._narrow is None:
                 kind = xp.float32 if self.real else xp.complex64
-                self._narrow = Symbol(xp.astype(self.taps, kind), self.offsets, xp=xp)
                 # each entry of a tap is off by u of single precision, or by what underflowed
                 size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
                 lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
-                self._narrow.error += lost
+                taps = xp.astype(self.taps, kind)
+                off = self._taps_error + lost
+                self._narrow = Symbol(taps, self.offsets, taps_error=off, xp=xp)
             yield self._narrow
         yield self
 
@@ -187,6 +193,4 @@ class Symbol:
         if found is None:
             return None
         taps, error = found.less(centre, xp=self._xp)
-        symbol = Symbol(taps, found.lags, xp=self._xp)
-        symbol.error += error
-        return symbol
+        return Symbol(taps, found.lags, taps_error=error, xp=self._xp)

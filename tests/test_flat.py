@@ -127,3 +127,29 @@ def test_squares_save_most_of_the_cells(monkeypatch):
     assert with_squares.n_products < without.n_products / 2
     assert with_squares.lower <= without.upper
     assert without.lower <= with_squares.upper
+
+
+def test_single_precision_does_not_forget_the_error_of_the_taps():
+    rng = np.random.default_rng(17)
+    kernel = nearly_orthogonal(rng, 64, (3, 3), 1e-2).astype(np.float32).astype(np.float64)
+    squared = symbol_of(kernel.astype(np.float64)).squared(0.5)
+    wide = symbol_of(kernel).autocorrelation.error
+    narrow, itself = squared.narrow_first(100)
+    assert itself is squared
+    assert wide <= squared.error
+    assert squared.error <= narrow.error
+
+
+@pytest.mark.parametrize("rtol", [1e-9, 1e-11])
+def test_exactly_flat_symbols_converge_to_tight_tolerances(rtol):
+    for seed in range(3):
+        kernel = 1.2345 * nearly_orthogonal(np.random.default_rng(seed), 32, (3,), 0.0)
+        bracket = gn.conv_norm_bracket(kernel, rtol=rtol)
+        assert bracket.lower <= 1.2345 * (1 + 1e-13)
+        assert bracket.upper >= 1.2345 * (1 - 1e-13)
+        assert bracket.converged
+
+
+def test_an_autocorrelation_of_many_groups_is_not_formed():
+    kernel = np.zeros((16 * 32, 32, 5, 5, 5), dtype=np.float32)
+    assert symbol_of(kernel, 16).autocorrelation is None

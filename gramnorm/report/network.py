@@ -6,6 +6,7 @@ one vector; an input has the constant 1, and each step turns the constants of wh
 (docs/theory.md, Theorem 16).  Where a step is not understood there is no constant, and its reason is kept.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,20 +74,30 @@ def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True)
         return Constant(
             reason="the layers are bounded at another size or padding than the network's"
         )
-    failed = {row.name for row in rows if row.error is not None}
     uppers = {row.name: row.upper for row in rows if row.error is None}
     if not isinstance(network, Network):
-        try:
-            return Constant(float(gn.network_bound(network, uppers)))
-        except (TypeError, ValueError) as error:
-            missing = f"; without a bound: {', '.join(sorted(failed))}" if failed else ""
-            return Constant(reason=f"{error}{missing}")
+        return _described(network, rows)
     if network.stopped is not None:
         return Constant(reason=network.stopped)
     used = [step.layer for step in network.steps if step.layer is not None]
     if absent := [name for name in used if name not in uppers]:
         return Constant(reason=f"the layer {absent[0]!r} has no bound")
     return Constant(_walk(network, uppers))
+
+
+def _described(network: Any, rows: Sequence[Row]) -> Constant:
+    """Return the constant of nested data, in which every layer must occur and have a bound and a geometry."""
+    if assumed := [row.name for row in rows if row.assumed]:
+        return Constant(reason=f"nothing says what the layer {assumed[0]!r} does with its kernel")
+    uppers = {row.name: math.nan if row.error is not None else row.upper for row in rows}
+    try:
+        bound = float(gn.network_bound(network, uppers))
+    except (TypeError, ValueError) as error:
+        return Constant(reason=str(error).partition("; use them")[0])
+    if math.isnan(bound):
+        missing = ", ".join(repr(row.name) for row in rows if math.isnan(uppers[row.name]))
+        return Constant(reason=f"there is no bound of {missing}")
+    return Constant(bound)
 
 
 def _walk(network: Network, uppers: Mapping[str, float]) -> float:

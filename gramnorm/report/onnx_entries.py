@@ -27,6 +27,7 @@ __all__ = [
     "add",
     "batch_norm",
     "celu",
+    "clip",
     "dropout",
     "extremum",
     "gated",
@@ -71,9 +72,20 @@ def celu(node: Node) -> float:
     return 1.0
 
 
-def prelu(node: Node) -> float:
-    """Return the largest slope of PRelu."""
-    return max(1.0, _largest(node.fixed(1)))
+def prelu(node: Node) -> Effect:
+    """Rule of PRelu: slopes 1 and those stored, which may repeat entries."""
+    node.varying(0)
+    return _times(node, max(1.0, _largest(node.fixed(1))))
+
+
+def clip(node: Node) -> float:
+    """Return 1, unless a bound of another shape repeats entries."""
+    for position in (1, 2):
+        bound = node.fixed(position)
+        if bound is not None and bound.size > 1:
+            msg = f"its bound {position} has the shape {bound.shape}"
+            raise NotUnderstoodError(msg)
+    return 1.0
 
 
 def gelu(node: Node) -> float:
@@ -125,8 +137,13 @@ def batch_norm(node: Node) -> Effect:
     if node.attributes.get("training_mode", 0) or node.outputs > 1:
         msg = "training mode"
         raise NotUnderstoodError(msg)
-    if scale is None or variance is None or scale.ndim != 1 or scale.shape != variance.shape:
-        msg = "scale and variance are not vectors of one length"
+    vectors = [node.fixed(position) for position in (1, 2, 3, 4)]
+    if (
+        scale is None
+        or variance is None
+        or {getattr(v, "shape", None) for v in vectors} != {(scale.size,)}
+    ):
+        msg = "its constants are not four vectors of one length"
         raise NotUnderstoodError(msg)
     _largest(scale), _largest(variance)
     if x.shape is not None and (len(x.shape) < 2 or x.shape[1] not in (scale.size, None)):
@@ -175,10 +192,7 @@ def multiply(node: Node) -> Effect:
         by = float_above(1 / Fraction(least))
     else:
         by = _largest(constant)
-    factors, shape = _joined(node)
-    return Effect(
-        {i: float_above(Fraction(f) * Fraction(by)) for i, f in factors.items()}, (shape,)
-    )
+    return _times(node, by)
 
 
 def _gate_product(node: Node) -> Effect:
@@ -189,6 +203,14 @@ def _gate_product(node: Node) -> Effect:
             return Effect({position: gate.gate[1]}, (x.shape,))
     msg = "it combines two computed tensors, which has no Lipschitz constant by itself"
     raise NotUnderstoodError(msg)
+
+
+def _times(node: Node, by: float) -> Effect:
+    """Return the effect of entries that are multiplied by at most `by`, and repeated by broadcasting."""
+    factors, shape = _joined(node)
+    return Effect(
+        {i: float_above(Fraction(f) * Fraction(by)) for i, f in factors.items()}, (shape,)
+    )
 
 
 def _joined(node: Node) -> tuple[dict[int, float], Shape]:

@@ -141,8 +141,8 @@ def sliced(node: Node, shape: Shape) -> Shape:
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     result = list(shape)
-    for start, end, axis, step in zip(starts, ends, different_axes(axes), steps, strict=True):
-        i = axis_from_front(axis, len(shape))
+    places = different_axes([axis_from_front(axis, len(shape)) for axis in axes])
+    for start, end, i, step in zip(starts, ends, places, steps, strict=True):
         n = shape[i]
         whole = all(isinstance(v, int) for v in (n, start, end, step)) and step
         result[i] = len(range(*slice(start, end, step).indices(n))) if whole else None  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ where that only moves entries.
 """
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -28,6 +27,7 @@ __all__ = ["read_onnx"]
 
 _MOST_BYTES = 2**31  # what a protocol buffer may hold
 _MOST_PARTS = 10**5  # nodes, arrays, inputs and outputs: a byte or two each in a hostile file
+_MOST_USES = 50  # of one weight, each with another geometry or arrangement
 _FIRST_VERSION = 7  # of the operators: before it, constants were broadcast by other rules
 _FEW = 64  # entries of a shape that is put together in the graph
 _STANDARD = ("", "ai.onnx")
@@ -78,6 +78,8 @@ def read_onnx(stream: IO[bytes]) -> Contents:
         msg = f"its graph has {parts} parts, more than the limit of {_MOST_PARTS}"
         raise ReadError(msg)
     contents = _Walk(onnx, model).contents()
+    if not contents.layers and contents.failed:
+        raise ReadError(next(iter(contents.failed.values())))
     if not contents.layers:
         msg = f"there is no node {', '.join(_LAYERS)} with a stored weight in it"
         raise ReadError(msg)
@@ -129,6 +131,7 @@ class _Walk:
         self.layers: dict[str, Layer] = {}
         self.readers: dict[str, list[str]] = {}  # of a stored array: the operators
         self.refused: dict[str, str] = {}  # weights that became no layer
+        self.copied = 0  # bytes of constants that the graph makes of others
         self.redefined = {f.name for f in model.functions if f.domain in _STANDARD}
         self.version = max(
             (o.version for o in model.opset_import if o.domain in _STANDARD), default=0
@@ -152,7 +155,8 @@ class _Walk:
             tuple(t.name for t in varying),
             stopped if self.graph.output else "the graph has no output",
         )
-        return Contents(list(self.layers.values()), self._skipped(), network=network)
+        refused = {name: why for name, why in self.refused.items() if name not in self.layers}
+        return Contents(list(self.layers.values()), self._skipped(), refused, network=network)
 
     def _arrays(self) -> None:
         """Take the stored arrays as constants."""
@@ -177,7 +181,7 @@ class _Walk:
         dims = []
         for dim in value.type.tensor_type.shape.dim:
             number = dim.dim_value if dim.HasField("dim_value") else -1
-            dims.append(number if number >= 0 else (dim.dim_param or None))
+            dims.append(number if number > 0 else (dim.dim_param or None))  # 0: not known
         return Varying(value.name, tuple(dims))
 
     def _node(self, proto: Any, label: str) -> None:
@@ -189,6 +193,9 @@ class _Walk:
         outputs = list(proto.output)
         known = proto.domain in _STANDARD and proto.op_type not in self.redefined
         try:
+            if not outputs:
+                msg = "it has no output"
+                raise NotUnderstoodError(msg)
             attributes = {a.name: self._attribute(a) for a in proto.attribute}
             if len(attributes) < len(proto.attribute):
                 msg = "it has an attribute twice"
@@ -260,21 +267,22 @@ class _Walk:
         if effect.layer is None:
             return None
         source, weight, geometry = effect.layer
-        for use in itertools.count(1):
+        for use in range(1, _MOST_USES + 1):
             name = source if use == 1 else f"{source} (use {use})"
             there = self.layers.setdefault(name, Layer(name, weight, geometry))
             if there.geometry == geometry and np.array_equal(there.weight, weight, equal_nan=True):
                 return name
-        return None
+        msg = f"{source!r} is used in more than {_MOST_USES} ways"
+        raise NotUnderstoodError(msg)
 
     def _skipped(self) -> dict[str, str]:
         """Return why each stored array that is no layer is none."""
         skipped = {}
         for name, readers in self.readers.items():
-            if name in self.layers:
+            if name in self.layers or name in self.refused:
                 continue
             used = f"used by {', '.join(sorted(set(readers)))}, no layer of its own"
-            skipped[name] = self.refused.get(name) or (used if readers else "not used by the graph")
+            skipped[name] = used if readers else "not used by the graph"
         return skipped
 
     def _version_reason(self) -> str | None:
@@ -299,7 +307,12 @@ class _Walk:
         if len(outputs) != 1 or not isinstance(first, Fixed) or first.value is None:
             return [Fixed(name) for name in outputs]
         try:
-            return [Fixed(outputs[0], self._moved(node, first.value), first.source)]
+            moved = self._moved(node, first.value)
+            if moved is not None and not np.may_share_memory(moved, first.value):
+                self.copied += moved.nbytes
+                if self.copied > limits.MAX_BYTES // 8:  # beside the file itself
+                    moved = None
+            return [Fixed(outputs[0], moved, first.source)]
         except (NotUnderstoodError, ValueError, LookupError, TypeError, OverflowError):
             return [Fixed(outputs[0])]
 
@@ -317,7 +330,9 @@ class _Walk:
             if value.dtype.kind == "O":  # numbers and names of dimensions
                 return value if kind == "INT64" else None
             wider = {"FLOAT": "f4", "DOUBLE": "f8", "INT32": "i4", "INT64": "i8"}.get(kind, "V")
-            return value.astype(wider) if np.can_cast(value.dtype, wider, "safe") else None
+            return (
+                value.astype(wider, copy=False) if np.can_cast(value.dtype, wider, "safe") else None
+            )
         rest = [node.fixed(i) for i in range(1, len(node.inputs))]
         if sum(v.size for v in (value, *rest) if v is not None) > _FEW:
             return None

@@ -14,6 +14,7 @@ from gramnorm.report.onnx_entries import (
     add,
     batch_norm,
     celu,
+    clip,
     dropout,
     extremum,
     gated,
@@ -106,7 +107,7 @@ RULES = {
         ("Relu", "Tanh", "Softplus", "Softsign", "Abs", "Neg", "Sin", "Cos", "Atan"),
         _Rule(slope(lambda _: 1.0)),
     ),
-    "Clip": _Rule(slope(lambda _: 1.0), frozenset(("min", "max"))),
+    "Clip": _Rule(slope(clip), frozenset(("min", "max"))),
     "Dropout": _Rule(slope(dropout), frozenset(("ratio", "seed"))),
     "LeakyRelu": _Rule(
         slope(lambda node: max(1.0, modulus(node, "alpha", 0.01))), frozenset(("alpha",))
@@ -114,7 +115,7 @@ RULES = {
     "Elu": _Rule(slope(lambda node: max(1.0, modulus(node, "alpha", 1.0))), frozenset(("alpha",))),
     "Celu": _Rule(slope(celu), frozenset(("alpha",))),
     "Selu": _Rule(slope(selu), frozenset(("alpha", "gamma"))),
-    "PRelu": _Rule(slope(prelu)),
+    "PRelu": _Rule(prelu),
     "Sigmoid": _Rule(gated),
     "HardSigmoid": _Rule(gated, frozenset(("alpha", "beta"))),
     "HardSwish": _Rule(slope(lambda _: 1.5)),

@@ -236,14 +236,14 @@ def reduce(node: Node) -> Effect:
     axes = node.attributes.get("axes")
     if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
         axes = entries(node.fixed(1))
-    if axes is None and node.attributes.get("noop_with_empty_axes", 0):
+    if not axes and node.attributes.get("noop_with_empty_axes", 0):
         return Effect({0: 1.0}, (x.shape,))
     shape, reduced = None, None
     if x.shape is not None:
         chosen = (
             range(len(x.shape))
             if not axes
-            else [axis_from_front(a, len(x.shape)) for a in different_axes(axes)]
+            else different_axes([axis_from_front(a, len(x.shape)) for a in axes])
         )
         reduced = [x.shape[a] for a in chosen]
         keep = bool(node.attributes.get("keepdims", 1))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gramnorm.report.contents import Contents, Layer, ReadError, damage_is, one_line
+from gramnorm.report.network import Network
 
 __all__ = ["Description", "described", "parse_description", "read_sidecar"]
 
@@ -184,8 +185,11 @@ def described(contents: Contents, description: Description, where: str) -> Conte
     Raises
     ------
     ReadError
-        If a described layer is not there, or is not of the kind or shape described.
+        If a described layer is not there, or is not of the kind or shape described, or there is a graph already.
     """
+    if isinstance(contents.network, Network):
+        msg = f"{where} is not for a graph, which states the geometry of its layers itself"
+        raise ReadError(msg)
     geometry = description.geometry
     known = {layer.name for layer in contents.layers} | set(contents.failed)
     if missing := [name for name in geometry if name not in known]:

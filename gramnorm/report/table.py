@@ -140,7 +140,7 @@ def closing_lines(report: Report) -> list[str]:
     product = decimal_text(report.product_upper, up=True)
     lines = [
         f"product of the upper bounds, rounded up: {product}",
-        "(a Lipschitz constant of the network if the layers form a chain with 1-Lipschitz functions between)",
+        "(a Lipschitz constant of these layers if they form a chain with 1-Lipschitz functions between)",
     ]
     if report.missing:
         names = ", ".join(map(printable, report.missing))
