@@ -100,16 +100,22 @@ def _sizes(table: Table) -> Any:
     columns = 4
     lines = math.ceil(len(families) / columns)
     figure, grid = plt.subplots(lines, columns, figsize=(11, 2.6 * lines), squeeze=False)
-    colours = plt.get_cmap("tab20").colors
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
+    ours = [name for name in names if name.startswith("gramnorm")]
+    names = [name for name in names if name not in ours] + ours  # on top of the others
+    colours |= dict.fromkeys(ours, "black")
     for family, axes in zip(families, grid.flat, strict=False):
-        for name, colour in zip(names, colours, strict=False):
+        for name in names:
             points = [
                 (row["n"], row["value / norm"])
                 for row in table.rows
                 if row["family"] == family and row["method"] == name and row.get("value / norm")
             ]
             if points:
-                axes.plot(*zip(*points, strict=True), marker=".", color=colour, label=name, lw=1.2)
+                style = "s--" if name.endswith("upper") else "v:" if name in ours else ".-"
+                axes.plot(
+                    *zip(*points, strict=True), style, color=colours[name], label=name, lw=1.2, ms=4
+                )
         axes.axhline(1, color="black", lw=0.8)
         axes.set_xscale("log", base=2)
         axes.set_ylim(0.45, 2.3)
@@ -121,10 +127,10 @@ def _sizes(table: Table) -> Any:
         axes.set_visible(False)
     handles = {h.get_label(): h for axes in grid.flat for h in axes.get_lines()}
     handles = {name: h for name, h in handles.items() if not name.startswith("_")}
-    figure.supxlabel("samples per axis, zero padding", y=0.0)
+    figure.supxlabel("samples per axis, zero padding")
     figure.supylabel("value / norm (below 1: below the norm)")
     figure.legend(handles.values(), handles.keys(), ncols=4, loc="upper center", fontsize=7)
-    figure.tight_layout(rect=(0, 0, 1, 0.88))
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
     return figure
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gramnorm._exact import product_above
-from gramnorm.report import bound_layer, cli, contents
+from gramnorm.report import Row, bound_layer, cli, contents
 from gramnorm.report.contents import ReadError
 from gramnorm.report.network import Constant, constant_of
 from gramnorm.report.readers import read_path
@@ -434,10 +434,10 @@ class TestLayers:
             q=some(4, 6, 6),
             idle=some(2),
         )
-        skipped = read(model).skipped
-        assert skipped["b"].startswith("used by Conv")
-        assert skipped["idle"] == "not used by the graph"
-        assert "not understood" in skipped["q"]
+        found = read(model)
+        assert found.skipped["b"].startswith("used by Conv")
+        assert found.skipped["idle"] == "not used by the graph"
+        assert "not understood" in found.failed["q"]
 
 
 class TestNetworks:
@@ -750,3 +750,95 @@ class TestHostileFiles:
         ):
             changed = model_of([node("Conv", "x w", **attributes)], w=some(4, 3, 3, 3))
             assert constant(read, changed).reason is not None
+
+
+class TestOddities:
+    """What is no valid graph, or hardly one, and yet must not be bounded by too little."""
+
+    def test_reduction_over_no_axes_may_be_none(self, read: Any) -> None:
+        nodes = [node("ReduceMean", "x axes", noop_with_empty_axes=1)]
+        axes = np.zeros(0, dtype=np.int64)
+        model = model_of(nodes, shape=(2, 3, 4), version=18, axes=axes)
+        assert constant(read, model).upper == 1
+
+    @pytest.mark.parametrize("axes", [(2, 2), (2, -1)])
+    def test_reduction_over_an_axis_twice_is_not_understood(self, read: Any, axes: Any) -> None:
+        nodes = [node("ReduceMean", "x", axes=axes)]
+        assert constant(read, model_of(nodes, shape=(2, 3, 4))).upper is None
+
+    @pytest.mark.parametrize(
+        ("nodes", "arrays"),
+        [
+            ([node("Clip", "x low high")], {"low": -np.ones(()), "high": np.ones((2, 4))}),
+            (
+                [node("BatchNormalization", "x s b m v")],
+                {"s": np.ones(1), "b": np.ones(3), "m": np.ones(3), "v": np.ones(1)},
+            ),
+        ],
+    )
+    def test_constants_that_would_repeat_entries_are_not_understood(
+        self, read: Any, nodes: Any, arrays: Any
+    ) -> None:
+        arrays = {name: value.astype("float32") for name, value in arrays.items()}
+        assert constant(read, model_of(nodes, shape=(2, 1, 1), **arrays)).upper is None
+
+    def test_slopes_that_repeat_entries_count(self, read: Any) -> None:
+        slope = np.full((2, 3), 5, dtype="float32")
+        found = constant(read, model_of([node("PRelu", "x slope")], shape=(2, 1), slope=slope))
+        assert found.upper is not None
+        assert 5 * math.sqrt(3) <= found.upper < 5 * math.sqrt(3) + 1e-9
+
+    @pytest.mark.parametrize("op", ["Constant", "Cast", "Shape", "Split", "Relu"])
+    def test_nodes_without_outputs_are_no_traceback(self, read: Any, op: str) -> None:
+        idle = helper.make_node(op, ["x"] if op != "Constant" else [], [])
+        found = read(model_of([idle, node("Conv", "x w")], w=some(4, 3, 3, 3)))
+        assert [layer.name for layer in found.layers] == ["w"]
+
+    def test_unknown_sizes_written_as_zero_are_unknown(self, read: Any) -> None:
+        nodes = [node("ReduceSum", "x axes")]
+        axes = np.asarray([1], dtype=np.int64)
+        assert constant(read, model_of(nodes, shape=(2, 0), axes=axes)).upper is None
+
+    def test_a_refused_layer_is_a_hole_in_the_product(
+        self, read: Any, tmp_path: Path, capsys: Any
+    ) -> None:
+        nodes = [node("Conv", "x w", "z", auto_pad="SAME_UPPER"), node("MatMul", "z v")]
+        model = model_of(nodes, shape=(1, 1, "n"), w=100 * some(1, 1, 3), v=np.eye(4, dtype="f4"))
+        found = read(model)
+        assert [layer.name for layer in found.layers] == ["v"]
+        assert "auto_pad" in found.failed["w"]
+        assert cli.main(["report", str(tmp_path / "model.onnx")]) == 1
+        assert "PARTIAL" in capsys.readouterr().out
+
+    def test_geometry_from_elsewhere_is_refused(
+        self, read: Any, tmp_path: Path, capsys: Any
+    ) -> None:
+        read(model_of([node("Conv", "x w")], shape=(1, 1, 8), w=np.ones((1, 1, 2), dtype="f4")))
+        sidecar = tmp_path / "layers.json"
+        sidecar.write_text('{"w": {"stride": [2]}}')
+        arguments = ["report", str(tmp_path / "model.onnx"), "--layers", str(sidecar)]
+        assert cli.main(arguments) == 2
+        assert "not for a graph" in capsys.readouterr().err
+
+    def test_copies_of_constants_are_limited(self, read: Any, monkeypatch: Any) -> None:
+        monkeypatch.setattr(contents, "MAX_BYTES", 8 * 1000)
+        casts = [node("Cast", "w", f"w{i}", to=onnx.TensorProto.DOUBLE) for i in range(9)]
+        nodes = [*casts, node("MatMul", "x w0", "a"), node("MatMul", "x w8", "b")]
+        found = read(model_of(nodes, shape=(1, 6), output="a", w=some(6, 6)))
+        assert [layer.name for layer in found.layers] == ["w"]
+
+    def test_uses_of_one_weight_are_limited(self, read: Any) -> None:
+        nodes = [node("Conv", "x w", f"y{i}", pads=[i, 0, i, 0]) for i in range(60)]
+        found = read(model_of(nodes, shape=(1, 3, 99, 99), output="y0", w=some(4, 3, 3, 3)))
+        assert len(found.layers) == 50
+
+
+def test_described_networks_count_layers_without_bounds() -> None:
+    good = bound_layer(contents.Layer("a", np.eye(2)))
+    bad = Row("b", "dense", (2, 2), "float64", 0.0, error="broken")
+    unknown = bound_layer(contents.Layer("c", np.ones((1, 1, 3))))
+    assert constant_of({"chain": ["a"]}, [good]).upper is not None
+    assert "leaves out 'b'" in str(constant_of({"chain": ["a"]}, [good, bad]).reason)
+    assert "no bound of 'b'" in str(constant_of({"chain": ["a", "b"]}, [good, bad]).reason)
+    assert "kernel" in str(constant_of({"chain": ["a", "c"]}, [good, unknown]).reason)
+    assert "ignore" not in str(constant_of({"chain": ["a"]}, [good, bad]).reason)
