@@ -30,13 +30,13 @@ class Table:
 
 
 def text(value: Any) -> str:
-    """Return a cell as people read it: three digits, four decimals near 1."""
+    """Return a cell as people read it: three digits, more near 1."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "NO"
     if isinstance(value, float):
-        return f"{value:.4f}" if 0.5 < value < 2 and value != 1 else f"{value:.3g}"
+        return f"{value:.4f}" if 0 < abs(value - 1) < 0.1 else f"{value:.3g}"
     if isinstance(value, list):
         return " - ".join(f"{x:.2g}" for x in value)
     return str(value)
@@ -56,6 +56,7 @@ def _print_grid(head: list[str], cells: list[list[str]]) -> None:
     try:
         from rich import box, console
         from rich import table as rich_table
+        from rich.text import Text
     except ImportError:
         widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
         for line in (head, *cells):
@@ -63,9 +64,9 @@ def _print_grid(head: list[str], cells: list[list[str]]) -> None:
         return
     grid = rich_table.Table(box=box.SIMPLE)
     for name in head:
-        grid.add_column(name, no_wrap=True)
+        grid.add_column(Text(name), no_wrap=True)  # Text: "[ms]" is no markup
     for line in cells:
-        grid.add_row(*line)
+        grid.add_row(*map(Text, line))
     console.Console(width=200).print(grid)
 
 

@@ -48,6 +48,8 @@ html_theme_options = {
     "header_links_before_dropdown": 9,
 }
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_sidebars = {"*": []}  # pages without pages below them
 
 # The examples that run in seconds: their pages show the code, what it printed and the figures.
