@@ -47,7 +47,7 @@ def _ratios(table: Table) -> Any:
     axes.set_yticks(range(len(rows)), labels)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    low = min(row["ratio"] for row in rows)
+    low = min(min(row["ratio"], row.get("goal") or 1) for row in rows)
     high = max(max(row["ratio"], row.get("goal") or 0) for row in rows)
     axes.set_xlim(low / 3, max(high, 1) * 2)
     axes.axvline(1, color="black", lw=0.8)
