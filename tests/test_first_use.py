@@ -99,15 +99,11 @@ def complaints(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_types_of_a_users_script_are_known(complaints):
+def test_types_of_a_users_script_are_known_and_misuse_is_found(complaints):
     found = [line for line in complaints if line.startswith("script.py")]
     assert not [line for line in found if "error" in line]
     revealed = [line.split('"')[1].replace("builtins.", "") for line in found if "note" in line]
     assert revealed == REVEALED
-
-
-@pytest.mark.slow
-def test_misuse_in_a_users_script_is_found_by_the_types(complaints):
     found = [line for line in complaints if line.startswith("misuse.py") and "error" in line]
     assert len(found) == 3, found
 
