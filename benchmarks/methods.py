@@ -57,23 +57,22 @@ def every_size(kernel: Any, options: dict[str, Any], host: Any) -> Calls:
     for name, method in classical.METHODS.items():
         if method.operator == "every size":
             calls[name] = (method.side, partial(method.function, kernel, **options))
-    return calls | _peers(host, options)
-
-
-def _peers(host: Any, options: dict[str, Any]) -> Calls:
-    found = {}
     for name, (side, prepare) in PEERS.items():
-        try:
-            found[name] = (side, prepare(host, **options))
-        except (NotImplementedError, AbsentError) as error:
-            found[name] = (str(error), None)
-    return found
+        calls[name] = _prepared(side, partial(prepare, host, **options))
+    return calls
+
+
+def _prepared(side: str, prepare: Callable[[], Call]) -> tuple[str, Call | None]:
+    """Return the side and the call of a peer, or why it has none."""
+    try:
+        return side, prepare()
+    except (NotImplementedError, AbsentError) as error:
+        return str(error), None
 
 
 def one_size(kernel: Any, n: int, options: dict[str, Any], host: Any) -> Calls:
     """Return what states a norm at one size, of zero padding or of what passes for it."""
     shape = (n,) * (kernel.ndim - 2)
-    circle = {name: value for name, value in options.items() if name != "stride"}
     calls: Calls = {
         "gramnorm, upper": ("upper bound", lambda: gn.conv_norm_bound(kernel, shape, **options)),
         "gramnorm, lower": (
@@ -94,14 +93,9 @@ def one_size(kernel: Any, n: int, options: dict[str, Any], host: Any) -> Calls:
         ),
         "scipy svds, tol 1e-3": ("lower bound", rivals.arpack(host, n, **options)),
     }
-    if circle == options:
-        try:
-            calls["orthogonium, circular"] = (
-                "of the circle",
-                rivals.orthogonium(host, n, **options),
-            )
-        except (NotImplementedError, AbsentError) as error:
-            calls["orthogonium, circular"] = (str(error), None)
+    if "stride" not in options:
+        prepare = partial(rivals.orthogonium, host, n, **options)
+        calls["orthogonium, circular"] = _prepared("of the circle", prepare)
     return calls
 
 

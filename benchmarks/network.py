@@ -2,9 +2,9 @@
 
 All 20 convolutions with their strides, zero padding and image sizes; ratios are to the norms of those very operators,
 from below by ARPACK (whose tolerance of 1e-3 is that of a residual; values are far closer), so a ratio below 1 is
-proved to be on the wrong side.  For the weights that training on ImageNet
-left, published values of this ratio are 1.47 for the Gram iteration, 86 for Fantastic Four and 3e10 for LipGrid (the
-notebook stored with the code of arXiv:2305.16173).
+proved to be on the wrong side.  For the weights that training on ImageNet left, published values of this ratio are
+1.47 for the Gram iteration, 86 for Fantastic Four and 3e10 for LipGrid (the notebook stored with the code of
+arXiv:2305.16173).
 """
 
 import math

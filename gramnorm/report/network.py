@@ -74,11 +74,11 @@ def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True)
         return Constant(
             reason="the layers are bounded at another size or padding than the network's"
         )
-    uppers = {row.name: row.upper for row in rows if row.error is None}
     if not isinstance(network, Network):
         return _described(network, rows)
     if network.stopped is not None:
         return Constant(reason=network.stopped)
+    uppers = {row.name: row.upper for row in rows if row.error is None}
     used = [step.layer for step in network.steps if step.layer is not None]
     if absent := [name for name in used if name not in uppers]:
         return Constant(reason=f"the layer {absent[0]!r} has no bound")

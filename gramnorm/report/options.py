@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "file",
         nargs="?",
         metavar="FILE",
-        help=f"an .npz, .npy, .safetensors or PyTorch file (default: {SHIPPED})",
+        help=f"an .npz, .npy, .safetensors, PyTorch or .onnx file (default: {SHIPPED})",
     )
     _which(report)
     _how(report)
