@@ -22,6 +22,7 @@ __all__ = [
     "Contents",
     "Layer",
     "ReadError",
+    "Stored",
     "check_total",
     "damage_is",
     "few_axes",
@@ -56,6 +57,16 @@ class Layer:
     def kind(self) -> str:
         """``"dense"``, or ``"conv"`` for a kernel: two channel axes, then one or more in space."""
         return "conv" if self.weight.ndim > 2 else "dense"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a reader finds, in the file's order, before anything is decided: an entry is in one of three."""
+
+    arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = field(default_factory=dict)  # of any axes
+    unusable: dict[str, str] = field(default_factory=dict)  # arrays whose numbers cannot be had
+    others: dict[str, str] = field(default_factory=dict)  # no arrays of numbers
+    notes: list[str] = field(default_factory=list)  # what was decided for the user
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,18 @@ import numpy as np
 from numpy.lib import format as npy
 
 from gramnorm.report.contents import (
-    Contents,
-    Layer,
     ReadError,
+    Stored,
     check_total,
     damage_is,
-    few_axes,
 )
-from gramnorm.report.sidecar import Description, described, parse_description
+from gramnorm.report.sidecar import Description, parse_description
 
-__all__ = ["read_npy", "read_npz"]
+__all__ = ["ENTRY", "read_npy", "read_npz"]
 
-_ENTRY = "__layers__"
+ENTRY = "__layers__"
+"""The text among the arrays that describes them."""
+
 _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _HEADER_BYTES = 2**14  # NumPy itself refuses headers above 10 000 bytes
 
@@ -43,7 +43,7 @@ class _Header:
     start: int  # bytes before the first value
 
 
-def read_npz(archive: zipfile.ZipFile) -> Contents:
+def read_npz(archive: zipfile.ZipFile) -> tuple[Stored, Description]:
     """
     Read the ``.npy`` members of an open zip; the others are only listed.
 
@@ -54,8 +54,10 @@ def read_npz(archive: zipfile.ZipFile) -> Contents:
 
     Returns
     -------
-    Contents
-        Layers with the geometry that ``__layers__`` states, skipped entries, and members that are damaged.
+    Stored
+        Arrays, members that are damaged, and those that are no arrays.
+    Description
+        What ``__layers__`` states.
 
     Raises
     ------
@@ -78,12 +80,12 @@ def read_npz(archive: zipfile.ZipFile) -> Contents:
     arrays = {
         name: info.file_size for name, info in members.items() if info.filename.endswith(".npy")
     }
-    contents = _read_arrays(arrays, read)
-    others = {name: "not an .npy entry" for name in members if name not in arrays}
-    return Contents(contents.layers, contents.skipped | others, contents.failed)
+    stored, description = _read_arrays(arrays, read)
+    stored.others.update({name: "not an .npy entry" for name in members if name not in arrays})
+    return stored, description
 
 
-def read_npy(stream: IO[bytes], name: str, size: int) -> Contents:
+def read_npy(stream: IO[bytes], name: str, size: int) -> Stored:
     """
     Read the one array of an ``.npy`` file.
 
@@ -98,41 +100,43 @@ def read_npy(stream: IO[bytes], name: str, size: int) -> Contents:
 
     Returns
     -------
-    Contents
-        The layer, or why it is none.
+    Stored
+        The array, or why there is none.
     """
 
     def read(_: str, count: int) -> bytes:
         stream.seek(0)
         return stream.read(count)
 
-    return _read_arrays({name: size}, read)
+    return _read_arrays({name: size}, read)[0]
 
 
-def _read_arrays(sizes: dict[str, int], read: Callable[[str, int], bytes]) -> Contents:
-    """Load the layers member by member; ``read(name, n)`` returns the first n bytes of a member."""
+def _read_arrays(
+    sizes: dict[str, int], read: Callable[[str, int], bytes]
+) -> tuple[Stored, Description]:
+    """Load the arrays member by member; ``read(name, n)`` returns the first n bytes of a member."""
     check_total(sum(sizes.values()))
-    contents = Contents()
+    stored = Stored()
     description = Description({})
     for name, size in sizes.items():
         try:
             with damage_is("damaged"):
                 header = _header(size, read(name, min(size, _HEADER_BYTES)))
-                reason = None if name == _ENTRY else _reason_to_skip(name, header)
+                reason = None if name == ENTRY else _reason_to_skip(header)
                 values: Any = None if reason else _values(header, read(name, size))
         except ReadError as error:
-            if name == _ENTRY:
-                msg = f"{_ENTRY} cannot be used: {error}"
+            if name == ENTRY:
+                msg = f"{ENTRY} cannot be used: {error}"
                 raise ReadError(msg) from error
-            contents.failed[name] = str(error)
+            stored.unusable[name] = str(error)
             continue
-        if name == _ENTRY:
+        if name == ENTRY:
             description = _description(values)
         elif reason:
-            contents.skipped[name] = reason
+            stored.others[name] = reason
         else:
-            contents.layers.append(Layer(name, values))
-    return described(contents, description, _ENTRY)
+            stored.arrays[name] = values
+    return stored, description
 
 
 def _header(size: int, head: bytes) -> _Header:
@@ -154,11 +158,9 @@ def _header(size: int, head: bytes) -> _Header:
     return _Header(shape, "F" if fortran_order else "C", dtype, stream.tell())
 
 
-def _reason_to_skip(name: str, header: _Header) -> str | None:
-    """Return why such an array is not a layer, or None."""
-    if header.dtype.kind not in "fciub":
-        return f"dtype {header.dtype.kind!r} is not numeric"
-    return few_axes(name, len(header.shape))
+def _reason_to_skip(header: _Header) -> str | None:
+    """Return why such an array holds no numbers, or None."""
+    return None if header.dtype.kind in "fciub" else f"dtype {header.dtype.kind!r} is not numeric"
 
 
 def _values(header: _Header, raw: bytes) -> Any:
@@ -171,8 +173,8 @@ def _values(header: _Header, raw: bytes) -> Any:
 def _description(text: np.ndarray[Any, np.dtype[Any]]) -> Description:
     """Parse the one text that ``__layers__`` must be."""
     if text.dtype.kind != "U" or text.ndim != 0:
-        msg = f"{_ENTRY} must be one text (a NumPy unicode scalar), got {text.dtype} of shape {text.shape}"
+        msg = f"{ENTRY} must be one text (a NumPy unicode scalar), got {text.dtype} of shape {text.shape}"
         raise ReadError(msg)
-    with damage_is(f"{_ENTRY} is not text"):  # NumPy believes the code points; a codec checks them
+    with damage_is(f"{ENTRY} is not text"):  # NumPy believes the code points; a codec checks them
         content = text.tobytes().decode(f"utf-32-{sys.byteorder[0]}e")
-    return parse_description(content.rstrip("\0"), _ENTRY)
+    return parse_description(content.rstrip("\0"), ENTRY)

@@ -12,10 +12,19 @@ from typing import IO
 
 from numpy.lib import format as npy
 
-from gramnorm.report.contents import Contents, ReadError, check_total, damage_is, one_line
-from gramnorm.report.npz import read_npy, read_npz
+from gramnorm.report.contents import (
+    Contents,
+    ReadError,
+    Stored,
+    check_total,
+    damage_is,
+    one_line,
+)
+from gramnorm.report.npz import ENTRY, read_npy, read_npz
 from gramnorm.report.onnx_reader import read_onnx
+from gramnorm.report.roles import understood
 from gramnorm.report.safetensors_reader import is_safetensors, read_safetensors
+from gramnorm.report.sidecar import Description, described
 from gramnorm.report.torch_reader import is_checkpoint, read_torch
 
 __all__ = ["read_path", "read_stream"]
@@ -86,7 +95,8 @@ def read_stream(stream: IO[bytes], name: str) -> Contents:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     check_total(size)
-    contents = _read(stream, Path(name), head, size)
+    stored, description = _read(stream, Path(name), head, size)
+    contents = described(understood(stored), description, ENTRY)
     if contents.failed and not contents.layers:
         msg = "; ".join(f"{key!r}: {reason}" for key, reason in list(contents.failed.items())[:3])
         raise ReadError(msg)
@@ -96,17 +106,18 @@ def read_stream(stream: IO[bytes], name: str) -> Contents:
     return contents
 
 
-def _read(stream: IO[bytes], name: Path, head: bytes, size: int) -> Contents:
-    """Choose the reader."""
+def _read(stream: IO[bytes], name: Path, head: bytes, size: int) -> tuple[Stored, Description]:
+    """Choose the reader; only ``.npz`` files can say what their arrays are."""
+    nothing = Description({})
     if head.startswith(_ZIP):
         with damage_is("a damaged zip file"), zipfile.ZipFile(stream) as archive:
             if is_checkpoint(archive):
-                return read_torch(archive, stream, name.stem)
+                return read_torch(archive, stream, name.stem), nothing
             return read_npz(archive)
     if head.startswith(npy.MAGIC_PREFIX):
-        return read_npy(stream, name.stem, size)
+        return read_npy(stream, name.stem, size), nothing
     if is_safetensors(head, size):
-        return read_safetensors(stream)
+        return read_safetensors(stream), nothing
     msg = "not an .npz, .npy, safetensors or PyTorch file"
     if head.startswith(_PICKLE):
         msg += (

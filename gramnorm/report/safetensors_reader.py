@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from gramnorm.report.contents import Contents, Layer, ReadError, check_total, few_axes, one_line
+from gramnorm.report.contents import ReadError, Stored, check_total, few_axes, one_line
 
 __all__ = ["is_safetensors", "read_safetensors"]
 
@@ -44,9 +44,9 @@ def is_safetensors(head: bytes, size: int) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
 
 
-def read_safetensors(stream: IO[bytes]) -> Contents:
+def read_safetensors(stream: IO[bytes]) -> Stored:
     """
-    Read the layers of a safetensors file; its metadata is passed over.
+    Read the tensors of a safetensors file; its metadata is passed over.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ def read_safetensors(stream: IO[bytes]) -> Contents:
 
     Returns
     -------
-    Contents
-        Layers, skipped tensors, and those whose type is not a number by itself.
+    Stored
+        Tensors, and those whose type is not a number by itself.
 
     Raises
     ------
@@ -73,20 +73,20 @@ def read_safetensors(stream: IO[bytes]) -> Contents:
     except safetensors.SafetensorError as error:
         msg = f"a damaged safetensors file ({one_line(error)})"
         raise ReadError(msg) from error
-    contents = Contents()
+    stored = Stored()
     # bfloat16 doubles in size
     check_total(sum(len(t["data"]) * (1 + (t["dtype"] == "BF16")) for _, t in tensors))
     for name, tensor in sorted(tensors, key=lambda entry: _by_number(entry[0])):
-        if reason := few_axes(name, len(tensor["shape"])):
-            contents.skipped[name] = reason
-        elif tensor["dtype"] == "BF16" or tensor["dtype"] in _TYPES:
-            contents.layers.append(Layer(name, _values(tensor)))
+        if tensor["dtype"] == "BF16" or tensor["dtype"] in _TYPES:
+            stored.arrays[name] = _values(tensor)
+        elif reason := few_axes(name, len(tensor["shape"])):
+            stored.others[name] = reason
         else:
-            contents.failed[name] = (
+            stored.unusable[name] = (
                 f"type {tensor['dtype']}, shape {tuple(tensor['shape'])}: such numbers are scaled by what stands "
                 "elsewhere, so they are not the weight; save it as bfloat16 or wider"
             )
-    return contents
+    return stored
 
 
 def _values(tensor: dict[str, Any]) -> Any:

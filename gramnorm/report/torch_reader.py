@@ -16,9 +16,8 @@ from typing import IO, Any
 import numpy as np
 
 from gramnorm.report.contents import (
-    Contents,
-    Layer,
     ReadError,
+    Stored,
     check_total,
     damage_is,
     few_axes,
@@ -59,9 +58,9 @@ def is_checkpoint(archive: zipfile.ZipFile) -> bool:
     return any(name.endswith(f"/{_PROGRAM}") for name in archive.namelist())
 
 
-def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Contents:
+def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Stored:
     """
-    Read the layers of a checkpoint: a dict of tensors, one dict of tensors within a dict, or one tensor.
+    Read the tensors of a checkpoint: a dict of tensors, one dict of tensors within a dict, or one tensor.
 
     Parameters
     ----------
@@ -74,8 +73,8 @@ def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Conten
 
     Returns
     -------
-    Contents
-        Layers, skipped entries, and tensors that are not plain numbers.
+    Stored
+        Tensors, those that are not plain numbers, and entries that are no tensors.
 
     Raises
     ------
@@ -84,21 +83,20 @@ def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Conten
     """
     _check_members(archive)
     loaded = _load(stream)
-    contents = Contents()
-    tensors = _dict_of_tensors(loaded, name, contents)
+    stored = Stored()
+    tensors = _dict_of_tensors(loaded, name, stored)
     total = 0
     for key, tensor in tensors.items():
         if not _is_tensor(tensor):
-            contents.skipped[str(key)] = f"{type(tensor).__name__}, not a tensor"
-        elif reason := few_axes(str(key), tensor.ndim):
-            contents.skipped[str(key)] = reason
+            stored.others[str(key)] = f"{type(tensor).__name__}, not a tensor"
         elif reason := _reason_to_fail(tensor):
-            contents.failed[str(key)] = reason
+            few = few_axes(str(key), tensor.ndim)
+            (stored.others if few else stored.unusable)[str(key)] = few or reason
         else:
             total += tensor.numel() * max(tensor.element_size(), 4)
             check_total(total)
-            contents.layers.append(Layer(str(key), _array(tensor)))
-    return contents
+            stored.arrays[str(key)] = _array(tensor)
+    return stored
 
 
 def _check_members(archive: zipfile.ZipFile) -> None:
@@ -153,7 +151,7 @@ def _load(stream: IO[bytes]) -> Any:
         raise ReadError(msg) from error
 
 
-def _dict_of_tensors(loaded: Any, name: str, contents: Contents) -> dict[Any, Any]:
+def _dict_of_tensors(loaded: Any, name: str, stored: Stored) -> dict[Any, Any]:
     """Return the dict that holds the tensors, and note it if that is not the whole."""
     if _is_tensor(loaded):
         return {name: loaded}
@@ -171,9 +169,9 @@ def _dict_of_tensors(loaded: Any, name: str, contents: Contents) -> dict[Any, An
         raise ReadError(msg)
     for key, tensors in candidates.items():
         if tensors is not loaded:
-            contents.notes.append(f"read the entry {key!r} of the checkpoint")
+            stored.notes.append(f"read the entry {key!r} of the checkpoint")
             others = [str(other) for other in loaded if str(other) != key]
-            contents.skipped.update(dict.fromkeys(others, f"beside the entry {key!r}"))
+            stored.others.update(dict.fromkeys(others, f"beside the entry {key!r}"))
         return tensors
     return loaded
 
