@@ -39,8 +39,16 @@ def of_norm(a: Array, value: Array, *, rtol: float, xp: Namespace) -> Array:
 
     def direction(b: Array) -> Array:
         if one_by_one:
-            return xp.stack([_from_vectors(b[k, ...], rtol, xp=xp) for k in range(b.shape[0])])
+            return xp.stack([of_one(b[k, ...]) for k in range(b.shape[0])])
         return _projected(b, rtol, xp=xp)
+
+    def of_one(b: Array) -> Array:
+        try:
+            return _from_vectors(b, rtol, xp=xp)
+        except (
+            np.linalg.LinAlgError
+        ):  # eigenvectors that do not converge, a shift that is an eigenvalue
+            return _projected(b[None, ...], rtol, xp=xp)[0, ...]
 
     return _oriented(a, value, direction, xp=xp)
 

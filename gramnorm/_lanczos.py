@@ -59,8 +59,35 @@ def top_vector(
     return _ritz(diagonal[:count], off[: count - 1])[1] @ basis[:count]
 
 
-def _ritz(
-    diagonal: npt.NDArray[np.float64], off: npt.NDArray[np.float64]
-) -> tuple[float, npt.NDArray[np.float64]]:
-    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
-    return values[-1].item(), vectors[:, -1]
+def top_eigenpair(h: Vector) -> tuple[float, Vector]:
+    """Return the largest eigenvalue of a Hermitian positive semidefinite matrix and a vector, almost."""
+    try:
+        values, vectors = np.linalg.eigh(h)
+        return values[-1].item(), vectors[:, -1]
+    except np.linalg.LinAlgError:  # an iteration of LAPACK's that did not converge
+        vector = _column_of_a_power(h)
+        return np.vdot(vector, h @ vector).real.item(), vector
+
+
+def _column_of_a_power(h: Vector) -> Vector:
+    """Return a unit vector whose quotient misses the largest eigenvalue by a fraction ln(n) / 2^40.
+
+    In the largest column of H^P an eigenvalue l counts as l^P: what is below the largest by more has died out.
+    """
+    largest = np.max(np.abs(h))
+    for _ in range(40):
+        if not 0 < largest < np.inf:
+            return (
+                np.full(len(h), np.nan, dtype=h.dtype)
+                if largest
+                else np.eye(1, len(h), dtype=h.dtype)[0]
+            )
+        h = h / largest
+        h = h @ h
+        largest = np.max(np.abs(h))
+    column = h[:, np.argmax(np.abs(np.diagonal(h)))] / largest
+    return np.asarray(column / np.linalg.norm(column))
+
+
+def _ritz(diagonal: npt.NDArray[np.float64], off: npt.NDArray[np.float64]) -> tuple[float, Vector]:
+    return top_eigenpair(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))

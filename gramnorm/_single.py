@@ -155,7 +155,7 @@ def top_vector(gram: Array, rtol: float, *, settled: bool = True, xp: Namespace)
     host = _xp.host_array(gram)
     q = host.shape[0]
     if q <= EIGENVECTORS or not settled:
-        vector = np.linalg.eigh(host)[1][:, -1]
+        vector = _lanczos.top_eigenpair(host)[1]
     else:
         narrow = _single_precision(host) if rtol > NARROW else host
         # fixed, and generic: a column of S may miss the block in which the top eigenvector lives

@@ -1,4 +1,9 @@
-"""Sparse matrices: a dense Gram matrix on the smaller side, products with vectors on the larger."""
+"""Sparse matrices: a dense Gram matrix on the smaller side, products with vectors on the larger.
+
+The order of entries is nobody's promise: SciPy sorts and adds up where it pleases, in a change of type for one.  So
+a matrix is taken apart at the door, once, into values and their places, which stay side by side from then on; what
+is built of them is built anew, and no array of it is ever exchanged.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,15 @@ DENSE_COLUMNS = 4096
 
 
 def stored(x: Array) -> Array:
-    """Return `x` in a format whose ``data`` holds the entries one by one.
+    """Return the entries of `x` one by one, in coordinates of our own.
 
-    Duplicates of integers and bool are added up in their own type, as ``toarray`` does.
+    Duplicates of integers and bool are added up in their own type, as ``toarray`` does; those of floating types
+    are left, for sums whose rounding is counted.
     """
-    x = x if x.format in {"csr", "csc", "coo"} else x.tocoo()
-    return _xp.sparse_rows(x) if x.data.dtype.kind in "biu" else x
+    entries = _xp.sparse_entries(x)
+    if entries.data.dtype.kind in "biu":
+        return _xp.sparse_entries(_xp.sparse_rows(entries, entries.data))
+    return entries
 
 
 def bracket(
@@ -31,15 +39,11 @@ def bracket(
     lower, upper, products = np.zeros(0), np.zeros(0), 0
     if x.data.shape[0] == 0:
         return np.zeros(1), np.zeros(1), 0
-    merged = 1 + x.data.shape[0] - _xp.sparse_rows(x).data.shape[0]
-    # an entry that is the sum of several may err by the loss of each
-    scaled = _scaling.normalise(
-        xp.reshape(x.data, (1, 1, -1)), dtype=xp.float64, gain=math.sqrt(merged), xp=xp
-    )
+    scaled = _scaled(x, xp=xp)
     if scaled.active.size:
-        b, stored_norm = _merged(x, scaled.values[0, 0, ...], xp=xp)
-        prec = precision_of(b.data.dtype, xp=xp)
-        loss = prec.gamma(merged) * math.sqrt(merged) * stored_norm if merged > 1 else 0.0
+        b = _xp.sparse_rows(x, scaled.values[0, 0, ...])
+        loss = _sum_loss(x, scaled.values, merged=b.data.shape[0], xp=xp)
+        b = b.T.tocsr() if b.shape[0] < b.shape[1] else b
         one = _bracket_scaled(b, rtol=rtol, xp=xp)
         lower = np.asarray([max(one.lower - loss, 0.0)])
         upper = np.asarray([one.upper + loss])
@@ -47,14 +51,39 @@ def bracket(
     return (*_scaling.restore(lower, upper, scaled, dtype=dtype, xp=xp), products)
 
 
-def _merged(x: Array, values: Array, *, xp: Namespace) -> tuple[Array, float]:
-    """Return `x` with other values, duplicates added up, p x q with q <= p; and the norm of the values."""
-    y = x.astype(values.dtype)
-    y.data = values
-    rows = _xp.sparse_rows(y)
-    if rows.shape[0] < rows.shape[1]:
-        rows = rows.T.tocsr()
-    return rows, math.sqrt(_square_sum(values, xp=xp))
+def normalised(x: Array, *, xp: Namespace) -> Array | None:
+    """Return a `stored` matrix in compressed rows, its largest entry near 1; None if that is zero or not finite."""
+    scaled = _scaled(x, xp=xp) if x.data.shape[0] else None
+    if scaled is None or not scaled.active.size:
+        return None
+    b = _xp.sparse_rows(x, scaled.values[0, 0, ...])
+    largest = _xp.to_host(xp.max(xp.abs(b.data))).item()  # sums may have cancelled
+    return b * math.ldexp(1.0, min(-math.frexp(largest)[1], 1022)) if largest else None
+
+
+def _scaled(x: Array, *, xp: Namespace) -> _scaling.Scaled:
+    """Scale the values of a `stored` matrix, which must not be empty; sums of them stay in range."""
+    finite = xp.isfinite(x.data)
+    values = x.data
+    if not bool(_xp.to_host(xp.all(finite))):
+        # inf and -inf in one place are NaN, finite numbers do not matter any more
+        values = _xp.sparse_rows(x, xp.where(finite, xp.zeros_like(values), values)).data
+    count = values.shape[0]
+    # an entry may be the sum of all, and err by the loss of each
+    return _scaling.normalise(
+        xp.reshape(values, (1, 1, -1)), dtype=xp.float64, gain=math.sqrt(count), xp=xp
+    )
+
+
+def _sum_loss(x: Array, values: Array, *, merged: int, xp: Namespace) -> float:
+    """Bound what rounding did to the norm when `values` became `merged` sums, by |E_ij| <= gamma_k sum |v|."""
+    if merged == x.data.shape[0]:
+        return 0.0
+    prec = precision_of(values.dtype, xp=xp)
+    ones = xp.ones(x.data.shape, dtype=xp.float64, device=_xp.device_of(values))
+    most = _xp.to_host(xp.max(_xp.sparse_rows(x, ones).data)).item()  # entries in one place
+    square = _square_sum(values, xp=xp) * (1 + prec.gamma(2 * x.data.shape[0] + 8))
+    return prec.gamma(int(most)) * math.sqrt(most * square) * (1 + 2.0**-50)
 
 
 def _square_sum(data: Array, *, xp: Namespace) -> float:
@@ -65,8 +94,10 @@ def _bracket_scaled(b: Array, *, rtol: float, xp: Namespace) -> _single.Bracket:
     """Bracket the norm of the sparse `b`, p x q with q <= `DENSE_COLUMNS`, entries of size about 1."""
     prec = precision_of(b.data.dtype, xp=xp)
     square = _square_sum(b.data, xp=xp) * (1 + prec.gamma(2 * b.data.shape[0] + 8))
-    if square == 0.0:  # everything cancelled
-        return _single.Bracket(0.0, 0.0, 0)
+    if (
+        square < 2.0**-200
+    ):  # sums that cancelled: their rounding, counted elsewhere, is above what is left
+        return _single.Bracket(0.0, math.sqrt(square) + 2.0**-500, 0)
     gram = _xp.gram_matrix(b, xp=xp)
     one = _single.certificate(b, gram, frobenius2=square, rtol=rtol, xp=xp)
     if one.is_within(rtol):

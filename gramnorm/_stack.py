@@ -119,10 +119,7 @@ def _one(b: Array, square: float, *, rtol: float, xp: Namespace) -> _single.Brac
     """Bracket one matrix with computed squared norm `square`; by the Gram iteration if all else fails."""
     loss = _single.sum_loss(b.shape, precision_of(b.dtype, xp=xp))
     # half the gap asked for: the result is still to be rounded to the caller's type
-    try:
-        one = _single.bracket(b, frobenius2=square * (1 + 2 * loss), rtol=rtol / 2, xp=xp)
-    except np.linalg.LinAlgError:  # eigenvectors that do not converge
-        one = _single.Bracket(0.0, math.inf, 0)
+    one = _single.bracket(b, frobenius2=square * (1 + 2 * loss), rtol=rtol / 2, xp=xp)
     if one.is_within(rtol / 2):
         return one
     low, high, steps = iterate(b[None, ...], rtol=rtol, xp=xp)

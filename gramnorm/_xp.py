@@ -298,13 +298,25 @@ def is_sparse(x: object) -> bool:
     return home.startswith(("scipy.sparse", "cupyx.scipy.sparse")) and hasattr(x, "tocsr")
 
 
-def sparse_rows(x: Array) -> Array:
-    """Return the sparse `x` in compressed rows, duplicate entries added up; a copy where that changes it."""
-    rows = x.tocsr()
-    if not rows.has_canonical_format:
-        rows = rows.copy()
-        rows.sum_duplicates()
-    return rows
+def sparse_entries(x: Array) -> Array:
+    """Return the entries of the sparse `x` one by one, in coordinates (COO) and arrays of our own.
+
+    Their order and whether a place occurs twice are the caller's; nothing has sorted or added them up.
+    """
+    own = x.copy().tocoo(
+        copy=False
+    )  # the copy is checked, and what lies behind the last row is cut
+    return with_entries(own, own.data)
+
+
+def with_entries(x: Array, values: Array) -> Array:
+    """Return the coordinates of the COO matrix `x` with other values, the k-th in the place of the k-th."""
+    return type(x)((values, (x.row, x.col)), shape=x.shape)
+
+
+def sparse_rows(x: Array, values: Array) -> Array:
+    """Return `with_entries` in compressed rows, in order, entries that share a place added up."""
+    return with_entries(x, values).tocsr()
 
 
 def matmul(a: Array, b: Array, *, xp: Namespace) -> Array:

@@ -32,7 +32,9 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     ----------
     x : array, shape (..., m, n), or sparse matrix
         Matrices, real or complex; integers and bool are promoted to the namespace's default real type. A sparse
-        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer.
+        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer, and
+        any format; its entries may stand in any order, and those that share a place are added up exactly, with the
+        rounding counted (integers and bool as ``toarray`` does).
     rtol : float, optional
         Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower precisions.
     keepdims : bool, optional
@@ -89,7 +91,9 @@ def matrix_norm_bracket(
     ----------
     x : array, shape (..., m, n), or sparse matrix
         Matrices, real or complex; integers and bool are promoted to the namespace's default real type. A sparse
-        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer.
+        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer, and
+        any format; its entries may stand in any order, and those that share a place are added up exactly, with the
+        rounding counted (integers and bool as ``toarray`` does).
     rtol : float, optional
         Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower precisions.
     vectors : bool, optional
@@ -137,7 +141,9 @@ def matrix_norm_bracket(
     True
     """
     sparse = _xp.is_sparse(x)
-    x = _sparse.stored(x) if sparse else x
+    if sparse:
+        _validate.sparse(x, most=_sparse.DENSE_COLUMNS)
+        x = _sparse.stored(x)
     values = x.data if sparse else x
     xp, a = _validate.concrete_argument(values, name="x", instead="gram_iteration")
     out = result_dtype(a, xp=xp)
@@ -145,7 +151,6 @@ def matrix_norm_bracket(
     aim = attainable(gap)
     with _xp.plain_arithmetic(a):
         if sparse:
-            _validate.sparse(x, most=_sparse.DENSE_COLUMNS)
             lower, upper, products = _sparse.bracket(x, rtol=aim, dtype=out, xp=xp)
             batch: tuple[int, ...] = ()
         else:
@@ -335,13 +340,8 @@ def _with_vectors(
     complex_values = _xp.is_complex(like.dtype, xp=xp)
     if not _xp.is_sparse(a):
         left, right = _vectors.unit_vectors(a, rtol=rtol, work=work, xp=xp)
-    elif 0 < float(result.lower) < math.inf:
-        scale = math.ldexp(1.0, -min(max(math.frexp(float(result.lower))[1], -1022), 1022))
-        left, right = _vectors.unit_pair(
-            a.astype(_xp.complex_dtype(work, xp=xp) if complex_values else work) * scale,
-            rtol,
-            xp=xp,
-        )
+    elif (b := _sparse.normalised(a, xp=xp)) is not None:
+        left, right = _vectors.unit_pair(b, rtol, xp=xp)
     else:
         left, right = (
             np.eye(1, size)[0] if result.lower == 0 else np.full(size, np.nan) for size in a.shape

@@ -2,7 +2,8 @@
 
 Random and adversarial matrices and kernels, on several array libraries, are bracketed at many
 tolerances (each stops the method at another place) and compared with references that do not come
-from the package. Exit status 1 if any bound is on the wrong side or any call raised.
+from the package; sparse matrices as SciPy makes them, too. Exit status 1 if any bound is on the
+wrong side or any call raised.
 """
 
 import argparse
@@ -24,11 +25,12 @@ from unittest import mock
 
 import numpy as np
 
-from tests import oracles
+from tests import made_sparse, oracles
 from tests.families import DTYPES, FAMILIES, KERNELS
 
 MATRICES, KERNEL_COUNT = 200_000, 20_000
 QUICK_MATRICES, QUICK_KERNELS = 30_000, 600
+SPARSE, QUICK_SPARSE = 100_000, 2_000
 # Every tolerance must give valid bounds, reached or not.
 TOLERANCES = (None, None, 0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-11, 1e-14)
 # JAX compiles anew for each shape, strict is slow: few shapes there.
@@ -132,6 +134,7 @@ class Report:
             )
         print(
             f"{self.total('tried', 'matrix')} matrices, {self.total('tried', 'conv')} kernels, "
+            f"{self.total('tried', 'sparse')} sparse matrices, "
             f"{self.asked_exactly} comparisons by the exact oracle, "
             f"{self.total('undecided')} left open"
         )
@@ -551,10 +554,48 @@ def kernel_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -
         yield KernelTask((seed, 4, index), library, count, inject)
 
 
+# ------------------------------------------------------------------------------ sparse matrices
+
+
+@dataclass(frozen=True)
+class SparseTask:
+    """Some sparse matrices, each made by a few functions of SciPy one after another."""
+
+    seed: tuple[int, ...]
+    count: int
+    inject: float = 0.0
+
+    def run(self) -> Report:
+        rng = np.random.default_rng(self.seed)
+        report = Report()
+        for _ in range(self.count):
+            names, x = made_sparse.draw(rng, str(rng.choice(made_sparse.DTYPES)))
+            rtol = TOLERANCES[rng.integers(len(TOLERANCES))]
+            found = made_sparse.examine(
+                x, rtol=rtol, vectors=bool(rng.uniform() < 0.2), inject=self.inject
+            )
+            name = f"sparse {names[-1]}"
+            report.counts[name].add(
+                Count(1, int(found.upper), int(found.lower), int(found.open), int(found.loose),
+                      [np.asarray([found.over])])
+            )  # fmt: skip
+            report.asked_exactly += found.asked_exactly
+            if found.complaint:
+                made = f"{' of '.join(names[::-1])}, {x.dtype} {x.shape} {x.format}"
+                report.failures.append(f"{found.complaint}: {made} rtol={rtol} in {self}")
+        return report
+
+
+def sparse_tasks(total: int, seed: int, inject: float) -> Iterator[Any]:
+    """Yield tasks until `total` sparse matrices are reached."""
+    for index, start in enumerate(range(0, total, 20)):
+        yield SparseTask((seed, 5, index), min(20, total - start), inject)
+
+
 # ---------------------------------------------------------------------------------- the survey
 
 
-def _run(task: MatrixTask | KernelTask) -> Report:
+def _run(task: MatrixTask | KernelTask | SparseTask) -> Report:
     try:
         with np.errstate(all="ignore"):
             return task.run()
@@ -569,12 +610,14 @@ def survey(
     jobs: int = 1,
     inject: float = 0.0,
     only: Sequence[str] | None = None,
+    sparse: int = 0,
 ) -> Report:
     """Run the search and return what it found; the cases depend on `seed` and the counts only."""
     present = list(only or libraries())
     tasks = [
         *matrix_tasks(matrices, seed, inject, present),
         *kernel_tasks(kernels, seed, inject, present),
+        *sparse_tasks(sparse if "numpy" in present else 0, seed, inject),
     ]
     report = Report()
     if jobs == 1:
@@ -593,6 +636,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a minute or less")
     parser.add_argument("--matrices", type=int, help=f"default {MATRICES}")
     parser.add_argument("--kernels", type=int, help=f"default {KERNEL_COUNT}")
+    parser.add_argument("--sparse", type=int, help=f"default {SPARSE}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -604,11 +648,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     defaults = (QUICK_MATRICES, QUICK_KERNELS) if args.quick else (MATRICES, KERNEL_COUNT)
     matrices = defaults[0] if args.matrices is None else args.matrices
     kernels = defaults[1] if args.kernels is None else args.kernels
+    sparse = (QUICK_SPARSE if args.quick else SPARSE) if args.sparse is None else args.sparse
     only = args.backends.split(",") if args.backends else None
     if args.quick and only is None:
         only = [name for name in libraries() if name != "jax"]  # minutes of compilation
     start = time.perf_counter()
-    report = survey(matrices, kernels, args.seed, args.jobs, args.inject, only)
+    report = survey(matrices, kernels, args.seed, args.jobs, args.inject, only, sparse)
     report.print()
     print(f"{time.perf_counter() - start:.0f} s, seed {args.seed}, {args.jobs} jobs")
     return 1 if report.violations or report.failures else 0

@@ -2,15 +2,20 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 import gramnorm as gn
-from gramnorm import _rounding
+from gramnorm import _rounding, _xp
 from tests import soundness
 
 
 def small_survey(**options):
     return soundness.survey(1500, 60, seed=11, only=["numpy"], **options)
+
+
+def sparse_survey(**options):
+    return soundness.survey(0, 0, seed=5, only=["numpy"], sparse=300, **options)
 
 
 def rounding_off(monkeypatch):
@@ -28,11 +33,53 @@ def test_no_violation_as_it_stands():
     assert report.total("tried", "conv") == 60
 
 
+def test_no_violation_in_sparse_matrices_as_they_stand():
+    report = sparse_survey()
+    assert report.failures == []
+    assert report.violations == 0
+    assert report.total("tried", "sparse") == 300
+
+
+def with_values_sorted(x, values):
+    """Write values sorted by place beside places that are not."""
+    return _xp.with_entries(x, values[np.lexsort((x.col, x.row))]).tocsr()
+
+
+def with_last_of_duplicates(x, values):
+    """Keep one of the entries that share a place."""
+    kept = np.unique(x.row.astype(np.int64) * x.shape[1] + x.col, return_index=True)[1]
+    parts = values[kept], (x.row[kept], x.col[kept])
+    return type(x)(parts, shape=x.shape).tocsr()
+
+
+@pytest.mark.parametrize("wrong", [with_values_sorted, with_last_of_duplicates])
+def test_entries_in_the_wrong_place_are_found(monkeypatch, wrong):
+    monkeypatch.setattr(_xp, "sparse_rows", wrong)
+    report = sparse_survey()
+    assert report.total("upper", "sparse") > 3
+    assert report.total("lower", "sparse") > 3
+
+
+def test_a_matrix_that_is_changed_is_found(monkeypatch):
+    def sort_in_place(x, entries=_xp.sparse_entries):
+        if x.format in ("csr", "csc"):
+            x.sort_indices()
+        return entries(x)
+
+    monkeypatch.setattr(_xp, "sparse_entries", sort_in_place)
+    report = sparse_survey()
+    assert report.violations == 0
+    assert all("changed" in failure or "read-only" in failure for failure in report.failures)
+    assert any("changed" in failure for failure in report.failures)
+
+
 @pytest.mark.parametrize("relative", [1e-12, 1e-6, 1e-2])
 def test_falsified_upper_bounds_are_found(relative):
     report = small_survey(inject=relative)
     assert report.total("upper", "matrix") > 50
     assert report.total("lower") == 0
+    if relative >= 1e-6:
+        assert sparse_survey(inject=relative).total("upper") > 50
     if relative >= 1e-2:
         assert report.total("upper", "conv") > 20
 
@@ -55,7 +102,18 @@ def test_a_wrong_call_is_a_failure_and_not_silence(monkeypatch):
 
 
 def test_the_exit_status_tells(monkeypatch, capsys):
-    command = ["--matrices", "150", "--kernels", "4", "--jobs", "1", "--backends", "numpy"]
+    command = [
+        "--matrices",
+        "150",
+        "--kernels",
+        "4",
+        "--sparse",
+        "20",
+        "--jobs",
+        "1",
+        "--backends",
+        "numpy",
+    ]
     assert soundness.main(command) == 0
     assert soundness.main([*command, "--inject", "1e-3"]) == 1
     assert "upper violated" in capsys.readouterr().out
