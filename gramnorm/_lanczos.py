@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from gramnorm import _xp
+
 Vector = npt.NDArray[np.inexact]
 
 
@@ -48,7 +50,7 @@ def top_vector(
         for _ in range(2):  # twice is enough: full orthogonality in working precision
             w = w - (basis[: k + 1].conj() @ w) @ basis[: k + 1]
         off[k] = np.linalg.norm(w)
-        if off[k] <= 1e-7 * abs(diagonal[0]) or count == steps:
+        if not 1e-7 * abs(diagonal[0]) < off[k] < np.inf or count == steps:
             break
         basis[k + 1] = w / off[k]
         if k % 4 == 3:  # the small eigenproblem costs as much as a step
@@ -62,5 +64,9 @@ def top_vector(
 def _ritz(
     diagonal: npt.NDArray[np.float64], off: npt.NDArray[np.float64]
 ) -> tuple[float, npt.NDArray[np.float64]]:
-    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
+    found = _xp.eigenvectors_or_none(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
+    if found is None:  # the best vector of the basis is a vector as well
+        best = int(np.argmax(diagonal))
+        return diagonal[best].item(), np.eye(1, len(diagonal), best)[0]
+    values, vectors = found
     return values[-1].item(), vectors[:, -1]

@@ -253,14 +253,14 @@ def _value_and_gradient(
 
 def floating(a: Array, *, xp: Namespace) -> Array:
     """Return `a` in a type of at least single precision, without its gradient."""
-    real = xp.float64 if _xp.bits(result_dtype(a, xp=xp), xp=xp) == 64 else xp.float32
+    real = result_dtype(a, xp=xp)
     kind = _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real
     return xp.astype(_xp.without_gradient(a), kind, copy=False)
 
 
 def gradient_dtype(a: Array, *, xp: Namespace) -> DType:
-    """Return the type of a gradient by `a`: its own, of integers the default real type."""
-    return a.dtype if _xp.is_floating(a.dtype, xp=xp) else _xp.default_real_dtype(a, xp=xp)
+    """Return the type of a gradient by `a`: its own, of integers that of the bound."""
+    return a.dtype if _xp.is_floating(a.dtype, xp=xp) else result_dtype(a, xp=xp)
 
 
 def with_gradient(
@@ -374,8 +374,6 @@ def to_bracket(
     def move(values: HostFloats, kind: DType = dtype) -> Array:
         return _xp.from_host(values, dtype=kind, device=device, xp=xp)
 
-    # an angle in half precision would be another frequency
-    angle = dtype if _xp.bits(dtype, xp=xp) >= 32 else xp.float32
     return NormBracket(
         lower=move(lower.reshape(shape)),
         upper=move(upper.reshape(shape)),
@@ -383,5 +381,5 @@ def to_bracket(
             converged(lower, upper, rtol).reshape(shape), dtype=xp.bool, device=device
         ),
         n_products=n_products,
-        frequency=None if frequency is None else move(frequency, angle),
+        frequency=None if frequency is None else move(frequency),
     )
