@@ -69,4 +69,4 @@ def _ritz(
         best = int(np.argmax(diagonal))
         return diagonal[best].item(), np.eye(1, len(diagonal), best)[0]
     values, vectors = found
-    return values[-1].item(), vectors[:, -1]
+    return values[-1].item(), np.asarray(vectors[:, -1], dtype=np.float64)

@@ -41,7 +41,7 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     Returns
     -------
     array, shape (...) or (..., 1, 1)
-        Upper bounds in the namespace, device and real dtype of `x`. NaN where a matrix holds NaN,
+        Upper bounds in the namespace, device and real dtype (float32 at least) of `x`. NaN where a matrix holds NaN,
         inf where it holds inf and no NaN or where the norm exceeds the largest number of the type, exactly 0
         for zero and empty matrices.
 
@@ -100,8 +100,8 @@ def matrix_norm_bracket(
     Returns
     -------
     NormBracket
-        ``lower <= norm <= upper`` per matrix, in the namespace, device and real dtype of `x`, with the flag
-        `converged` and the number of matrix products `n_products` of the longest iteration.
+        ``lower <= norm <= upper`` per matrix, in the namespace, device and real dtype (float32 at least) of `x`, with
+        the flag `converged` and the number of matrix products `n_products` of the longest iteration.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def matrix_norm_value_and_grad(
     Returns
     -------
     value : array, shape (...)
-        The bound, real.
+        The bound, real, in float32 at least.
     gradient : array, shape (..., m, n)
         G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex matrices the
         derivative by the real part plus i times that by the imaginary part, as in PyTorch. 0 for a zero matrix, NaN
@@ -292,8 +292,8 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
     Returns
     -------
     array, shape (...)
-        The values, in the namespace, device and real dtype of `x`; NaN, inf, zero and empty matrices as in
-        `matrix_norm_bound`.
+        The values, in the namespace, device and real dtype (float32 at least) of `x`; NaN, inf, zero and empty matrices
+        as in `matrix_norm_bound`.
 
     Raises
     ------

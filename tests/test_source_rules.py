@@ -128,7 +128,7 @@ def one_boundary(file: str, source: str) -> Complaints:
 
 
 def solvers_may_give_up(file: str, source: str) -> Complaints:
-    """A solver is handed to what returns None where it raises; pictures prove nothing."""
+    """Find solvers that are not handed to what returns None where they raise; pictures prove nothing."""
     if file.startswith("gramnorm/report/"):
         return
     for node in ast.walk(ast.parse(source)):
