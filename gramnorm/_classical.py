@@ -17,7 +17,7 @@ from gramnorm import _scaling, _validate, _xp
 from gramnorm._circle import grid_shape
 from gramnorm._norms import chunks
 from gramnorm._rounding import precision_of, working_dtype
-from gramnorm._stack import result_dtype
+from gramnorm._stack import attainable, bracket_stack, result_dtype
 from gramnorm._symbol import Symbol, polyphase
 from gramnorm._typing import Array, DType, HostFloats, HostInts, Namespace
 from gramnorm.geometry import ConvGeometry
@@ -73,9 +73,7 @@ class Setting:
 
     def own_type(self) -> DType:
         """Return the real type to compute in, where nothing is to be gained from a longer one."""
-        xp = self.xp
-        narrow = _xp.bits(result_dtype(self.kernel, xp=xp), xp=xp) < 64
-        return xp.float32 if narrow else xp.float64
+        return result_dtype(self.kernel, xp=self.xp)
 
     def certified(self, side: Side, method: Callable[..., float]) -> Array:
         """Return what `method` makes of the kernel in float64, where the device has it."""
@@ -193,8 +191,16 @@ def on_circle(kernel: Array, setting: Setting, *, xp: Namespace) -> float:
     strides, sizes, _ = zip(*(axis.circle() for axis in setting.geometry.axes()), strict=True)
     symbol = Symbol(*_polyphase(kernel, setting, strides, xp=xp), xp=xp)
     points = tuple(n // s for n, s in zip(sizes, strides, strict=True))
-    norms = (xp.max(xp.linalg.svdvals(blocks)) for blocks in _on_grid(symbol, points))
-    return max(float(_xp.to_host(norm)) for norm in norms)
+    return max(_largest_singular_value(blocks, xp=xp) for blocks in _on_grid(symbol, points))
+
+
+def _largest_singular_value(blocks: Array, *, xp: Namespace) -> float:
+    """Return the largest norm of a stack of matrices up to rounding; from above where the library gives none."""
+    found = _xp.largest_singular_value_or_none(blocks, xp=xp)
+    if found is not None:
+        return found
+    real = _xp.real_dtype(blocks.dtype, xp=xp)
+    return float(np.max(bracket_stack(blocks, rtol=attainable(0.0), dtype=real, xp=xp)[1]))
 
 
 def tensor_norm(

@@ -79,9 +79,10 @@ def fixed_step_value(a: Array, geometry: ConvGeometry, *, steps: int, xp: Namesp
     out = result_dtype(a, xp=xp)
     if 0 in a.shape:
         return xp.zeros((), dtype=out, device=_xp.device_of(a))
-    blocks, scale, peak = _blocks_on_circle(a, geometry, xp=xp)
-    value = scale * xp.max(fixed_steps(blocks, steps=steps, xp=xp))
-    return xp.astype(xp.where(xp.isfinite(peak), value, peak), out)
+    with _xp.plain_arithmetic(a):
+        blocks, scale, peak = _blocks_on_circle(a, geometry, xp=xp)
+        value = scale * xp.max(fixed_steps(blocks, steps=steps, xp=xp))
+        return xp.where(xp.isfinite(peak), value, peak)
 
 
 def fixed_step_gradient(
@@ -91,7 +92,8 @@ def fixed_step_gradient(
     size = float(_xp.to_host(value))
     if not 0 < size < math.inf:
         return _gradient_of_none(a, size, xp=xp)
-    blocks, _, _ = _blocks_on_circle(_xp.plain(a), geometry, xp=xp)
+    with _xp.plain_arithmetic(a):
+        blocks, _, _ = _blocks_on_circle(_xp.plain(a), geometry, xp=xp)
     norms = _xp.to_host(fixed_steps(blocks, steps=steps, xp=xp))
     which, group = divmod(int(np.argmax(norms)), geometry.groups)
     plain, sizes, _ = zip(*(axis.circle() for axis in geometry.axes()), strict=True)
@@ -111,9 +113,7 @@ def _blocks_on_circle(
 
     No value reaches the host. Blocks have the shape (frequencies, groups, p, q).
     """
-    out = result_dtype(a, xp=xp)
-    real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
-    work = _xp.complex_dtype(real, xp=xp)
+    work = _xp.complex_dtype(result_dtype(a, xp=xp), xp=xp)
     plain, sizes = zip(*(axis.circle()[:2] for axis in geometry.axes()), strict=True)
     sizes = tuple(n // s for n, s in zip(sizes, plain, strict=True))
     # the taps are scaled before they are summed, so that no sum overflows

@@ -39,16 +39,8 @@ def of_norm(a: Array, value: Array, *, rtol: float, xp: Namespace) -> Array:
 
     def direction(b: Array) -> Array:
         if one_by_one:
-            return xp.stack([of_one(b[k, ...]) for k in range(b.shape[0])])
+            return xp.stack([_from_vectors(b[k, ...], rtol, xp=xp) for k in range(b.shape[0])])
         return _projected(b, rtol, xp=xp)
-
-    def of_one(b: Array) -> Array:
-        try:
-            return _from_vectors(b, rtol, xp=xp)
-        except (
-            np.linalg.LinAlgError
-        ):  # eigenvectors that do not converge, a shift that is an eigenvalue
-            return _projected(b[None, ...], rtol, xp=xp)[0, ...]
 
     return _oriented(a, value, direction, xp=xp)
 
@@ -119,6 +111,15 @@ def _from_vectors(b: Array, rtol: float, *, xp: Namespace) -> Array:
     gram = _xp.host_array(_xp.gram_matrix(b, xp=xp)).astype(
         np.complex128 if _xp.is_complex(b.dtype, xp=xp) else np.float64
     )
+    vectors = _top_vectors(gram, rtol)
+    if vectors is None:
+        return _projected(b[None, ...], rtol, xp=xp)[0, ...]
+    moved = _xp.from_host(vectors, dtype=b.dtype, device=_xp.device_of(b), xp=xp)
+    return _xp.matmul(_xp.matmul(b, moved, xp=xp), _xp.adjoint(moved, xp=xp), xp=xp)
+
+
+def _top_vectors(gram: HostArray, rtol: float) -> HostArray | None:
+    """Return the top eigenvector, or those of a cluster, as columns; None where no solver finds any."""
     v = _xp.host_array(_single.top_vector(gram, rtol, xp=_xp.numpy_namespace()))[:, 0]
     value = float(np.vdot(v, gram @ v).real) / float(np.vdot(v, v).real)
     # inverse iteration: next to the eigenvalue a single step gains what the shift is nearer than the others; the
@@ -126,11 +127,10 @@ def _from_vectors(b: Array, rtol: float, *, xp: Namespace) -> Array:
     shift = value * (1 + rtol / 8)
     other = np.random.default_rng(1).standard_normal(len(gram))
     shifted = shift * np.eye(len(gram)) - gram
-    basis = np.linalg.qr(np.linalg.solve(shifted, np.stack([v, other], axis=1)))[0]
-    values, turn = np.linalg.eigh(basis.conj().T @ gram @ basis)
-    vectors = (basis @ turn)[:, 1:]
-    if not values[0] < values[1] * (1 - 4 * rtol):
-        every, basis = np.linalg.eigh(gram)
-        vectors = basis[:, every >= every[-1] * (1 - 2 * rtol)]
-    moved = _xp.from_host(vectors, dtype=b.dtype, device=_xp.device_of(b), xp=xp)
-    return _xp.matmul(_xp.matmul(b, moved, xp=xp), _xp.adjoint(moved, xp=xp), xp=xp)
+    basis = _xp.solved_basis_or_none(shifted, np.stack([v, other], axis=1))
+    if basis is not None:
+        two = _xp.eigenvectors_or_none(basis.conj().T @ gram @ basis)
+        if two is not None and two[0][0] < two[0][1] * (1 - 4 * rtol):
+            return np.asarray((basis @ two[1])[:, 1:])
+    every = _xp.eigenvectors_or_none(gram)
+    return None if every is None else every[1][:, every[0] >= every[0][-1] * (1 - 2 * rtol)]

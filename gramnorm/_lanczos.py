@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from gramnorm import _xp
+
 Vector = npt.NDArray[np.inexact]
 
 
@@ -48,7 +50,7 @@ def top_vector(
         for _ in range(2):  # twice is enough: full orthogonality in working precision
             w = w - (basis[: k + 1].conj() @ w) @ basis[: k + 1]
         off[k] = np.linalg.norm(w)
-        if off[k] <= 1e-7 * abs(diagonal[0]) or count == steps:
+        if not 1e-7 * abs(diagonal[0]) < off[k] < np.inf or count == steps:
             break
         basis[k + 1] = w / off[k]
         if k % 4 == 3:  # the small eigenproblem costs as much as a step
@@ -61,12 +63,11 @@ def top_vector(
 
 def top_eigenpair(h: Vector) -> tuple[float, Vector]:
     """Return the largest eigenvalue of a Hermitian positive semidefinite matrix and a vector, almost."""
-    try:
-        values, vectors = np.linalg.eigh(h)
-        return values[-1].item(), vectors[:, -1]
-    except np.linalg.LinAlgError:  # an iteration of LAPACK's that did not converge
-        vector = _column_of_a_power(h)
-        return np.vdot(vector, h @ vector).real.item(), vector
+    found = _xp.eigenvectors_or_none(h)
+    if found is not None:
+        return found[0][-1].item(), found[1][:, -1]
+    vector = _column_of_a_power(h)
+    return np.vdot(vector, h @ vector).real.item(), vector
 
 
 def _column_of_a_power(h: Vector) -> Vector:
@@ -76,12 +77,10 @@ def _column_of_a_power(h: Vector) -> Vector:
     """
     largest = np.max(np.abs(h))
     for _ in range(40):
-        if not 0 < largest < np.inf:
-            return (
-                np.full(len(h), np.nan, dtype=h.dtype)
-                if largest
-                else np.eye(1, len(h), dtype=h.dtype)[0]
-            )
+        if largest == 0:
+            return np.asarray(np.eye(1, len(h), dtype=h.dtype)[0])
+        if not largest < np.inf:
+            return np.full(len(h), np.nan, dtype=h.dtype)
         h = h / largest
         h = h @ h
         largest = np.max(np.abs(h))

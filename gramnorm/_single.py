@@ -117,10 +117,28 @@ def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float, xp: Na
 
 
 def gram_certificate(gram: Array, *, error: float, rtol: float, xp: Namespace) -> Bracket:
-    """Bracket the root of the largest eigenvalue of the H >= 0 that `gram` stands for within `error`."""
+    """Bracket the root of the largest eigenvalue of the H >= 0 that `gram` stands for within `error`.
+
+    Beside others a block may be next to nothing, or nothing at all: it is scaled, so that squares of its entries count.
+    """
+    half = _half_exponent(gram, xp=xp)
+    if half:
+        gram = gram * math.ldexp(1.0, -2 * half)
+        error = error * math.ldexp(1.0, -2 * half)
     x = top_vector(gram, rtol, xp=xp)
     ritz = _residual.hermitian_quotient(gram, x, error=error, xp=xp)
-    return _proof(gram, x, ritz, error=error, rtol=rtol, xp=xp)
+    one = _proof(gram, x, ritz, error=error, rtol=rtol, xp=xp)
+    root = math.ldexp(1.0, half)  # exact: no root of a float is subnormal
+    return Bracket(one.lower * root, one.upper * root, one.products)
+
+
+def _half_exponent(gram: Array, *, xp: Namespace) -> int:
+    """Return e such that 4^-e brings the largest diagonal entry near 1; 0 while it is not far below."""
+    largest = float(_xp.to_host(xp.max(_xp.real_part(xp.linalg.diagonal(gram), xp=xp))))
+    if not 0 < largest < 2.0**-30:  # none is far above: the taps were scaled
+        return 0
+    least = -1022 if _xp.bits(gram.dtype, xp=xp) == 64 else -126
+    return max(math.frexp(largest)[1], least) // 2
 
 
 def _proof(
@@ -132,7 +150,8 @@ def _proof(
     target = ritz.lower * (1 + 1.6 * rtol)
 
     # lambda_2^2 <= ||S||_F^2 - lambda_1^2 for the exact S
-    size = math.sqrt(square_norm(gram, xp=xp)) * (1 + sum_loss((q, q), prec)) + error
+    lost = 2 * q * q * prec.tiny  # squares that underflowed
+    size = math.sqrt(square_norm(gram, xp=xp) * (1 + sum_loss((q, q), prec)) + lost) + error
     if not (ritz.lower > 0 and math.isfinite(ritz.residual)):  # the vector is of no use
         return Bracket(0.0, math.sqrt(size) * _GROW, products)
     second = math.sqrt(max(size**2 * _GROW - ritz.lower**2 * _SHRINK, 0.0)) * _GROW
@@ -171,5 +190,7 @@ def _single_precision(host: npt.NDArray[np.inexact]) -> npt.NDArray[np.inexact]:
     """Return the matrix in half the precision, scaled into its range: half the memory to read per step."""
     largest = float(np.max(np.abs(np.diagonal(host))))
     narrow = np.empty(host.shape, np.complex64 if np.iscomplexobj(host) else np.float32)
-    np.multiply(host, 1.0 / largest, out=narrow, casting="same_kind")
+    # zero has the exponent 0, and the least number one beyond the largest
+    scale = math.ldexp(1.0, -max(math.frexp(largest)[1], -1022))
+    np.multiply(host, scale, out=narrow, casting="same_kind")
     return narrow

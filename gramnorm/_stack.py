@@ -154,12 +154,12 @@ def fixed_steps(a: Array, *, steps: int, xp: Namespace) -> Array:
     out = result_dtype(a, xp=xp)
     if 0 in a.shape:
         return xp.zeros(a.shape[:-2], dtype=out, device=_xp.device_of(a))
-    real = xp.float64 if _xp.bits(out, xp=xp) == 64 else xp.float32
-    a = xp.astype(a, _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real)
-    peak = peaks(a, xp=xp)
-    scale = divisor(peak, xp=xp)
-    values = gram_values(a / xp.astype(scale[..., None, None], a.dtype), steps=steps, xp=xp)
-    return xp.astype(xp.where(xp.isfinite(peak), scale * values, peak), out)
+    with _xp.plain_arithmetic(a):
+        a = xp.astype(a, _xp.complex_dtype(out, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else out)
+        peak = peaks(a, xp=xp)
+        scale = divisor(peak, xp=xp)
+        values = gram_values(a / xp.astype(scale[..., None, None], a.dtype), steps=steps, xp=xp)
+        return xp.where(xp.isfinite(peak), scale * values, peak)
 
 
 def peaks(a: Array, *, xp: Namespace) -> Array:
@@ -180,10 +180,13 @@ def divisor(peak: Array, *, xp: Namespace) -> Array:
 
 
 def result_dtype(a: Array, *, xp: Namespace) -> DType:
-    """Return the real type of a bound on `a`."""
-    if _xp.is_floating(a.dtype, xp=xp):
-        return _xp.real_dtype(a.dtype, xp=xp)
-    return _xp.default_real_dtype(a, xp=xp)
+    """Return the real type of a number about `a`: float64, or float32 for all that is shorter.
+
+    Rounded outward to the 8 or 11 bits of a shorter type, no bracket would be narrow.
+    """
+    floating = _xp.is_floating(a.dtype, xp=xp)
+    dtype = a.dtype if floating else _xp.default_real_dtype(a, xp=xp)
+    return xp.float64 if _xp.bits(dtype, xp=xp) == 64 else xp.float32
 
 
 def attainable(rtol: float) -> float:
@@ -192,6 +195,6 @@ def attainable(rtol: float) -> float:
 
 
 def converged(lower: HostFloats, upper: HostFloats, rtol: float) -> HostBools:
-    """Say where the bracket is as narrow as asked for."""
+    """Say where the bracket is as narrow as asked for, or an infinite norm known; not where it is NaN."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(upper - lower <= rtol * lower)
+        return np.asarray((upper == lower) | (upper - lower <= rtol * lower))

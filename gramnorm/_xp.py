@@ -205,7 +205,7 @@ def with_gradient(
         def backward(ctx: Any, cotangent: Array) -> Array:
             (a,) = ctx.saved_tensors
             result = gradient(a.detach(), ctx.found)
-            return _spread(cotangent, result) * result
+            return (_spread(cotangent, result) * result).to(a.dtype)  # of half precision
 
     return Value.apply(x)  # type: ignore[no-untyped-call]
 
@@ -221,9 +221,8 @@ def _jax_with_gradient(
 
     def backward(kept: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
         result = gradient(*kept)
-        return (
-            _spread(cotangent, result) * jax.numpy.conj(result),
-        )  # JAX pairs without conjugates
+        slope = _spread(cotangent, result) * jax.numpy.conj(result)  # JAX pairs without conjugates
+        return (slope.astype(kept[0].dtype),)
 
     function = jax.custom_vjp(value)
     function.defvjp(forward, backward)
@@ -458,11 +457,22 @@ def nonzero_by_bits(x: Array, *, xp: Namespace) -> HostBools:
     return found
 
 
+def attempted(solver: Callable[..., Any], *arrays: Array) -> Any | None:
+    """Return what a solver of a library finds, or None where it gives up.
+
+    Its iteration may not converge, its matrix may be singular: whatever is proved here is proved without it, less
+    sharply.  So solvers are called here and nowhere else.
+    """
+    try:
+        return solver(*arrays)
+    except (np.linalg.LinAlgError, RuntimeError):  # PyTorch's own error is a RuntimeError
+        return None
+
+
 def cholesky_or_none(a: Array, *, xp: Namespace) -> Array | None:
     """Return a lower Cholesky factor, or None when the library does not give a finite one."""
-    try:
-        factor = xp.linalg.cholesky(a)
-    except (np.linalg.LinAlgError, RuntimeError):  # PyTorch's own error is a RuntimeError
+    factor = attempted(xp.linalg.cholesky, a)
+    if factor is None:
         return None
     finite = to_host(xp.isfinite(real_part(factor[-1, -1], xp=xp)))
     return factor if finite else None  # JAX and CuPy return NaN
@@ -470,10 +480,35 @@ def cholesky_or_none(a: Array, *, xp: Namespace) -> Array | None:
 
 def inverse_or_none(a: Array, *, xp: Namespace) -> Array | None:
     """Return what the library takes for the inverse, or None when it gives none."""
-    try:
-        return xp.linalg.inv(a)
-    except (np.linalg.LinAlgError, RuntimeError):
+    return attempted(xp.linalg.inv, a)
+
+
+def largest_singular_value_or_none(stack: Array, *, xp: Namespace) -> float | None:
+    """Return the largest of what the library takes for the singular values of matrices, or None."""
+    values = attempted(xp.linalg.svdvals, stack)
+    found = math.nan if values is None else float(to_host(xp.max(values)))
+    return found if math.isfinite(found) else None
+
+
+def eigenvectors_or_none(
+    host: npt.NDArray[Any],
+) -> tuple[HostFloats, npt.NDArray[np.inexact]] | None:
+    """Return what NumPy takes for the eigenvalues, ascending, and eigenvectors of a Hermitian host matrix, or None."""
+    found = attempted(np.linalg.eigh, host)
+    if found is None or not np.all(np.isfinite(found[1])):
         return None
+    return found[0], found[1]
+
+
+def solved_basis_or_none(
+    host: npt.NDArray[Any], right: npt.NDArray[Any]
+) -> npt.NDArray[np.inexact] | None:
+    """Return an orthonormal basis of what NumPy takes for the columns X with ``host @ X = right``, or None."""
+    columns = attempted(np.linalg.solve, host, right)
+    if columns is None or not np.all(np.isfinite(columns)):
+        return None
+    found = attempted(np.linalg.qr, columns)
+    return None if found is None else np.asarray(found[0])
 
 
 def real_part(x: Array, *, xp: Namespace) -> Array:

@@ -26,18 +26,17 @@ class NormBracket:
     ----------
     lower, upper : array
         ``lower <= norm <= upper`` for the arrays as stored, rounding included. Batch shape, in the
-        caller's namespace, device and real dtype.
+        caller's namespace, device and real dtype; of arrays shorter than float32 in float32.
     converged : array of bool
-        Whether ``upper - lower <= rtol * lower`` was reached (true for a zero norm). Where it is
-        false the bracket is as valid, only wider than asked for. NaN and inf elements are never
-        converged.
+        Whether ``upper - lower <= rtol * lower`` was reached. True also for the norms that are known exactly: 0
+        of a zero matrix, and inf of one that holds inf (both ends are inf). False for NaN. Where it is false
+        otherwise the bracket is as valid, only wider than asked for.
     n_products : int
         The cost in the method's own unit: matrix products of the longest Gram iteration for a
         stack of matrices, blocks of the symbol evaluated for a convolution.
     frequency : array or None
         Convolutions: the angle, in radians per spatial axis, in (-pi, pi], at which `lower` is attained, up to its
-        own rounding to the real dtype (float32 for shorter ones); None where `lower` does not come from a single
-        frequency.
+        own rounding to the dtype of the bounds; None where `lower` does not come from a single frequency.
     left, right : array or None
         Unit vectors attaining `lower`, if they were asked for.
     """

@@ -70,8 +70,8 @@ def norm2toep_upper_bound(
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype of `kernel`; NaN for a kernel that holds NaN, inf if it
-        holds inf, exactly 0 for a zero or empty one.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN for a kernel that holds
+        NaN, inf if it holds inf, exactly 0 for a zero or empty one.
 
     Raises
     ------
@@ -131,8 +131,8 @@ def aol_upper_bound(
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype of `kernel`; NaN, inf, zero and empty kernels as in
-        `norm2toep_upper_bound`.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
+        kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
@@ -195,8 +195,8 @@ def fantastic_four_upper_bound(
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype of `kernel`; NaN, inf, zero and empty kernels as in
-        `norm2toep_upper_bound`.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
+        kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
@@ -266,8 +266,8 @@ def lip_grid_upper_bound(
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype of `kernel`; NaN, inf, zero and empty kernels as in
-        `norm2toep_upper_bound`.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
+        kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
@@ -343,8 +343,8 @@ def tensor_norm_estimate(
     Returns
     -------
     0-d array
-        Estimate in the namespace, device and real dtype of `kernel`; NaN, inf, zero and empty kernels as in
-        `norm2toep_upper_bound`.
+        Estimate in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
+        kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
@@ -419,8 +419,8 @@ def circular_exact_norm(
     Returns
     -------
     0-d array
-        The norm in the namespace, device and real dtype of `kernel`; NaN, inf, zero and empty kernels as in
-        `norm2toep_upper_bound`.
+        The norm in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
+        kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
@@ -501,8 +501,8 @@ def power_iteration_lower_bound(
     Returns
     -------
     0-d array
-        Lower bound in the namespace, device and real dtype of `kernel`; NaN, inf, zero and empty kernels as in
-        `norm2toep_upper_bound`, 0 also for an operator without outputs.
+        Lower bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
+        kernels as in `norm2toep_upper_bound`, 0 also for an operator without outputs.
 
     Raises
     ------

@@ -23,6 +23,7 @@ import numpy as np
 from gramnorm import _validate, _xp
 from gramnorm._exact import float_above, largest, length_above, product_above, sum_above
 from gramnorm._rounding import round_outward
+from gramnorm._stack import result_dtype
 from gramnorm._typing import Array, DType, HostFloats, Namespace
 from gramnorm.bracket import NormBracket
 from gramnorm.matrix import matrix_norm_bound
@@ -362,10 +363,8 @@ def _namespace(arrays: Sequence[Array]) -> Namespace:
 
 
 def _widest(arrays: Sequence[Array], *, xp: Namespace) -> DType:
-    """Return a type among those of the arrays that holds all their values; float32 for two kinds of float16."""
-    most = max(_xp.bits(a.dtype, xp=xp) for a in arrays)
-    widest = {str(a.dtype): a.dtype for a in arrays if _xp.bits(a.dtype, xp=xp) == most}
-    return next(iter(widest.values())) if len(widest) == 1 else xp.float32
+    """Return the real type of a bound from all these: it holds all their values."""
+    return max((result_dtype(a, xp=xp) for a in arrays), key=lambda t: _xp.bits(t, xp=xp))
 
 
 def _rows(x: Array) -> list[list[float]]:

@@ -68,7 +68,7 @@ def conv_norm_bound(
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype of `kernel`.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`.
 
     See Also
     --------
@@ -156,10 +156,10 @@ def conv_norm_bracket(
     Returns
     -------
     NormBracket
-        0-d bounds in the namespace, device and real dtype of `kernel`; `frequency` in radians per sample of the
-        input and axis where the norm is attained at one (every size, and circular padding whose stride divides the
-        size); `n_products` counts the blocks of the symbol evaluated. NaN for a kernel that holds NaN, inf if it holds
-        inf, exactly 0 for a zero or empty one and for an operator without outputs.
+        0-d bounds in the namespace, device and real dtype (float32 at least) of `kernel`; `frequency` in radians per
+        sample of the input and axis where the norm is attained at one (every size, and circular padding whose stride
+        divides the size); `n_products` counts the blocks of the symbol evaluated. NaN for a kernel that holds NaN, inf
+        if it holds inf, exactly 0 for a zero or empty one and for an operator without outputs.
 
     Raises
     ------
@@ -275,7 +275,7 @@ def conv_norm_value_and_grad(
     Returns
     -------
     value : 0-d array
-        The bound, real.
+        The bound, real, in float32 at least.
     gradient : array of the shape of `kernel`
         G of the type of `kernel` with ``value(K + dK) = value(K) + Re sum(conj(G) dK) + o(dK)``. 0 for a zero kernel,
         NaN where the norm is NaN or inf.
@@ -342,8 +342,8 @@ def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
     Returns
     -------
     NormBracket
-        0-d bounds in the namespace, device and real dtype of `taps`. `frequency`, shape (1,), is the peak
-        frequency in radians per sample, in [0, pi] for real and in (-pi, pi] for complex taps, at which `lower` is
+        0-d bounds in the namespace, device and real dtype (float32 at least) of `taps`. `frequency`, shape (1,), is the
+        peak frequency in radians per sample, in [0, pi] for real and in (-pi, pi] for complex taps, at which `lower` is
         attained.
 
     Raises
@@ -420,7 +420,7 @@ def conv_gram_iteration(
     Returns
     -------
     0-d array
-        The value, in the namespace, device and real dtype of `kernel`.
+        The value, in the namespace, device and real dtype (float32 at least) of `kernel`.
 
     Raises
     ------

@@ -333,9 +333,10 @@ class ConvGeometry:
         >>> geometry.apply(np.asarray([[[1.0, 2.0]]]), np.asarray([[1.0, 0.0, 3.0]])).tolist()
         [[2.0, 1.0, 6.0, 3.0]]
         """
-        if self.transposed:
-            return adjoint(self._real_adjoint_kernel(kernel), x, self.axes(), self.groups)
-        return correlate(kernel, x, self.axes(), self.groups)
+        with _xp.plain_arithmetic(kernel):
+            if self.transposed:
+                return adjoint(self._real_adjoint_kernel(kernel), x, self.axes(), self.groups)
+            return correlate(kernel, x, self.axes(), self.groups)
 
     def adjoint(self, kernel: Array, y: Array) -> Array:
         """Return the adjoint (conjugate transpose) of `apply`, applied to an output.
@@ -360,9 +361,10 @@ class ConvGeometry:
         >>> geometry.adjoint(np.asarray([[[1.0, 2.0]]]), y).tolist()
         [[2.0, 0.0, 1.0]]
         """
-        if self.transposed:
-            return correlate(self._real_adjoint_kernel(kernel), y, self.axes(), self.groups)
-        return adjoint(kernel, y, self.axes(), self.groups)
+        with _xp.plain_arithmetic(kernel):
+            if self.transposed:
+                return correlate(self._real_adjoint_kernel(kernel), y, self.axes(), self.groups)
+            return adjoint(kernel, y, self.axes(), self.groups)
 
     def _real_adjoint_kernel(self, kernel: Array) -> Array:
         """Return the kernel whose correlation has the transposed convolution as its adjoint: no conjugation."""

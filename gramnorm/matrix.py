@@ -43,7 +43,7 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     Returns
     -------
     array, shape (...) or (..., 1, 1)
-        Upper bounds in the namespace, device and real dtype of `x`. NaN where a matrix holds NaN,
+        Upper bounds in the namespace, device and real dtype (float32 at least) of `x`. NaN where a matrix holds NaN,
         inf where it holds inf and no NaN or where the norm exceeds the largest number of the type, exactly 0
         for zero and empty matrices.
 
@@ -104,8 +104,8 @@ def matrix_norm_bracket(
     Returns
     -------
     NormBracket
-        ``lower <= norm <= upper`` per matrix, in the namespace, device and real dtype of `x`, with the flag
-        `converged` and the number of matrix products `n_products` of the longest iteration.
+        ``lower <= norm <= upper`` per matrix, in the namespace, device and real dtype (float32 at least) of `x`, with
+        the flag `converged` and the number of matrix products `n_products` of the longest iteration.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def matrix_norm_value_and_grad(
     Returns
     -------
     value : array, shape (...)
-        The bound, real.
+        The bound, real, in float32 at least.
     gradient : array, shape (..., m, n)
         G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex matrices the
         derivative by the real part plus i times that by the imaginary part, as in PyTorch. 0 for a zero matrix, NaN
@@ -258,14 +258,14 @@ def _value_and_gradient(
 
 def floating(a: Array, *, xp: Namespace) -> Array:
     """Return `a` in a type of at least single precision, without its gradient."""
-    real = xp.float64 if _xp.bits(result_dtype(a, xp=xp), xp=xp) == 64 else xp.float32
+    real = result_dtype(a, xp=xp)
     kind = _xp.complex_dtype(real, xp=xp) if _xp.is_complex(a.dtype, xp=xp) else real
     return xp.astype(_xp.without_gradient(a), kind, copy=False)
 
 
 def gradient_dtype(a: Array, *, xp: Namespace) -> DType:
-    """Return the type of a gradient by `a`: its own, of integers the default real type."""
-    return a.dtype if _xp.is_floating(a.dtype, xp=xp) else _xp.default_real_dtype(a, xp=xp)
+    """Return the type of a gradient by `a`: its own, of integers that of the bound."""
+    return a.dtype if _xp.is_floating(a.dtype, xp=xp) else result_dtype(a, xp=xp)
 
 
 def with_gradient(
@@ -297,8 +297,8 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
     Returns
     -------
     array, shape (...)
-        The values, in the namespace, device and real dtype of `x`; NaN, inf, zero and empty matrices as in
-        `matrix_norm_bound`.
+        The values, in the namespace, device and real dtype (float32 at least) of `x`; NaN, inf, zero and empty matrices
+        as in `matrix_norm_bound`.
 
     Raises
     ------
@@ -374,8 +374,6 @@ def to_bracket(
     def move(values: HostFloats, kind: DType = dtype) -> Array:
         return _xp.from_host(values, dtype=kind, device=device, xp=xp)
 
-    # an angle in half precision would be another frequency
-    angle = dtype if _xp.bits(dtype, xp=xp) >= 32 else xp.float32
     return NormBracket(
         lower=move(lower.reshape(shape)),
         upper=move(upper.reshape(shape)),
@@ -383,5 +381,5 @@ def to_bracket(
             converged(lower, upper, rtol).reshape(shape), dtype=xp.bool, device=device
         ),
         n_products=n_products,
-        frequency=None if frequency is None else move(frequency, angle),
+        frequency=None if frequency is None else move(frequency),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,15 +99,26 @@ def operator_norm_lower_bound(
         return _finite(A.rmatvec(_finite(A.matvec(v)) / size)) / size
 
     # the image of the start also tells whether the operator is complex
-    x = _lanczos.top_vector(normal, normal(start), rtol=gap / 4, steps=steps)
-    y = _finite(A.matvec(x)) / size
+    begin = normal(start)
+    peak = float(np.max(np.abs(begin)))  # zero if the products underflow, or are no adjoints
+    x = _lanczos.top_vector(normal, begin / peak if peak else start, rtol=gap / 4, steps=steps)
+    y = _finite(A.matvec(x))
+    size = float(np.max(np.abs(y))) or 1.0
     shrink = 1 - 4 * (len(x) + len(y) + 8) * 2.0**-53
-    return float(np.linalg.norm(y) / np.linalg.norm(x) * shrink * size)
+    quotient = float(np.linalg.norm(y / size) / np.linalg.norm(x)) * shrink
+    return _times_rounded_down(quotient, size)
+
+
+def _times_rounded_down(quotient: float, size: float) -> float:
+    """Return a product whose factor has room for its rounding, unless the result is subnormal or overflows."""
+    value = min(quotient * size, sys.float_info.max)
+    return value if value >= 2.0**-1020 else math.nextafter(value, 0.0)
 
 
 def _finite(v: npt.NDArray[Any]) -> _lanczos.Vector:
+    """Return a product in double precision, in which it is judged, if it is finite."""
     v = np.asarray(v).reshape(-1)
     if not np.all(np.isfinite(v)):
         msg = "A.matvec and A.rmatvec must return finite vectors, got NaN or inf"
         raise ValueError(msg)
-    return v if np.iscomplexobj(v) else v.astype(np.float64)
+    return v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)

@@ -73,8 +73,8 @@ def layer_norms(
     Returns
     -------
     dict of str to 0-d torch.Tensor
-        Upper bounds by name, in the order of `torch.nn.Module.named_modules`, on the device and in the dtype of the
-        weights (of batch normalisation at least float32). Autograd differentiates them once.
+        Upper bounds by name, in the order of `torch.nn.Module.named_modules`, on the device of the weights, in float64
+        for such weights and in float32 for all shorter ones. Autograd differentiates them once.
 
     Raises
     ------

@@ -420,11 +420,11 @@ def test_types_scales_and_integers(be, name):
 
 
 @pytest.mark.parametrize("name", named("upper bound") + named("lower bound"))
-def test_half_precision_is_rounded_to_the_side(name):
+def test_bounds_of_half_precision_are_on_their_side(name):
     for seed in range(5):
         kernel = random_kernel(seed, (2, 2, 3)).astype(np.float16)
         out = function(name)(kernel, *needed(name))
-        assert out.dtype == np.float16
+        assert out.dtype == np.float32
         dense = oracles.conv_matrix(kernel.astype(float), (4,))
         if METHODS[name].side == "upper bound":
             assert oracles.check_upper(dense, float(out)) is oracles.Verdict.HOLDS
