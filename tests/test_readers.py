@@ -167,6 +167,7 @@ class TestSharedNetwork:
             assert known["value"] * (1 - 1e-12) <= layer["upper"]
             assert not layer["assumed"]
 
+    @pytest.mark.slow
     def test_brackets_hold_at_the_sizes_of_the_references(
         self, described: Contents, references: dict[str, Any]
     ) -> None:

@@ -30,7 +30,8 @@ def test_no_violation_as_it_stands():
 
 @pytest.mark.parametrize("relative", [1e-12, 1e-6, 1e-2])
 def test_falsified_upper_bounds_are_found(relative):
-    report = small_survey(inject=relative)
+    kernels = 60 if relative >= 1e-2 else 0  # the gap of a convolution hides less
+    report = soundness.survey(600, kernels, seed=11, only=["numpy"], inject=relative)
     assert report.total("upper", "matrix") > 50
     assert report.total("lower") == 0
     if relative >= 1e-2:
