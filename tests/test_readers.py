@@ -26,6 +26,8 @@ from gramnorm.report.sidecar import Description, described, parse_description, r
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import Bomb, assert_refused, run, run_json, some, write_npz, write_zip
 
+pytestmark = pytest.mark.extra
+
 SEED = 11
 
 

@@ -20,6 +20,8 @@ from tests.test_report import run, run_json, some, write_npz
 
 pty = pytest.importorskip("pty", reason="needs terminals of POSIX")
 
+pytestmark = pytest.mark.extra
+
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:

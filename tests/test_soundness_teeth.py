@@ -8,6 +8,8 @@ import gramnorm as gn
 from gramnorm import _rounding
 from tests import soundness
 
+pytestmark = pytest.mark.no_backend
+
 
 def small_survey(**options):
     return soundness.survey(1500, 60, seed=11, only=["numpy"], **options)
