@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import operator
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ import pytest
 from array_api_compat import device as device_of
 from hypothesis import settings
 
-settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.register_profile(
+    "quick", derandomize=True, deadline=None, database=None, print_blob=True, max_examples=20
+)
+settings.register_profile("ci", settings.get_profile("quick"), max_examples=50)
 settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=2000)
-settings.load_profile("ci")  # `--hypothesis-profile deep` overrides
+settings.load_profile("quick")  # `--hypothesis-profile ci` overrides
 
 NARROW = {"float64": "float32", "complex128": "complex64"}
 
@@ -75,8 +79,29 @@ BACKENDS: dict[str, tuple[str, str, dict[str, Any], str]] = {
 }
 
 
+# Computed as another one is: tested if named.
+TWINS = {"numpy-readonly": "numpy", "strict": "strict-device1"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backends", help=f"comma-separated, of: {', '.join(BACKENDS)}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Start a process for each core, if pytest-xdist is there and `-n` says nothing else."""
+    has_xdist = config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput")
+    if has_xdist and config.option.numprocesses is None:
+        config.option.numprocesses = "auto"
+        config.option.dist = "worksteal"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Give each process one thread: two with two threads each would fight for two cores."""
+    for library in ("OMP", "OPENBLAS", "MKL", "VECLIB"):
+        name = "MAXIMUM" if library == "VECLIB" else "NUM"
+        os.environ.setdefault(f"{library}_{name}_THREADS", "1")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -84,7 +109,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     present = [i for i, (library, *_) in BACKENDS.items() if importlib.util.find_spec(library)]
     chosen = metafunc.config.getoption("backends")
-    ids = chosen.split(",") if chosen else present
+    ids = chosen.split(",") if chosen else [i for i in present if i not in TWINS]
     if missing := sorted(set(ids) - set(present)):
         msg = f"--backends: {', '.join(missing)} unknown or not installed"
         raise pytest.UsageError(msg)

@@ -14,6 +14,8 @@ from benchmarks import figures, kernels, methods, rivals, tables
 from benchmarks.devices import Device
 from benchmarks.timing import race
 
+pytestmark = pytest.mark.extra
+
 SMALL = {
     "plain": ((6, 4, 3, 3), {}),
     "strided": ((6, 4, 3, 3), {"stride": 2}),

@@ -21,6 +21,8 @@ from gramnorm import _cholesky, _residual, _rounding, _single, _xp
 from tests import oracles
 from tests.families import FAMILIES, from_spectrum
 
+pytestmark = pytest.mark.no_backend
+
 DISTANCES = [10.0**-k for k in range(2, 14)]
 U = 2.0**-53
 

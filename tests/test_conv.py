@@ -83,7 +83,7 @@ def drawn_kernel(data, be, geometry):
     return np.concatenate([KERNELS[name](rng, co, ci, taps, dtype) for _ in range(groups)])
 
 
-drawn = settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+drawn = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 @drawn
@@ -397,6 +397,7 @@ def test_shared_layers_with_circular_padding(be, shared_data):
             assert converged, (layer["key"], shape)
 
 
+@pytest.mark.slow
 def test_shared_layers_with_zero_padding(be, shared_data):
     for layer, weight in layers_for(be, shared_data):
         for entry in layer["reference"]["zero_padding"]:

@@ -9,6 +9,8 @@ import gramnorm as gn
 
 counts = pytest.importorskip("benchmarks.counts", reason="the benchmarks are not beside the tests")
 
+pytestmark = pytest.mark.no_backend
+
 KNOWN = json.loads(counts.STORED.read_text(encoding="utf-8"))
 CASES = counts.cases()
 

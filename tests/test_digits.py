@@ -12,6 +12,8 @@ from gramnorm.report import bound_layer
 from gramnorm.report.contents import Layer
 from gramnorm.report.readers import read_path
 
+pytestmark = pytest.mark.no_backend
+
 FILE = importlib.resources.files("gramnorm") / "data" / "digits.npz"
 GRID = 97  # odd and prime: it has no point in common with the grids of powers of two of a search
 LAYERS = ["conv1.weight", "conv2.weight", "conv3.weight", "conv4.weight", "dense1.weight"]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.extra
+
 ROOT = Path(__file__).parents[1]
 OPTIONAL = {"cupy", "jax", "matplotlib", "onnx", "rich", "safetensors", "scipy", "sklearn", "torch"}
 

@@ -58,7 +58,7 @@ def operators(draw):
     return (*channels, *taps), options
 
 
-drawn = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+drawn = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 # ---------------------------------------------------------------------------- the operator itself

@@ -114,7 +114,7 @@ def test_every_family_is_bracketed_matrix_by_matrix(be, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["wide", "family"])
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_drawn_matrices_are_bracketed(be, dtype, kind, data):
     dtype = dtype_in_turn(be, dtype)

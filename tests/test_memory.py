@@ -8,6 +8,8 @@ import scipy.sparse
 
 import gramnorm as gn
 
+pytestmark = pytest.mark.no_backend
+
 ROWS, COLUMNS = 20_000, 256
 SQUARE = COLUMNS**2 * 8
 FEW = 10  # Gram matrix, shifted matrix, factor, products and differences, Krylov basis

@@ -21,6 +21,8 @@ onnx = pytest.importorskip("onnx")
 helper = onnx.helper
 reference = pytest.importorskip("onnx.reference")
 
+pytestmark = pytest.mark.extra
+
 FLOAT = onnx.TensorProto.FLOAT
 VERSION = 17
 

@@ -8,6 +8,8 @@ import scipy.signal
 
 from tests import oracles
 
+pytestmark = pytest.mark.no_backend
+
 # Prime to each other, equal, and with a common divisor either way.
 STRIDES_AND_DILATIONS = [(1, 1), (1, 3), (2, 1), (3, 2), (3, 3), (2, 2), (4, 2), (2, 4), (4, 6)]
 KINDS = {"float": 0.0, "complex": 1j}

@@ -26,6 +26,8 @@ from gramnorm.report.sidecar import Description, described, parse_description, r
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import Bomb, assert_refused, run, run_json, some, write_npz, write_zip
 
+pytestmark = pytest.mark.extra
+
 SEED = 11
 
 
@@ -167,6 +169,7 @@ class TestSharedNetwork:
             assert known["value"] * (1 - 1e-12) <= layer["upper"]
             assert not layer["assumed"]
 
+    @pytest.mark.slow
     def test_brackets_hold_at_the_sizes_of_the_references(
         self, described: Contents, references: dict[str, Any]
     ) -> None:

@@ -32,6 +32,8 @@ from gramnorm.report import (
 from gramnorm.report.contents import Layer, ReadError
 from gramnorm.report.readers import read_path
 
+pytestmark = pytest.mark.no_backend
+
 RNG_SEED = 7
 positive = st.floats(min_value=0, allow_infinity=False)
 finite = st.floats(allow_nan=False, allow_infinity=False)

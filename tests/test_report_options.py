@@ -20,6 +20,8 @@ from tests.test_report import run, run_json, some, write_npz
 
 pty = pytest.importorskip("pty", reason="needs terminals of POSIX")
 
+pytestmark = pytest.mark.extra
+
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:
@@ -96,9 +98,10 @@ def test_documented_output_is_that_of_the_command(capsys: Any, file: str) -> Non
 class TestBackends:
     @pytest.mark.parametrize("backend", sorted(set(_xp.BACKENDS) - {"cupy"}))
     def test_brackets_of_every_library_overlap(
-        self, network: Path, capsys: Any, backend: str
+        self, network: Path, capsys: Any, caplog: Any, backend: str
     ) -> None:
         pytest.importorskip(backend)
+        caplog.set_level("WARNING")  # JAX writes to stderr what it looked for, if anybody listens
         only = ("--exclude", "bad", "--exclude", "a*", "--device", "cpu")
         _, expected = run_json(capsys, network, *only)
         code, report = run_json(capsys, network, *only, "--backend", backend)

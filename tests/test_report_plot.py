@@ -17,6 +17,8 @@ from tests.test_report import assert_refused, run, some, write_npz
 pytest.importorskip("matplotlib")
 plot = pytest.importorskip("gramnorm.report.plot")
 
+pytestmark = pytest.mark.extra
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

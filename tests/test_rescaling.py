@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import gramnorm as gn
@@ -103,7 +103,6 @@ def test_norm_of_a_rescaled_kernel_is_never_above_one(be, dtype, steps):
             assert not found.upper_violated, (name, mode)
 
 
-@settings(max_examples=20)
 @given(data=st.data())
 def test_norm_of_a_drawn_matrix_is_never_above_one(be, data):
     skip_on_jax(be)

@@ -9,6 +9,8 @@ import gramnorm as gn
 from gramnorm import _rounding, _xp
 from tests import soundness
 
+pytestmark = pytest.mark.no_backend
+
 
 def small_survey(**options):
     return soundness.survey(1500, 60, seed=11, only=["numpy"], **options)
@@ -75,7 +77,8 @@ def test_a_matrix_that_is_changed_is_found(monkeypatch):
 
 @pytest.mark.parametrize("relative", [1e-12, 1e-6, 1e-2])
 def test_falsified_upper_bounds_are_found(relative):
-    report = small_survey(inject=relative)
+    kernels = 60 if relative >= 1e-2 else 0  # the gap of a convolution hides less
+    report = soundness.survey(600, kernels, seed=11, only=["numpy"], inject=relative)
     assert report.total("upper", "matrix") > 50
     assert report.total("lower") == 0
     if relative >= 1e-6:
