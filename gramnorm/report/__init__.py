@@ -10,11 +10,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 import gramnorm as gn
+from gramnorm._exact import product_above, root_above, sum_above
+from gramnorm.geometry import ConvGeometry
 from gramnorm.report.contents import Layer, one_line
 
 __all__ = ["Row", "bound_layer", "failed_row"]
@@ -77,18 +80,21 @@ def bound_layer(
     found: dict[str, Any] = {}
     try:
         weight = layer.weight if place is None else place(layer.weight)
+        keywords = {} if layer.kind == "dense" else _keywords(layer, input_shape, padding_mode)
+        gap = _gap(layer, rtol) if layer.error else rtol
         if layer.kind == "dense":
-            bracket = gn.matrix_norm_bracket(weight, rtol=rtol)
+            bracket = gn.matrix_norm_bracket(weight, rtol=gap)
         else:
-            keywords = _keywords(layer, input_shape, padding_mode)
-            bracket = gn.conv_norm_bracket(weight, **keywords, rtol=rtol)
+            bracket = gn.conv_norm_bracket(weight, **keywords, rtol=gap)
         found = {"lower": float(bracket.lower), "upper": float(bracket.upper)}
         found["converged"] = bool(bracket.converged)
+        if layer.error:
+            found = _widened(found, layer, keywords, rtol)
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # RuntimeError: of devices
         found = {"error": one_line(error)}
     return Row(
         name=layer.name,
-        kind=_kind(layer),
+        kind=", ".join(filter(None, (_kind(layer), layer.word))),
         shape=tuple(layer.weight.shape),
         dtype=str(layer.weight.dtype),
         seconds=time.perf_counter() - began,
@@ -100,6 +106,38 @@ def bound_layer(
 def failed_row(name: str, reason: str) -> Row:
     """Return the row of a layer whose values cannot be had: a hole in the product like any other."""
     return Row(name, kind="unknown", shape=(), dtype="unknown", seconds=0.0, error=reason)
+
+
+def _gap(layer: Layer, rtol: float | None) -> float:
+    """Return the relative gap to ask for of a folded weight: a little less, so that its error has room."""
+    return 0.99 * _asked(layer, rtol)
+
+
+def _asked(layer: Layer, rtol: float | None) -> float:
+    """Return the relative gap asked for; folded weights with an error are of float64."""
+    return rtol if rtol is not None else 1e-6 if layer.kind == "dense" else 1e-3
+
+
+def _widened(
+    found: dict[str, Any], layer: Layer, keywords: dict[str, Any], rtol: float | None
+) -> dict[str, Any]:
+    """
+    Return a bracket that holds for every weight within the layer's error.
+
+    A convolution is the sum over its taps k of S_k E_k P: channels are mixed, samples picked (at most as often as the
+    padding P repeats them).  So the norm of an error E with K taps is at most sqrt(K c) ||E||_F, with c copies.
+    """
+    spread = 1
+    if layer.kind == "conv":
+        spread = math.prod(layer.weight.shape[2:])
+        if keywords.get("input_shape") is not None:
+            axes = ConvGeometry.of(layer.weight.shape, **keywords).axes()
+            spread *= math.prod(axis.copies() for axis in axes)
+    error = product_above([layer.error, root_above(Fraction(spread))])
+    lower = max(math.nextafter(found["lower"] - error, 0.0), 0.0)
+    upper = sum_above([found["upper"], error])
+    converged = found["converged"] and upper - lower <= _asked(layer, rtol) * lower
+    return {"lower": lower, "upper": upper, "converged": converged or upper == 0}
 
 
 def _keywords(

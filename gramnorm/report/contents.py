@@ -52,6 +52,8 @@ class Layer:
     name: str
     weight: np.ndarray[Any, np.dtype[Any]]
     geometry: dict[str, Any] | None = None
+    word: str | None = None  # how the weight was folded, if its parts are stored
+    error: float = 0.0  # the most that it is off by then, in the Frobenius norm
 
     @property
     def kind(self) -> str:
@@ -67,6 +69,10 @@ class Stored:
     unusable: dict[str, str] = field(default_factory=dict)  # arrays whose numbers cannot be had
     others: dict[str, str] = field(default_factory=dict)  # no arrays of numbers
     notes: list[str] = field(default_factory=list)  # what was decided for the user
+    words: dict[str, str] = field(default_factory=dict)  # how an array was made of stored parts
+    errors: dict[str, float] = field(
+        default_factory=dict
+    )  # its Frobenius distance from the exact one
 
 
 @dataclass(frozen=True)

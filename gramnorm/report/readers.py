@@ -22,6 +22,7 @@ from gramnorm.report.contents import (
 )
 from gramnorm.report.npz import ENTRY, read_npy, read_npz
 from gramnorm.report.onnx_reader import read_onnx
+from gramnorm.report.parts import folded, marked
 from gramnorm.report.roles import understood
 from gramnorm.report.safetensors_reader import is_safetensors, read_safetensors
 from gramnorm.report.sidecar import Description, described
@@ -96,7 +97,8 @@ def read_stream(stream: IO[bytes], name: str) -> Contents:
     stream.seek(0)
     check_total(size)
     stored, description = _read(stream, Path(name), head, size)
-    contents = described(understood(stored), description, ENTRY)
+    stored = folded(stored)
+    contents = described(marked(understood(stored), stored), description, ENTRY)
     if contents.failed and not contents.layers:
         msg = "; ".join(f"{key!r}: {reason}" for key, reason in list(contents.failed.items())[:3])
         raise ReadError(msg)

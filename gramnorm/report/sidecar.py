@@ -212,4 +212,4 @@ def _described(layer: Layer, stated: dict[str, Any], where: str) -> Layer:
         stated = {"shape": shape} | stated
         msg = f"{where} gives {layer.name!r} of shape {layer.weight.shape} what does not fit it: {stated}"
         raise ReadError(msg)
-    return Layer(layer.name, layer.weight, stated)
+    return dataclasses.replace(layer, geometry=stated)
