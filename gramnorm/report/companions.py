@@ -11,7 +11,7 @@ from gramnorm.report.draft import Draft
 
 __all__ = ["refuse_adapted", "refuse_quantised"]
 
-_PATH = r"(?P<path>(?:.*[./])?)"
+_PATH = r"(?P<path>(?:.*?[./])?)"
 # A suffix of a name shows that the weight without it is quantised, ...
 _SCALES = re.compile(
     rf"{_PATH}(?P<weight>[^./]+?)_(?:scales?|scale_inv|scale_2|global_scale|zero_points?|zeros|packed|blocks|qdata"

@@ -151,8 +151,6 @@ def _step(draft: Draft, fold: Fold, parts: dict[str, str]) -> tuple[Fold, str]:
     if parts.keys() == {"_u", "_v"}:
         vectors = (draft.numbers(parts[part]) for part in ("_u", "_v"))
         return spectral_norm(fold, *vectors), _SPECTRAL
-    if parts.keys() == {"mask"}:
-        return masked(fold, draft.numbers(parts["mask"])), "masked"
     if parts.keys() == {"base"}:
         msg = "an orthogonal one, by which of several maps the file does not say"
     else:
