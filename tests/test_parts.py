@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gramnorm.report import bound_layer
-from gramnorm.report.contents import Contents
+from gramnorm.report.contents import Contents, Stored
+from gramnorm.report.parts import folded
 from gramnorm.report.readers import read_path
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import run, run_json, some, write_npz
@@ -308,6 +309,33 @@ INCOMPLETE: dict[str, dict[str, Any]] = {
         "a.parametrizations.weight.original0": some(4, 1),
         "a.parametrizations.weight.original1": some(4, 3),
     },
+    "parts of two kinds": {
+        "a.parametrizations.weight.original0": some(4, 1),
+        "a.parametrizations.weight.original1": some(4, 3),
+        "a.weight_g": some(4, 1),
+        "a.weight_v": some(4, 3),
+    },
+    "a mask beside parts": {
+        "a.weight_g": some(4, 1),
+        "a.weight_v": some(4, 3),
+        "a.mask": np.tri(4, 3),
+    },
+    "an adapter beside parts": {
+        "a.parametrizations.weight.original0": some(4, 1),
+        "a.parametrizations.weight.original1": some(4, 3),
+        "a.lora_A": some(2, 3),
+        "a.lora_B": some(4, 2),
+    },
+    "a scale beside parts": {
+        "a.parametrizations.weight.original0": some(4, 1),
+        "a.parametrizations.weight.original1": some(4, 3),
+        "a.weight_scale": some(4),
+    },
+    "a scale beside hooked parts": {
+        "a.weight_g": some(4, 1),
+        "a.weight_v": some(4, 3),
+        "a.weight_scale": some(4),
+    },
     "nested parametrizations": {
         "a.parametrizations.weight.original": some(4, 3),
         "a.parametrizations.weight.0.parametrizations.base.original": some(3, 3),
@@ -551,3 +579,94 @@ class TestPlainLayersStay:
         found = contents(tmp_path, **{"a.bias_orig": some(4), "a.bias_mask": np.ones(4)})
         assert "bias" in found.skipped["a.bias"]
         assert not found.failed
+
+
+WORDS = [
+    "a",
+    "weight",
+    "bias",
+    "mask",
+    "lora_A",
+    "ema",
+    "original",
+    "0",
+    "_u",
+    "kernel",
+    "scale",
+    "exp_avg",
+    "qweight",
+    "base",
+    "ema_model",
+]
+ENDS = {
+    "_g": (3, 1, 1),
+    "_v": (3, 2, 2),
+    "_orig": (3, 2, 2),
+    "_mask": (3, 2, 2),
+    "_u": (3,),
+    "": (3, 2, 2),
+    "_scale": (3,),
+    "_packed": (3, 2),
+    "_mu": (3, 2, 2),
+    ".lora_A": (2, 2),
+    ".mask": (3, 2, 2),
+    "PARAMETRIZED.original0": (3, 1, 1),
+    "PARAMETRIZED.original1": (3, 2, 2),
+    "PARAMETRIZED.original": (3, 2, 2),
+    "PARAMETRIZED.0._u": (3,),
+    "PARAMETRIZED.0._v": (4,),
+    "PARAMETRIZED.1._u": (3,),
+    "PARAMETRIZED.1._v": (4,),
+}
+TOGETHER = [
+    ["_g", "_v"],
+    ["_orig", "_mask"],
+    [end for end in ENDS if ".original0" in end or ".original1" in end],
+]
+
+
+def any_arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return arrays of any kind under names that rules look for, many of them parts that fit together."""
+    shapes = {}
+    for root in ("a.weight", "a.bias", "ema.a.weight", "a.w")[: rng.integers(1, 5)]:
+        ends = rng.choice(list(ENDS), size=rng.integers(0, 4), replace=False).tolist()
+        for end in (*ends[: rng.integers(0, 5)], *TOGETHER[rng.integers(0, 3)]):
+            module, _, tensor = root.rpartition(".")
+            name = end.replace("PARAMETRIZED", f"{module}.parametrizations.{tensor}")
+            shapes[name if name != end else root + end] = ENDS[end]
+    for _ in range(rng.integers(0, 4)):
+        name = ".".join(rng.choice(WORDS, size=rng.integers(1, 5)))
+        shapes[name] = tuple(rng.integers(0, 4, size=rng.integers(0, 4)).tolist())
+    arrays = {}
+    for name in rng.permutation(list(shapes)).tolist():
+        values = rng.standard_normal(shapes[name]) * 10.0 ** rng.choice([0, 0, 0, 0, 300, -320])
+        values = values if rng.random() < 0.95 else np.zeros(shapes[name])
+        kind = rng.choice(["f8", "f8", "f8", "f8", "f4", "f2", "c16", "i1", "?", ">f8"])
+        if name.endswith("_mask"):
+            values, kind = np.tri(3, 4)[:, 1:3, None] * np.ones(2), rng.choice(["f4", "?"])
+        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            arrays[name] = np.asarray(np.asarray(values).astype(kind))
+        arrays[name].flags.writeable = False
+    return arrays
+
+
+def test_whatever_the_names_every_entry_is_accounted_for() -> None:
+    rng = np.random.default_rng(8)
+    folds = 0
+    for _ in range(2000):
+        arrays = any_arrays(rng)
+        unusable = {}
+        if rng.random() < 0.1:
+            unusable = {name: "no values" for name in arrays if name.endswith("_g")}
+            arrays = {name: values for name, values in arrays.items() if name not in unusable}
+        stored = Stored(dict(arrays), unusable)
+        found = folded(stored)
+        assert stored == Stored(arrays, unusable)
+        sorted_out = [*found.arrays, *found.unusable, *found.others]
+        assert len(set(sorted_out)) == len(sorted_out)
+        assert {*sorted_out} >= {*arrays, *unusable} - {n for n in arrays if n.endswith("bias")}
+        assert found.words.keys() == found.errors.keys() <= found.arrays.keys()
+        for name, values in found.arrays.items():
+            assert name in found.words or values is arrays[name]
+        folds += len(found.words)
+    assert folds > 30

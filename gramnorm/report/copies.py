@@ -14,6 +14,8 @@ __all__ = ["set_copies_aside"]
 
 _WRAPPERS = re.compile(r"(?:(?:module|model|ema_model|_orig_mod|net|network)[./])+")
 
+_Shapes = dict[str, tuple[int, ...] | None]
+
 _AVERAGE = re.compile(
     r"(?:.*?[./])?(?:ema_model|model_ema|module_ema|ema_module|ema_state_dict|model_state_dict_ema|state_dict_ema"
     r"|ema_params|params_ema|ema_weights|shadow_params|averaged_model|avg_model|swa_model)[./]|ema[./]"
@@ -40,44 +42,45 @@ def set_copies_aside(draft: Draft) -> None:
         if found := _AVERAGE.match(name):
             groups.setdefault(found[0], []).append(name)
     inside = {name for names in groups.values() for name in names}
-    if not any(draft.has_weight(name) and name not in inside for name in draft):
-        first = next(iter(groups), None)  # nothing but averages: the first of them is the network
-        inside -= set(groups.pop(first, []) if first is not None else [])
+    if groups and not any(draft.has_weight(name) and name not in inside for name in draft):
+        inside -= set(groups.pop(next(iter(groups))))  # nothing but averages: they are the network
+    shapes = {name: draft.shape(name) for name in draft if name not in inside}
     for prefix, names in groups.items():
-        _one_average(draft, prefix, names, [name for name in draft if name not in inside])
+        _one_average(draft, prefix, names, shapes)
 
 
-def _one_average(draft: Draft, prefix: str, names: list[str], outside: list[str]) -> None:
-    """Set the entries below one prefix aside if each weight has a counterpart, else refuse each."""
-    weights = [name for name in names if draft.has_weight(name)]
-    if not weights or _have_counterparts(draft, prefix, weights, outside):
+def _one_average(draft: Draft, prefix: str, names: list[str], others: _Shapes) -> None:
+    """Set the entries below one prefix aside if each weight has a counterpart among the others, else refuse each."""
+    weights = {
+        name.removeprefix(prefix): draft.shape(name) for name in names if draft.has_weight(name)
+    }
+    if not weights or _have_counterparts(weights, others):
         draft.aside(names, "a moving average of weights, beside the network")
         if weights:
             draft.notes.append(
                 f"left out {prefix}*, moving averages of weights that are there, too"
             )
         return
-    for name in weights:
+    for rest in weights:
         reason = (
-            f"it is called like a moving average, but nothing beside it has its name and shape; if it is one, "
-            f"leave it out with --exclude '{prefix}*'"
+            "it is called like a moving average, but nothing beside it has its name and shape; if it is one, leave it "
+            f"out with --exclude '{prefix}*', else save it under another name"
         )
-        draft.refuse(name, [name], "moving average", reason)
+        draft.refuse(prefix + rest, [prefix + rest], "moving average", reason)
 
 
-def _have_counterparts(draft: Draft, prefix: str, weights: list[str], outside: list[str]) -> bool:
+def _have_counterparts(weights: _Shapes, others: _Shapes) -> bool:
     """Say whether one other prefix turns every name into that of an array of the same shape."""
-    rests = [name.removeprefix(prefix) for name in weights]
-    if all(rest.isdecimal() for rest in rests):  # a list: in order, without names
-        have = Counter(draft.arrays[name].shape for name in outside if name in draft.arrays)
-        return not Counter(draft.shape(name) for name in weights) - have
-    shapes = {_key(name): draft.shape(name) for name in outside}
-    for trimmed in (rests, [_WRAPPERS.sub("", rest, count=1) for rest in rests]):
-        keys = {_key(rest): draft.shape(n) for rest, n in zip(trimmed, weights, strict=True)}
-        (first, *_) = keys
+    if all(rest.isdecimal() for rest in weights):  # a list: in order, without names
+        return not Counter(weights.values()) - Counter(others.values())
+    shapes = {_key(name): shape for name, shape in others.items()}
+    unwrapped = {_WRAPPERS.sub("", rest, count=1): shape for rest, shape in weights.items()}
+    for names in (weights, unwrapped):
+        wanted = {_key(name): shape for name, shape in names.items()}
+        first = next(iter(wanted))
         starts = [name.removesuffix(first) for name in shapes if name.endswith(first)]
         for start in starts:
-            if all(shapes.get(start + key, ()) == shape for key, shape in keys.items()):
+            if all(shapes.get(start + key, ()) == shape for key, shape in wanted.items()):
                 return True
     return False
 

@@ -113,7 +113,7 @@ def _fold_parametrized(draft: Draft) -> None:
         except NotFoldableError as error:
             draft.refuse(root, parts.values(), "parametrised", f"{error}; {_REMOVE}")
         else:
-            draft.fold(root, list(parts.values()), ", ".join(words), fold)
+            draft.fold(root, parts.values(), ", ".join(words), fold)
 
 
 def _chain(draft: Draft, parts: dict[str, str]) -> tuple[Fold, list[str]]:
@@ -174,7 +174,7 @@ def _fold_hooked(draft: Draft) -> None:
         except NotFoldableError as error:
             draft.refuse(root, parts.values(), kind, f"{error}; {_PLAIN}")
         else:
-            draft.fold(root, list(parts.values()), kind, fold)
+            draft.fold(root, parts.values(), kind, fold)
 
 
 def _kind(draft: Draft, root: str, parts: dict[str, str]) -> str | None:
@@ -213,9 +213,9 @@ def _check_masks(draft: Draft) -> None:
     for name in list(draft):
         found = re.fullmatch(r"((?:.*[./])?)(?:weight_)?mask", name)
         root = found[1] + "weight" if found else ""
-        if root not in draft.arrays or name not in draft.arrays:
+        if draft.shape(root) is None or draft.shape(name) is None:
             continue
-        weight, mask = draft.arrays[root], draft.arrays[name]
+        weight, mask = draft.numbers(root), draft.numbers(name)
         if mask.dtype.kind not in "biuf" or not _broadcasts(mask.shape, weight.shape):
             continue
         with np.errstate(all="ignore"):
