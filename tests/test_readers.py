@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from gramnorm.report import bound_layer, contents
-from gramnorm.report.contents import Contents, Layer, ReadError, few_axes, selected
+from gramnorm.report.contents import Contents, Layer, ReadError, selected
 from gramnorm.report.network import constant_of
 from gramnorm.report.readers import read_path, read_stream
 from gramnorm.report.sidecar import Description, described, parse_description, read_sidecar
