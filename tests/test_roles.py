@@ -270,7 +270,8 @@ def test_only_weights_of_layers_make_rows(
     tmp_path: Path, capsys: Any, kind: str, model: str
 ) -> None:
     shapes, kinds, reasons = PYTORCH[model]
-    code, report = run_json(capsys, SAVE[kind](tmp_path / "x", arrays_of(shapes)))
+    path = SAVE[kind](tmp_path / "x", arrays_of(shapes))
+    code, report = run_json(capsys, path, "--rtol", "0.2")
     assert {row["name"]: row["kind"] for row in report["layers"]} == kinds
     assert code == 0
     assert (report["product_upper"] is None) == bool(reasons)
@@ -377,7 +378,8 @@ def test_kernels_with_channels_last_are_turned_and_said(
     tmp_path: Path, capsys: Any, kind: str, model: str
 ) -> None:
     shapes, rows, reasons = CHANNELS_LAST[model]
-    code, report = run_json(capsys, SAVE[kind](tmp_path / "x", arrays_of(shapes)))
+    path = SAVE[kind](tmp_path / "x", arrays_of(shapes))
+    code, report = run_json(capsys, path, "--rtol", "0.2")
     assert {row["name"]: tuple(row["shape"]) for row in report["layers"]} == rows
     assert code == 0
     found = " ".join(entry["reason"] for entry in report["no_product"])
@@ -647,7 +649,7 @@ def random_use(rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...], d
 def test_upper_bound_with_a_star_holds_for_every_use_of_the_array() -> None:
     rng = np.random.default_rng(SEED)
     closest = 0.0
-    for _ in range(250):
+    for _ in range(150):
         kernel, size, use = random_use(rng)
         row = bound_layer(Layer("w", kernel), input_shape=(4,))
         assert (row.assumed, row.lower, row.converged) == (True, None, None) or not row.assumed

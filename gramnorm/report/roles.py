@@ -305,7 +305,8 @@ class _File:
             return f"named as Flax and Keras name kernels, in a file of the layout {self.known}: {_SAY}"
         doubtful = self.known is None and text not in self.stated
         if doubtful and (layout not in votes or (len(votes) > 1 and self._outvoted(name))):
-            return f"of shape {shape}, which is no likely kernel {axes_in(layout)}, or others in the file are none; {_SAY}"
+            what = f"of shape {shape}, which is no likely kernel {axes_in(layout)}"
+            return f"{what}, or others in the file are none; {_SAY}"
         if doubtful and layout == "torch" and votes != {"torch"}:
             self.unconfirmed.append(text)
         sure = self.asked or text in self.stated or self._convolves(name)
