@@ -89,13 +89,13 @@ class TestCommand:
     def network(self, tmp_path: Path) -> Path:
         return write_npz(
             tmp_path / "net.npz",
-            a=some(2, 2, 3, 3),
-            b=some(2, 2, 5),
-            c=some(2, 2, 2, 2, 2),
-            d=some(3, 4),
+            conv1=some(2, 2, 3, 3),
+            conv2=some(2, 2, 5),
+            conv3=some(2, 2, 2, 2, 2),
+            fc4=some(3, 4),
         )
 
-    @pytest.mark.parametrize("layer", ["a", "b"])
+    @pytest.mark.parametrize("layer", ["conv1", "conv2"])
     def test_plots_are_written_beside_the_table(
         self, network: Path, capsys: Any, layer: str
     ) -> None:
@@ -115,8 +115,8 @@ class TestCommand:
         ("arguments", "match"),
         [
             (["--plot-symbol", "x.png"], "choose it with --include"),
-            (["--plot-symbol", "x.png", "--include", "d"], "choose it with --include"),
-            (["--plot-symbol", "x.png", "--include", "c"], "one or two spatial axes"),
+            (["--plot-symbol", "x.png", "--include", "fc4"], "choose it with --include"),
+            (["--plot-symbol", "x.png", "--include", "conv3"], "one or two spatial axes"),
             (["--plot", "x.pdf"], "end it in .png"),
             (["--plot", "nowhere/x.png"], "no such folder"),
             (["--plot", "folder.png"], "not a regular file"),
@@ -148,7 +148,7 @@ class TestCommand:
     def test_layer_without_a_finite_bound_has_no_picture(self, network: Path, capsys: Any) -> None:
         weight = some(2, 2, 3)
         weight[0, 0, 0] = math.inf
-        path = write_npz(network.parent / "inf.npz", w=weight)
+        path = write_npz(network.parent / "inf.npz", layers={"w": {}}, w=weight)
         code, _, err = run(capsys, "report", path, "--plot-symbol", network.parent / "x.png")
         assert code == 2
         assert "no finite bound" in err

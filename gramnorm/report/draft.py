@@ -29,6 +29,7 @@ class Draft:
         self._unusable = dict(stored.unusable)
         self._others = dict(stored.others)
         self._folds: dict[str, tuple[str, str, float]] = {}  # place, word and error by name
+        self._layout = stored.layout
         self._bytes = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -99,6 +100,7 @@ class Draft:
             self.notes,
             words={root: word for root, (_, word, _) in self._folds.items()},
             errors={root: error for root, (_, _, error) in self._folds.items()},
+            layout=self._layout or ("torch" if self._folds else None),  # whose names the parts have
         )
 
     def _values(self, name: str) -> Numbers | None:

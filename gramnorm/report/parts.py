@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from gramnorm.report.companions import refuse_adapted, refuse_quantised
-from gramnorm.report.contents import Contents, Stored
+from gramnorm.report.contents import Contents, Layer, Stored
 from gramnorm.report.copies import set_copies_aside
 from gramnorm.report.draft import Draft
 from gramnorm.report.folds import (
@@ -93,11 +93,16 @@ def marked(contents: Contents, stored: Stored) -> Contents:
     Contents
         The same layers with the words and the errors of their folds.
     """
-    layers = [
-        replace(layer, word=stored.words.get(layer.name), error=stored.errors.get(layer.name, 0.0))
-        for layer in contents.layers
-    ]
-    return replace(contents, layers=layers)
+
+    def with_word(layer: Layer) -> Layer:
+        word, error = stored.words.get(layer.name), stored.errors.get(layer.name, 0.0)
+        return replace(layer, word=word, error=error)
+
+    return replace(
+        contents,
+        layers=[with_word(layer) for layer in contents.layers],
+        spare=[with_word(layer) for layer in contents.spare],
+    )
 
 
 def _fold_parametrized(draft: Draft) -> None:
