@@ -100,7 +100,7 @@ class Draft:
             self.notes,
             words={root: word for root, (_, word, _) in self._folds.items()},
             errors={root: error for root, (_, _, error) in self._folds.items()},
-            layout=self._layout or ("torch" if self._folds else None),  # whose names the parts have
+            layout=self._layout,
         )
 
     def _values(self, name: str) -> Numbers | None:
