@@ -295,6 +295,12 @@ INCOMPLETE: dict[str, dict[str, Any]] = {
         "a.weight_u": some(4),
         "a.weight_v": some(3),
     },
+    "vectors of a spectral norm at each use": {
+        "a.weight": some(4, 3),
+        "a.u0": some(1, 4),
+        "a.sv0": some(1),
+    },
+    "a gain of standardised weights": {"a.weight": some(4, 3, 2, 2), "a.gain": some(4, 1, 1, 1)},
     "no original": {
         "a.parametrizations.weight.0._u": some(4),
         "a.parametrizations.weight.0._v": some(3),
@@ -397,6 +403,12 @@ QUANTISED: dict[str, dict[str, Any]] = {
     "fake": {"a.weight": some(4, 3), "a.weight_fake_quant.scale": some(4)},
     "a scale of the input": {"a.weight": some(4, 3), "a.input_scale": some()},
     "of a tensor": {"a.weight._data": integers(4, 3), "a.weight._scale": some(4, 1)},
+    "scaled floats": {"a.weight": some(4, 3), "a.scale_weight": some(), "a.scale_input": some()},
+    "scaling factors": {
+        "a.weight": integers(4, 3),
+        "a.weights_scaling_factor": some(4),
+        "a.activation_scaling_factor": some(1),
+    },
     "blocks": {"a.weight_blocks": integers(4, 3, 2), "a.weight_scales": integers(4, 3)},
 }
 
@@ -580,6 +592,10 @@ class TestPlainLayersStay:
         found = contents(tmp_path, **{"a.bias_orig": some(4), "a.bias_mask": np.ones(4)})
         assert "bias" in found.skipped["a.bias"]
         assert not found.failed
+        found = contents(tmp_path, **{"a.bias_g": some(4), "a.bias_v": some(4)})
+        assert set(found.skipped) == {"a.bias_g", "a.bias_v"}
+        assert not found.failed
+        assert not found.obstacles
 
 
 WORDS = [

@@ -9,7 +9,7 @@ import re
 
 from gramnorm.report.draft import Draft
 
-__all__ = ["refuse_adapted", "refuse_quantised"]
+__all__ = ["refuse_adapted", "refuse_normalised", "refuse_quantised"]
 
 _PATH = r"(?P<path>(?:.*?[./])?)"
 # A suffix of a name shows that the weight without it is quantised, ...
@@ -19,7 +19,7 @@ _SCALES = re.compile(
 )
 # ... these are entries of a layer that is, ...
 _LAYER_IS = re.compile(
-    rf"{_PATH}(?:SCB|qweight|qzeros|g_idx|W_q|_packed_params(?:[./].*)?|weight_fake_quant[./].*|weight_quant[./].*"
+    rf"{_PATH}(?:SCB|CB|qweight|qzeros|g_idx|W_q|scale_weight|weights?_scaling_factor|_packed_params(?:[./].*)?|weight_fake_quant[./].*|weight_quant[./].*"
     r"|\w*weight_quantizer[./].*)"
 )
 # ... these of a tensor that is, ...
@@ -29,7 +29,7 @@ _TENSOR_IS = re.compile(
 )
 # ... and these only beside a weight: in the first case of any type, in the second of integers.
 _BESIDE = re.compile(
-    rf"{_PATH}(?:zero_point|(?:input|output|act|activation)_(?:(?:global_)?scale|zero_point|amax))"
+    rf"{_PATH}(?:zero_point|scale_input|activation_scaling_factor|(?:input|output|act|activation)_(?:(?:global_)?scale|zero_point|amax))"
 )
 _BESIDE_INTEGERS = re.compile(rf"{_PATH}(?:scales?|biases|zeros?|zero_points?)")
 _PACKED = ("packed", "blocks", "qdata")
@@ -39,8 +39,11 @@ _ADAPTER = re.compile(
     r"|(?<![^._/])lora[._/](?:up|down|linear_layer[./](?:up|down))|(?<![^._/])(?:hada_w[12]_[ab]|lokr_w[12](?:_[ab])?"
     r"|lokr_t2|hada_t[12]|ia3_l|oft_\w+|boft_\w+|vera_\w+|dora_scale))(?:[._/].*)?"
 )
+# vectors by which a spectral norm is estimated at each use; the gain of standardised weights has all axes of them
+_ESTIMATES = re.compile(rf"{_PATH}(?:(?:u|sv)\d*|(?P<gain>gain))")
 _FLAX = re.compile(r"(?:.*[./])?(?P<tail>[^./]+[./](?:kernel|embedding|w))[./](?:u|sigma|scale)")
 
+_PLAIN = "save the weight that the layer uses"
 _DEQUANTISE = "save the weight itself, in bfloat16 or wider"
 _MERGE = "merge the adapter (merge_and_unload), then save"
 
@@ -109,16 +112,27 @@ def refuse_adapted(draft: Draft) -> None:
         for base in bases or names[:1]:
             reason = f"{', '.join(parts)} change it by a factor that the file does not say{alone}; {_MERGE}"
             draft.refuse(base, parts, "with an adapter", reason)
-    _refuse_flax(draft)
 
 
-def _refuse_flax(draft: Draft) -> None:
-    """Refuse kernels whose estimated norm or length stands in another collection, as Flax has it."""
+def refuse_normalised(draft: Draft) -> None:
+    """
+    Refuse layers that normalise their weight anew at each use, as what stands beside it shows.
+
+    Parameters
+    ----------
+    draft : Draft
+        The entries, changed in place.
+    """
     names = list(draft)
     for name in names:
         if found := _FLAX.fullmatch(name):
-            tail = found["tail"]
-            for root in names:
-                if re.search(rf"(?:^|[./]){re.escape(tail)}$", root):
-                    reason = f"{name} takes part in it: {_DEQUANTISE}"
-                    draft.refuse(root, [name], "normalised", reason)
+            last = re.compile(rf"(?:.*[./])?{re.escape(found['tail'])}")
+            roots = [root for root in names if last.fullmatch(root)]
+        elif (found := _ESTIMATES.fullmatch(name)) and (
+            not found["gain"] or draft.has_weight(name)
+        ):
+            roots = [f"{found['path']}weight"]
+        else:
+            continue
+        for root in filter(draft.has_weight, roots):
+            draft.refuse(root, [name], "normalised", f"{name} takes part in it; {_PLAIN}")

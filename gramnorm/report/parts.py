@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gramnorm.report.companions import refuse_adapted, refuse_quantised
+from gramnorm.report.companions import refuse_adapted, refuse_normalised, refuse_quantised
 from gramnorm.report.contents import Contents, Layer, Stored
 from gramnorm.report.copies import set_copies_aside
 from gramnorm.report.draft import Draft
@@ -71,6 +71,7 @@ def folded(stored: Stored) -> Stored:
         refuse_quantised,
         refuse_adapted,
         _fold_hooked,
+        refuse_normalised,
         _check_masks,
     ):
         rule(draft)
@@ -188,7 +189,7 @@ def _kind(draft: Draft, root: str, parts: dict[str, str]) -> str | None:
     if "weight" in re.split(r"[./]", root)[-1]:
         beside = parts.keys() == {"mask"} and root in draft
         return None if beside else kind or "stored in parts"
-    if kind != _LENGTHS:
+    if kind != _LENGTHS or root.lower().endswith("bias"):
         return kind
     try:  # an attention may well have a w_g and a w_v
         weight_norm(draft.numbers(parts["g"]), draft.numbers(parts["v"]))
