@@ -68,9 +68,9 @@ def recurs(name: Name) -> bool:
 
 
 def embeds(name: Name) -> bool:
-    """Say whether a matrix of this name is a table that is looked up."""
-    layer = name.path[-1] if name.path else ""
-    return "patch" not in layer and _EMBEDDING.fullmatch(layer) is not None
+    """Say whether a matrix of this name is a table that is looked up: by its layer, or its own word."""
+    names = (*name.path[-1:], name.word)
+    return any("patch" not in text and _EMBEDDING.fullmatch(text) for text in names)
 
 
 def normalises(name: Name) -> bool:

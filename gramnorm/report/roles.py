@@ -131,7 +131,7 @@ class _File:
                 found.obstacles[text] = verdict.reason
                 found.spare.extend(self._spare(text, values))
             if isinstance(verdict, Layer) and verdict.name in self.given:
-                found.obstacles[text] = "an array by itself, which nothing calls a layer"
+                found.obstacles[text] = "arrays by themselves, which nothing calls layers"
         for text, name in self.names.items():
             reason = None if text in found.failed or text in found.skipped else obstacle(name)
             if reason is not None:
@@ -242,12 +242,12 @@ class _File:
     def _of_matrices(self, text: str, values: _Array) -> _Verdict:
         """Return what an array of floats with two or more axes is."""
         name = self.names[text]
+        if embeds(name) and values.ndim == 2:
+            return _Unknown("an embedding, a table that is looked up")
         if name.word not in WEIGHTS:
             return _Unknown()
         if recurs(name) or Name(name.path, "recurrent_kernel") in self.by_name:
             return _Unknown("a recurrent layer, which is passed as often as there are steps")
-        if embeds(name) and values.ndim == 2:
-            return _Unknown("an embedding, a table that is looked up")
         if normalises(name):
             return _Unknown(self._about_scale(Name((), "scale")))
         if name.path[-1:] == ("in_proj",) and text.lower().endswith("in_proj_weight"):
@@ -304,9 +304,10 @@ class _File:
         if not self.asked and self.known in ("torch", "mlx") and name.word in OF_TENSORFLOW:
             return f"named as Flax and Keras name kernels, in a file of the layout {self.known}: {_SAY}"
         doubtful = self.known is None and text not in self.stated
-        if doubtful and (layout not in votes or (len(votes) > 1 and self._outvoted(name))):
-            what = f"of shape {shape}, which is no likely kernel {axes_in(layout)}"
-            return f"{what}, or others in the file are none; {_SAY}"
+        if doubtful and layout not in votes:
+            return f"of shape {shape}, which is no likely kernel {axes_in(layout)}: {_SAY}"
+        if doubtful and len(votes) > 1 and self._outvoted(name):
+            return f"other kernels in the file are no likely ones {axes_in(layout)}: {_SAY}"
         if doubtful and layout == "torch" and votes != {"torch"}:
             self.unconfirmed.append(text)
         sure = self.asked or text in self.stated or self._convolves(name)
