@@ -36,6 +36,7 @@ ODD = {
     "not finite": [row("a", math.inf, math.inf), row("b", math.nan, math.nan)],
     "extreme": [row("a", 5e-324, 1e-323), row("b", 1e308, 1.7e308), row("c", 1e-149, 1e149)],
     "no lower bound": [row("w", 0.0, 3.0)],
+    "upper bounds alone": [Row("w", "batch norm", (3,), "float32", 0.0, None, 3.0, None)] * 2,
     "mathematics": [row("$x_{$", 1.0, 2.0)],
     "letters": [row("\u5c42\n\x1b[2J", 1.0, 2.0)],
     "long": [row("a" * 10**4, 1.0, 2.0)],
@@ -46,6 +47,15 @@ ODD = {
 @pytest.mark.parametrize("case", ODD)
 def test_brackets_of_any_size_and_name_are_drawn(tmp_path: Path, case: str) -> None:
     assert drawn(tmp_path, ODD[case]).startswith(PNG)
+
+
+def test_picture_without_a_product_has_one_part_and_says_why(tmp_path: Path) -> None:
+    rows = ODD["many"][:5]
+    whole = drawn(tmp_path, rows)
+    report = Report("x.npz", "0", rows, {}, {}, obstacles={"pos": "not understood"})
+    plot.draw_bars(report, str(tmp_path / "x.png"))
+    assert (tmp_path / "x.png").read_bytes() != whole
+    assert report.product_upper is None
 
 
 def test_picture_is_the_same_each_time_and_grows_with_the_layers(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Layer:
     variance: np.ndarray[Any, np.dtype[Any]] | None = None  # of a batch norm, `weight` its scale
     groups: int = 1  # as the name and the shape say, unless the geometry does
     stored_shape: tuple[int, ...] | None = None  # None: that of the weight
-    layout: str = "torch"  # how the kernel is stored
+    layout: str = "oihw"  # how the kernel is stored
     forced: bool = False  # by --include, not by what it is
     word: str | None = None  # how the weight was folded, if its parts are stored
     error: float = 0.0  # the most that it is off by then, in the Frobenius norm

@@ -2,14 +2,15 @@
 
 Three orders are in use,
 
-    torch   (c_out, c_in / groups, *spatial)     PyTorch, and this package
-    tf      (*spatial, c_in / groups, c_out)     Flax, Keras, TensorFlow
-    mlx     (c_out, *spatial, c_in / groups)     MLX
+    oihw    (c_out, c_in / groups, *spatial)     PyTorch, and this package
+    hwio    (*spatial, c_in / groups, c_out)     Flax, Keras, TensorFlow
+    ohwi    (c_out, *spatial, c_in / groups)     MLX
 
-and an array has any of them without saying so.  Read in the wrong one it is another operator: a 3 x 3 kernel from 16 to
-32 channels stored as (3, 3, 16, 32) would be one from 3 to 3 channels with 16 x 32 taps.  A shape speaks for the order
-in which the kernel is small and square, since kernels have few taps and channels are many.  For a dense layer there is
-nothing to decide: a matrix and its transpose have the same norm.
+named by their letters for two axes in space, whatever their number; an array has any of them without saying so.  Read
+in the wrong one it is another operator: a 3 x 3 kernel from 16 to 32 channels stored as (3, 3, 16, 32) would be one from 3
+to 3 channels with 16 x 32 taps.  A shape speaks for the order in which the kernel is small and square, since kernels
+have few taps and channels are many.  For a dense layer there is nothing to decide: a matrix and its transpose have the
+same norm.
 """
 
 import math
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LAYOUTS", "axes_in", "bias_fits", "readings", "to_torch"]
+__all__ = ["LAYOUTS", "axes_in", "bias_fits", "readings", "to_oihw"]
 
-LAYOUTS = ("torch", "tf", "mlx")
+LAYOUTS = ("oihw", "hwio", "ohwi")
 _FEW = 16  # taps along an axis that need no explanation
 
 _Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,9 +42,9 @@ def axes_in(layout: str) -> str:
         For instance ``(*spatial, c_in / groups, c_out)``.
     """
     return {
-        "torch": "(c_out, c_in / groups, *spatial)",
-        "tf": "(*spatial, c_in / groups, c_out)",
-        "mlx": "(c_out, *spatial, c_in / groups)",
+        "oihw": "(c_out, c_in / groups, *spatial)",
+        "hwio": "(*spatial, c_in / groups, c_out)",
+        "ohwi": "(c_out, *spatial, c_in / groups)",
     }[layout]
 
 
@@ -61,7 +62,7 @@ def readings(shape: tuple[int, ...]) -> frozenset[str]:
     frozenset of str
         Those with few taps, compared with the others; of these only the one with a square kernel if there is one.
     """
-    spatial = {"torch": shape[2:], "tf": shape[:-2], "mlx": shape[1:-1]}
+    spatial = {"oihw": shape[2:], "hwio": shape[:-2], "ohwi": shape[1:-1]}
     most = max(2 * min(map(max, spatial.values())), _FEW)
     few = {layout for layout, sizes in spatial.items() if max(sizes) <= most}
     square = {layout for layout in few if len(set(spatial[layout])) == 1}
@@ -69,7 +70,7 @@ def readings(shape: tuple[int, ...]) -> frozenset[str]:
     return frozenset(square if alone else few)
 
 
-def to_torch(kernel: _Array, layout: str) -> _Array:
+def to_oihw(kernel: _Array, layout: str) -> _Array:
     """
     Return a kernel with its axes in the order of this package.
 
@@ -85,7 +86,7 @@ def to_torch(kernel: _Array, layout: str) -> _Array:
     array
         The same kernel as ``(c_out, c_in / groups, *spatial)``.
     """
-    source = {"torch": (0, 1), "tf": (-1, -2), "mlx": (0, -1)}[layout]
+    source = {"oihw": (0, 1), "hwio": (-1, -2), "ohwi": (0, -1)}[layout]
     return np.ascontiguousarray(np.moveaxis(kernel, source, (0, 1)))
 
 
@@ -110,9 +111,9 @@ def bias_fits(shape: Sequence[int], layout: str, length: int, *, transposed: boo
     bool
         Whether it fits. Keras' kernels of depthwise convolutions are ``(*spatial, c_in, outputs per input)``.
     """
-    if layout == "tf":
+    if layout == "hwio":
         return length in (shape[-1], shape[-2], math.prod(shape[-2:]))
     if length == shape[0]:
         return True
     groups, rest = divmod(length, max(shape[1], 1))
-    return layout == "torch" and transposed and groups > 0 and rest == 0 and shape[0] % groups == 0
+    return layout == "oihw" and transposed and groups > 0 and rest == 0 and shape[0] % groups == 0

@@ -37,7 +37,7 @@ _WORDS = sorted(
 )
 _LAST = re.compile(rf"(?:(?P<path>.+?)_)??(?P<word>{'|'.join(_WORDS)})(?:_?(?P<number>\d+))?")
 _PLAIN = re.compile(
-    r"(.*_)?(conv|convolution|dense|fc|lin|linear|layer|hidden|proj|head|out|output)(\dd)?_?\d*(_\d+)*"
+    r"(.*_)?(conv|convolution|dense|fc|lin|linear|layer|hidden|proj|head|out|output)(\dd)?[_\d]*"
 )
 _INDICES = re.compile(r"(.*_)?(ids|index|indices|num_batches_tracked|steps?|epoch)")
 _COLLECTIONS = frozenset({"params", "batch_stats", "~"})  # the same layer has a path in each

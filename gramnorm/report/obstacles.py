@@ -16,11 +16,11 @@ NOT_UNDERSTOOD = "not understood"
 SHORTCUT = "a shortcut beside other layers, which are no chain then"
 
 _RECURRENT = re.compile(
-    r"(.*_)?(bi)?(lstm|gru|rnn)s?(_?\d+)*|.*(lstm|gru|rnn)_?cell.*"
+    r"(.*_)?(bi)?(lstm|gru|rnn)s?[_\d]*|.*(lstm|gru|rnn)_?cell.*"
     r"|weight_(ih|hh|hr)(_l\d+)?(_reverse)?|recurrent_kernel"
 )
 _ATTENTION = re.compile(
-    r".*(attn|attention).*|(.*_)?(mha|qkv|kqv|c_attn)(_.*)?"
+    r".*(attn|attention|qkv|kqv).*|(.*_)?mha(_.*)?"
     r"|query|key|value|queries|keys|values|[qkv]_?proj|to_[qkv](v|kv)?|w[qkv]|[qkv]_lin"
 )
 _EXPERTS = re.compile(r"(.*_)?(experts?|router|moe)(_?\d+)?")
@@ -68,9 +68,9 @@ def recurs(name: Name) -> bool:
 
 
 def embeds(name: Name) -> bool:
-    """Say whether a matrix of this name is a table that is looked up."""
-    layer = name.path[-1] if name.path else ""
-    return "patch" not in layer and _EMBEDDING.fullmatch(layer) is not None
+    """Say whether a matrix of this name is a table that is looked up: by its layer, or its own word."""
+    names = (*name.path[-1:], name.word)
+    return any("patch" not in text and _EMBEDDING.fullmatch(text) for text in names)
 
 
 def normalises(name: Name) -> bool:

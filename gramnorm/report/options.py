@@ -55,8 +55,8 @@ def _which(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--layout",
         choices=LAYOUTS,
-        help="how kernels are stored: torch, (c_out, c_in / groups, *spatial); tf, as Flax and Keras do, "
-        "(*spatial, c_in / groups, c_out); mlx, (c_out, *spatial, c_in / groups) (default: by names and shapes)",
+        help="how kernels are stored: oihw, (c_out, c_in / groups, *spatial); hwio, as Flax and Keras do, "
+        "(*spatial, c_in / groups, c_out); ohwi, (c_out, *spatial, c_in / groups) (default: by names and shapes)",
     )
     report.add_argument(
         "--include",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gramnorm.report.contents import Contents, Layer, Stored
-from gramnorm.report.layouts import axes_in, bias_fits, readings, to_torch
+from gramnorm.report.layouts import axes_in, bias_fits, readings, to_oihw
 from gramnorm.report.names import (
     BIASES,
     MEANS,
@@ -102,7 +102,7 @@ class _File:
             self.by_name.setdefault(self.names[text], text)
         self.asked = layout
         pytorch = any(_PYTORCH.fullmatch(text) for text in self.names)
-        self.known = layout or stored.layout or ("torch" if pytorch else None)
+        self.known = layout or stored.layout or ("oihw" if pytorch else None)
         self.norms = self._batch_norms()
         kernels = [
             readings(values.shape)
@@ -111,7 +111,7 @@ class _File:
         ]
         self.votes = frozenset().union(*(votes for votes in kernels if len(votes) == 1))
         self.given = self._given()
-        self.unconfirmed: list[str] = []  # kernels read as torch for want of another sign
+        self.unconfirmed: list[str] = []  # kernels read as oihw for want of another sign
 
     def contents(self) -> Contents:
         """Return what each entry is."""
@@ -131,7 +131,7 @@ class _File:
                 found.obstacles[text] = verdict.reason
                 found.spare.extend(self._spare(text, values))
             if isinstance(verdict, Layer) and verdict.name in self.given:
-                found.obstacles[text] = "an array by itself, which nothing calls a layer"
+                found.obstacles[text] = "arrays by themselves, which nothing calls layers"
         for text, name in self.names.items():
             reason = None if text in found.failed or text in found.skipped else obstacle(name)
             if reason is not None:
@@ -142,15 +142,15 @@ class _File:
     def _notes(self, layers: list[Layer]) -> list[str]:
         """Return how kernels were read, where that was not as they are shown or not certain."""
         notes = []
-        for layout in ("tf", "mlx"):
+        for layout in ("hwio", "ohwi"):
             moved = [layer.name for layer in layers if layer.layout == layout]
             if moved:
                 notes.append(
-                    f"read as {axes_in(layout)}, shown as {axes_in('torch')}: {', '.join(moved)}"
+                    f"read as {axes_in(layout)}, shown as {axes_in('oihw')}: {', '.join(moved)}"
                 )
-        if self.unconfirmed and self.votes != {"torch"}:
+        if self.unconfirmed and self.votes != {"oihw"}:
             notes.append(
-                f"read as {axes_in('torch')}, which nothing in the file confirms (--layout says otherwise): "
+                f"read as {axes_in('oihw')}, which nothing in the file confirms (--layout says otherwise): "
                 f"{', '.join(self.unconfirmed)}"
             )
         return notes
@@ -202,7 +202,7 @@ class _File:
             verdict = self._of_matrices(text, values)
         if isinstance(verdict, _Unknown) and text in self.given:
             if values.ndim == 2 or (values.ndim > 2 and self.asked):
-                return self._layer(text, values, self.asked or "torch")
+                return self._layer(text, values, self.asked or "oihw")
             return _Unknown(f"an array of {values.ndim} axes: if it is a kernel, {_SAY}")
         return verdict
 
@@ -218,7 +218,7 @@ class _File:
         """Return the layer that an array would be by --include."""
         if values.ndim < 2 or values.dtype.kind not in "fc":
             return []
-        layout = self.known or ("tf" if self.names[text].word in OF_TENSORFLOW else "torch")
+        layout = self.known or ("hwio" if self.names[text].word in OF_TENSORFLOW else "oihw")
         return [self._layer(text, values, layout)]
 
     @staticmethod
@@ -242,12 +242,12 @@ class _File:
     def _of_matrices(self, text: str, values: _Array) -> _Verdict:
         """Return what an array of floats with two or more axes is."""
         name = self.names[text]
+        if embeds(name) and values.ndim == 2:
+            return _Unknown("an embedding, a table that is looked up")
         if name.word not in WEIGHTS:
             return _Unknown()
         if recurs(name) or Name(name.path, "recurrent_kernel") in self.by_name:
             return _Unknown("a recurrent layer, which is passed as often as there are steps")
-        if embeds(name) and values.ndim == 2:
-            return _Unknown("an embedding, a table that is looked up")
         if normalises(name):
             return _Unknown(self._about_scale(Name((), "scale")))
         if name.path[-1:] == ("in_proj",) and text.lower().endswith("in_proj_weight"):
@@ -286,13 +286,13 @@ class _File:
                     f"its bias has {length} entries, which fits no side of {values.shape}"
                 )
             named = name.path[-1] if name.path else name.word
-            if text not in self.stated and re.fullmatch(r"(.*_)?conv\d*d?(_?\d+)*", named):
+            if text not in self.stated and re.fullmatch(r"(.*_)?conv(\dd)?[_\d]*", named):
                 return _Refused(
                     f"a matrix of shape {values.shape} under the name of a convolution: the norm of a reshaped kernel "
                     'is another one; if the layer is dense, say "kind": "dense" with --layers'
                 )
-            return self._layer(text, values, "torch")
-        layout = self.known or ("tf" if name.word in OF_TENSORFLOW else "torch")
+            return self._layer(text, values, "oihw")
+        layout = self.known or ("hwio" if name.word in OF_TENSORFLOW else "oihw")
         if reason := self._against(text, values, layout, length):
             return _Refused(reason)
         return self._layer(text, values, layout)
@@ -301,27 +301,28 @@ class _File:
         """Return what speaks against reading a kernel in this order of its axes."""
         name, shape = self.names[text], values.shape
         votes = readings(shape)
-        if not self.asked and self.known in ("torch", "mlx") and name.word in OF_TENSORFLOW:
+        if not self.asked and self.known in ("oihw", "ohwi") and name.word in OF_TENSORFLOW:
             return f"named as Flax and Keras name kernels, in a file of the layout {self.known}: {_SAY}"
         doubtful = self.known is None and text not in self.stated
-        if doubtful and (layout not in votes or (len(votes) > 1 and self._outvoted(name))):
-            what = f"of shape {shape}, which is no likely kernel {axes_in(layout)}"
-            return f"{what}, or others in the file are none; {_SAY}"
-        if doubtful and layout == "torch" and votes != {"torch"}:
+        if doubtful and layout not in votes:
+            return f"of shape {shape}, which is no likely kernel {axes_in(layout)}: {_SAY}"
+        if doubtful and len(votes) > 1 and self._outvoted(name):
+            return f"other kernels in the file are no likely ones {axes_in(layout)}: {_SAY}"
+        if doubtful and layout == "oihw" and votes != {"oihw"}:
             self.unconfirmed.append(text)
         sure = self.asked or text in self.stated or self._convolves(name)
-        if values.ndim == 3 and not sure and (votes != {"torch"} or layout != "torch"):
+        if values.ndim == 3 and not sure and (votes != {"oihw"} or layout != "oihw"):
             return (
                 f"of three axes {shape}: a kernel in one dimension, or a stack of matrices? {_SAY}"
             )
-        up = votes == {"torch"} or self.known == "torch" or self._upsamples(name)
+        up = votes == {"oihw"} or self.known == "oihw" or self._upsamples(name)
         if length is not None and not bias_fits(shape, layout, length, transposed=up):
             return f"its bias has {length} entries, so it is no kernel {axes_in(layout)} of shape {shape}: {_SAY}"
         return None
 
     def _outvoted(self, name: Name) -> bool:
         """Say whether other kernels of the file are clearly stored in another order."""
-        return name.word not in OF_TENSORFLOW and not self.votes <= {"torch"}
+        return name.word not in OF_TENSORFLOW and not self.votes <= {"oihw"}
 
     @staticmethod
     def _upsamples(name: Name) -> bool:
@@ -331,9 +332,9 @@ class _File:
         """Return the layer with its kernel in the order of this package."""
         if values.ndim == 2:
             return Layer(text, values)
-        if layout == "tf" and self.names[text].word == "depthwise_kernel":
+        if layout == "hwio" and self.names[text].word == "depthwise_kernel":
             # (*spatial, c, m), output c m + j of input c: c groups of m outputs each
             channels = values.shape[-2]
-            kernel = to_torch(values.reshape(*values.shape[:-2], 1, -1), layout)
+            kernel = to_oihw(values.reshape(*values.shape[:-2], 1, -1), layout)
             return Layer(text, kernel, groups=channels, stored_shape=values.shape, layout=layout)
-        return Layer(text, to_torch(values, layout), stored_shape=values.shape, layout=layout)
+        return Layer(text, to_oihw(values, layout), stored_shape=values.shape, layout=layout)

@@ -25,7 +25,7 @@ _TYPES = {
     "BOOL": "?",
     "C64": "<c8",
 }
-_FORMATS = {"pt": "torch", "mlx": "mlx", "tf": "tf", "flax": "tf", "jax": "tf", "keras": "tf"}
+_FORMATS = {"pt": "oihw", "mlx": "ohwi", "tf": "hwio", "flax": "hwio", "keras": "hwio"}
 
 
 def is_safetensors(head: bytes, size: int) -> bool:

@@ -205,7 +205,7 @@ def described(contents: Contents, description: Description, where: str) -> Conte
 
 def _described(layer: Layer, stated: dict[str, Any], where: str) -> Layer:
     """Return the layer with its geometry, once that can be about such an array."""
-    if layer.layout != "torch" and stated.get("transposed", False):
+    if layer.layout != "oihw" and stated.get("transposed", False):
         msg = (
             f"{where} calls {layer.name!r} transposed, whose channels are last: Flax and Keras store such kernels in "
             "different ways; save it as (c_in, c_out / groups, *spatial)"

@@ -83,7 +83,7 @@ def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Stored
     """
     _check_members(archive)
     loaded = _load(stream)
-    stored = Stored(layout="torch")
+    stored = Stored(layout="oihw")
     tensors = _dict_of_tensors(loaded, name, stored)
     total = 0
     for key, tensor in tensors.items():
