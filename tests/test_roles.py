@@ -646,6 +646,36 @@ class TestBatchNorm:
         assert read_path(path).obstacles == {"noise_var": "not understood"}
 
 
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "npz"])
+def test_product_is_never_below_a_slope_of_the_model(
+    tmp_path: Path, capsys: Any, kind: str
+) -> None:
+    """With strides, dilations, groups, transposed layers and batch norms of which the file says nothing."""
+    torch = pytest.importorskip("torch", minversion="2.10")
+    nn = torch.nn
+    torch.manual_seed(SEED)
+    generator = torch.Generator().manual_seed(SEED)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 6, 3, padding=3, dilation=3, stride=3, groups=6), nn.BatchNorm2d(6)),
+        *(nn.ConvTranspose2d(6, 8, 3, stride=2, groups=2, output_padding=1), nn.ReLU()),
+        *(nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(144, 5)),
+    ).double()
+    for norm_layer in (m for m in model if isinstance(m, nn.BatchNorm2d)):
+        norm_layer.running_var = 1e-3 + 1e-2 * torch.rand(
+            norm_layer.num_features, generator=generator, dtype=torch.float64
+        )
+    x = torch.randn(1, 2, 10, 10, generator=generator, dtype=torch.float64)
+    model.eval()
+    slope = sigma(torch.func.jacrev(model)(x).reshape(5, -1).detach().numpy())
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    code, report = run_json(capsys, SAVE[kind](tmp_path / "x", arrays))
+    assert (code, len(report["layers"])) == (0, 8)
+    assert report["product_upper"] >= slope
+    layers = [row["upper"] for row in report["layers"] if row["kind"] != "batch norm"]
+    assert math.prod(layers) < slope  # without batch norms it would not be a bound
+
+
 # Rows with a star.
 
 

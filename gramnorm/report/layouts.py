@@ -7,10 +7,10 @@ Three orders are in use,
     ohwi    (c_out, *spatial, c_in / groups)     MLX
 
 named by their letters for two axes in space, whatever their number; an array has any of them without saying so.  Read
-in the wrong one it is another operator: a 3 x 3 kernel from 16 to 32 channels stored as (3, 3, 16, 32) would be one from 3
-to 3 channels with 16 x 32 taps.  A shape speaks for the order in which the kernel is small and square, since kernels
-have few taps and channels are many.  For a dense layer there is nothing to decide: a matrix and its transpose have the
-same norm.
+in the wrong one it is another operator: a 3 x 3 kernel from 16 to 32 channels stored as (3, 3, 16, 32) would be one
+from 3 to 3 channels with 16 x 32 taps.  A shape speaks for the order in which the kernel is small and square, since
+kernels have few taps and channels are many.  For a dense layer there is nothing to decide: a matrix and its transpose
+have the same norm.
 """
 
 import math
