@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 
 from gramnorm.report import bound_layer, contents
-from gramnorm.report.contents import Contents, Layer, ReadError, few_axes, selected
+from gramnorm.report.contents import Contents, Layer, ReadError, selected
 from gramnorm.report.network import constant_of
 from gramnorm.report.readers import read_path, read_stream
+from gramnorm.report.safetensors_reader import read_safetensors
 from gramnorm.report.sidecar import Description, described, parse_description, read_sidecar
+from gramnorm.report.torch_reader import read_torch
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import Bomb, assert_refused, run, run_json, some, write_npz, write_zip
 
@@ -197,10 +199,12 @@ class TestSafetensors:
         array = (10 * some(3, 4, 5)).astype(dtype)
         tensors = {"w10": array, "w9": array[:0], "bias": np.zeros(3), "n": np.ones(())}
         library.save_file(tensors, tmp_path / "x.safetensors", metadata={"any": "text"})
-        found = read_path(tmp_path / "x.safetensors")
-        assert list(by_name(found)) == ["w9", "w10"]
-        np.testing.assert_array_equal(by_name(found)["w10"], array, strict=True)
-        assert found.skipped == {"bias": few_axes("bias", 1), "n": "a single number"}
+        with (tmp_path / "x.safetensors").open("rb") as stream:
+            found = read_safetensors(stream)
+        assert list(found.arrays) == ["bias", "n", "w9", "w10"]
+        for name, expected in tensors.items():
+            np.testing.assert_array_equal(found.arrays[name], expected, strict=True)
+        assert found.layout is None
 
     def test_bfloat16_is_widened_exactly(self) -> None:
         patterns = np.arange(2**16, dtype="<u2")
@@ -267,13 +271,13 @@ class TestTorch:
         )
         torch.save(model.state_dict(), tmp_path / "x.pt")
         found = read_path(tmp_path / "x.pt")
-        assert list(by_name(found)) == ["0.weight", "2.weight"]
+        assert list(by_name(found)) == ["0.weight", "1.weight", "2.weight"]
         np.testing.assert_array_equal(
             by_name(found)["2.weight"], model[2].weight.detach().numpy(), strict=True
         )
-        assert "a scale" in found.skipped["1.weight"]
+        assert found.layers[1].kind == "batch norm"
         assert "taken for a bias" in found.skipped["0.bias"]
-        assert found.skipped["1.num_batches_tracked"] == "a single number"
+        assert "a counter" in found.skipped["1.num_batches_tracked"]
         assert not found.notes
 
     def test_odd_tensors_are_converted_exactly_or_named(self, tmp_path: Path, torch: Any) -> None:
@@ -297,16 +301,17 @@ class TestTorch:
         }
         tensors = {name: tensor for name, (tensor, _) in good.items()} | bad
         torch.save(tensors | {"bfloat": patterns, 3: x, "epoch": 7}, tmp_path / "x.pt")
-        found = read_path(tmp_path / "x.pt")
+        with (tmp_path / "x.pt").open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            found = read_torch(archive, stream, "x")
         for name, (_, expected) in good.items():
-            np.testing.assert_array_equal(by_name(found)[name], expected, strict=True)
-        wide = by_name(found)["bfloat"].view(np.uint32)
+            np.testing.assert_array_equal(found.arrays[name], expected, strict=True)
+        wide = found.arrays["bfloat"].view(np.uint32)
         expected = patterns.view(torch.int16).numpy().view(np.uint16)
         np.testing.assert_array_equal(wide >> 16, expected)
         assert not np.any(wide & 0xFFFF)
-        assert set(found.failed) == set(bad)
-        assert found.skipped == {"epoch": "int, not a tensor"}
-        assert "3" in by_name(found)
+        assert set(found.unusable) == set(bad)
+        assert found.others == {"epoch": "int, not a tensor"}
+        assert "3" in found.arrays
 
     def test_one_dict_within_a_dict_is_unwrapped_and_said(
         self, tmp_path: Path, torch: Any, capsys: Any

@@ -28,7 +28,7 @@ def network(tmp_path: Path) -> Path:
     return write_npz(
         tmp_path / "net.npz",
         layers={"a|b_*c*": {"groups": 2}, "bad": {"groups": 7}},
-        **{"a|b_*c*": some(4, 1, 3, 3), "bad": some(4, 2, 3), "out, last": some(3, 4)},
+        **{"a|b_*c*": some(4, 1, 3, 3), "bad": some(4, 2, 3), "out, last.w": some(3, 4)},
     )
 
 
@@ -39,7 +39,7 @@ class TestForms:
         code, out, _ = run(capsys, "report", "--csv", network)
         assert code == 1
         *rows, product = csv.DictReader(io.StringIO(out))
-        assert [row["layer"] for row in rows] == ["a|b_*c*", "bad", "out, last"]
+        assert [row["layer"] for row in rows] == ["a|b_*c*", "bad", "out, last.w"]
         for row, exact in zip(rows, report["layers"], strict=True):
             if exact["error"]:
                 assert "groups" in row["error"]
@@ -50,8 +50,13 @@ class TestForms:
             assert (row["converged"], row["error"]) == ("yes", "")
         assert [row["assumed"] for row in rows] == ["no", "no", "no"]
         assert product["kind"] == "product of the upper bounds"
+        assert (product["upper"], report["product_upper"]) == ("", None)
+        assert product["error"] == "none, because of no bound: bad"
+        _, out, _ = run(capsys, "report", "--csv", network, "--exclude", "bad")
+        _, report = run_json(capsys, network, "--exclude", "bad")
+        *_, product = csv.DictReader(io.StringIO(out))
         assert Fraction(product["upper"]) >= Fraction(report["product_upper"])
-        assert product["error"] == "partial: without bad"
+        assert product["error"] == ""
 
     def test_markdown_escapes_names(self, network: Path, capsys: Any) -> None:
         code, out, _ = run(capsys, "report", "--markdown", network)
@@ -60,7 +65,8 @@ class TestForms:
         assert len(table) == 5
         assert r"a\|b\_\*c\*" in table[2]
         assert {line.replace(r"\|", "").count("|") for line in table} == {9}
-        assert "PARTIAL" in out
+        assert "no product" in out
+        assert "- no bound: bad" in out
 
     def test_forms_exclude_each_other(self, network: Path, capsys: Any) -> None:
         code, out, err = run(capsys, "report", "--csv", "--json", network)
@@ -149,7 +155,9 @@ def started(path: Path, **streams: Any) -> subprocess.Popen[bytes]:
 class TestTerminal:
     @pytest.fixture
     def large(self, tmp_path: Path) -> Path:
-        return write_npz(tmp_path / "x.npz", **{f"w{i}[red]": some(48, 48, 3, 3) for i in range(9)})
+        return write_npz(
+            tmp_path / "x.npz", **{f"w{i}[red].weight": some(48, 48, 3, 3) for i in range(9)}
+        )
 
     def test_progress_is_shown_on_a_terminal_only(self, large: Path) -> None:
         pytest.importorskip("rich")

@@ -38,6 +38,7 @@ ODD = {
     "not finite": [row("a", math.inf, math.inf), row("b", math.nan, math.nan)],
     "extreme": [row("a", 5e-324, 1e-323), row("b", 1e308, 1.7e308), row("c", 1e-149, 1e149)],
     "no lower bound": [row("w", 0.0, 3.0)],
+    "upper bounds alone": [Row("w", "batch norm", (3,), "float32", 0.0, None, 3.0, None)] * 2,
     "mathematics": [row("$x_{$", 1.0, 2.0)],
     "letters": [row("\u5c42\n\x1b[2J", 1.0, 2.0)],
     "long": [row("a" * 10**4, 1.0, 2.0)],
@@ -48,6 +49,15 @@ ODD = {
 @pytest.mark.parametrize("case", ODD)
 def test_brackets_of_any_size_and_name_are_drawn(tmp_path: Path, case: str) -> None:
     assert drawn(tmp_path, ODD[case]).startswith(PNG)
+
+
+def test_picture_without_a_product_has_one_part_and_says_why(tmp_path: Path) -> None:
+    rows = ODD["many"][:5]
+    whole = drawn(tmp_path, rows)
+    report = Report("x.npz", "0", rows, {}, {}, obstacles={"pos": "not understood"})
+    plot.draw_bars(report, str(tmp_path / "x.png"))
+    assert (tmp_path / "x.png").read_bytes() != whole
+    assert report.product_upper is None
 
 
 def test_picture_is_the_same_each_time_and_grows_with_the_layers(tmp_path: Path) -> None:
@@ -91,13 +101,13 @@ class TestCommand:
     def network(self, tmp_path: Path) -> Path:
         return write_npz(
             tmp_path / "net.npz",
-            a=some(2, 2, 3, 3),
-            b=some(2, 2, 5),
-            c=some(2, 2, 2, 2, 2),
-            d=some(3, 4),
+            conv1=some(2, 2, 3, 3),
+            conv2=some(2, 2, 5),
+            conv3=some(2, 2, 2, 2, 2),
+            fc4=some(3, 4),
         )
 
-    @pytest.mark.parametrize("layer", ["a", "b"])
+    @pytest.mark.parametrize("layer", ["conv1", "conv2"])
     def test_plots_are_written_beside_the_table(
         self, network: Path, capsys: Any, layer: str
     ) -> None:
@@ -117,8 +127,8 @@ class TestCommand:
         ("arguments", "match"),
         [
             (["--plot-symbol", "x.png"], "choose it with --include"),
-            (["--plot-symbol", "x.png", "--include", "d"], "choose it with --include"),
-            (["--plot-symbol", "x.png", "--include", "c"], "one or two spatial axes"),
+            (["--plot-symbol", "x.png", "--include", "fc4"], "choose it with --include"),
+            (["--plot-symbol", "x.png", "--include", "conv3"], "one or two spatial axes"),
             (["--plot", "x.pdf"], "end it in .png"),
             (["--plot", "nowhere/x.png"], "no such folder"),
             (["--plot", "folder.png"], "not a regular file"),
@@ -150,7 +160,7 @@ class TestCommand:
     def test_layer_without_a_finite_bound_has_no_picture(self, network: Path, capsys: Any) -> None:
         weight = some(2, 2, 3)
         weight[0, 0, 0] = math.inf
-        path = write_npz(network.parent / "inf.npz", w=weight)
+        path = write_npz(network.parent / "inf.npz", layers={"w": {}}, w=weight)
         code, _, err = run(capsys, "report", path, "--plot-symbol", network.parent / "x.png")
         assert code == 2
         assert "no finite bound" in err

@@ -2,19 +2,23 @@
 
 The norm of a chain is at most the product of its layers' norms, so a product of upper bounds, rounded up, bounds the
 Lipschitz constant of layers in a chain with 1-Lipschitz functions between them (ReLU, pooling without overlap).
-The product of *lower* bounds bounds nothing, hence it is not formed.  A layer that cannot be bounded makes the
-product partial: it is still a number about the other layers, but no longer one about the network.
+The product of *lower* bounds bounds nothing, hence it is not formed.  Where a layer cannot be bounded, or something is
+not understood, there is no product: a number about the other layers would be taken for one about the network.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 import gramnorm as gn
+from gramnorm._exact import product_above, root_above, sum_above
+from gramnorm.geometry import ConvGeometry
+from gramnorm.report.batchnorm import batchnorm_bound
 from gramnorm.report.contents import Layer, one_line
 
 __all__ = ["Row", "bound_layer", "failed_row"]
@@ -22,17 +26,18 @@ __all__ = ["Row", "bound_layer", "failed_row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One layer of a report: its bracket, or in `error` why there is none."""
+    """One layer of a report: its bracket, or its upper bound alone (`lower` None), or in `error` why there is none."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     dtype: str
     seconds: float
-    lower: float = math.nan
+    lower: float | None = math.nan
     upper: float = math.nan
-    converged: bool = False
-    assumed: bool = False  # no geometry in the file: read as stride 1, one group
+    converged: bool | None = False
+    assumed: bool = False  # nothing says stride, dilation or groups: an upper bound for all of them
+    forced: bool = False  # not understood, a row by --include
     error: str | None = None
 
 
@@ -69,30 +74,28 @@ def bound_layer(
     Notes
     -----
     **Guarantee.** That of `gramnorm.matrix_norm_bracket` or `gramnorm.conv_norm_bracket`, for the array as stored and
-    the geometry as stated.  Without a stated geometry stride 1 and one group are assumed.  At every size `upper` then
-    holds for a strided or grouped layer as well, since that picks rows of the assumed operator, or stacked blocks one
-    by one; `lower` may not, and for a transposed layer neither need.
+    the geometry as stated.  Without a stated geometry there is an upper bound only, at every size: that of the kernel
+    with stride 1, dilation 1 and one group.  A stride picks rows of this operator, groups are some of its rows by
+    columns of their own, a dilation repeats it on interleaved samples, a transposed layer is the adjoint of one with
+    the same array, and zero padding and the circle are parts of it; so it holds for all of them, together as well.
+    It need not hold for the padding modes that repeat samples (reflect, replicate, symmetric).
+    For a batch norm there is an upper bound only, that for every eps.  For a weight that was folded the bounds are
+    those of the weight which the stored parts define in real arithmetic.
     """
     began = time.perf_counter()
     found: dict[str, Any] = {}
     try:
-        weight = layer.weight if place is None else place(layer.weight)
-        if layer.kind == "dense":
-            bracket = gn.matrix_norm_bracket(weight, rtol=rtol)
-        else:
-            keywords = _keywords(layer, input_shape, padding_mode)
-            bracket = gn.conv_norm_bracket(weight, **keywords, rtol=rtol)
-        found = {"lower": float(bracket.lower), "upper": float(bracket.upper)}
-        found["converged"] = bool(bracket.converged)
+        found = _found(layer, input_shape, padding_mode, rtol, place)
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # RuntimeError: of devices
         found = {"error": one_line(error)}
     return Row(
         name=layer.name,
-        kind=_kind(layer),
+        kind=", ".join(filter(None, (_kind(layer), layer.word))),
         shape=tuple(layer.weight.shape),
         dtype=str(layer.weight.dtype),
         seconds=time.perf_counter() - began,
-        assumed=layer.kind == "conv" and layer.geometry is None,
+        assumed=layer.assumed,
+        forced=layer.forced,
         **found,
     )
 
@@ -102,11 +105,65 @@ def failed_row(name: str, reason: str) -> Row:
     return Row(name, kind="unknown", shape=(), dtype="unknown", seconds=0.0, error=reason)
 
 
+def _found(
+    layer: Layer,
+    input_shape: tuple[int, ...] | str | None,
+    padding_mode: str | None,
+    rtol: float | None,
+    place: Callable[[np.ndarray[Any, np.dtype[Any]]], Any] | None,
+) -> dict[str, Any]:
+    """Return the bounds there are for a layer, as a row has them."""
+    if layer.variance is not None:
+        upper = batchnorm_bound(layer.weight, layer.variance)
+        return {"lower": None, "upper": upper, "converged": None}
+    weight = layer.weight if place is None else place(layer.weight)
+    keywords = _keywords(layer, input_shape, padding_mode) if layer.kind == "conv" else {}
+    gap = 0.99 * _asked(layer, rtol) if layer.error else rtol  # the error has to have room
+    if layer.kind == "dense":
+        bracket = gn.matrix_norm_bracket(weight, rtol=gap)
+    else:
+        bracket = gn.conv_norm_bracket(weight, **keywords, rtol=gap)
+    lower, upper, converged = float(bracket.lower), float(bracket.upper), bool(bracket.converged)
+    if layer.error:
+        lower, upper = _widened(lower, upper, layer, keywords)
+        converged = converged and upper - lower <= _asked(layer, rtol) * lower
+    if layer.assumed:
+        return {"lower": None, "upper": upper, "converged": None}
+    return {"lower": lower, "upper": upper, "converged": converged}
+
+
+def _asked(layer: Layer, rtol: float | None) -> float:
+    """Return the relative gap asked for; folded weights with an error are of float64."""
+    return rtol if rtol is not None else 1e-6 if layer.kind == "dense" else 1e-3
+
+
+def _widened(
+    lower: float, upper: float, layer: Layer, keywords: dict[str, Any]
+) -> tuple[float, float]:
+    """
+    Return a bracket that holds for every weight within the layer's error.
+
+    A convolution is the sum over its taps k of S_k E_k P: channels are mixed, samples picked (at most as often as the
+    padding P repeats them).  So the norm of an error E with K taps is at most sqrt(K c) ||E||_F, with c copies.
+    """
+    spread = 1
+    if layer.kind == "conv":
+        spread = math.prod(layer.weight.shape[2:])
+        if keywords.get("input_shape") is not None:
+            axes = ConvGeometry.of(layer.weight.shape, **keywords).axes()
+            spread *= math.prod(axis.copies() for axis in axes)
+    error = product_above([layer.error, root_above(Fraction(spread))])
+    return max(math.nextafter(lower - error, 0.0), 0.0), sum_above([upper, error])
+
+
 def _keywords(
     layer: Layer, input_shape: tuple[int, ...] | str | None, padding_mode: str | None
 ) -> dict[str, Any]:
     """Return what `conv_norm_bracket` needs to know besides the kernel."""
-    keywords = {key: value for key, value in (layer.geometry or {}).items() if key != "kind"}
+    stated = {"groups": layer.groups} if layer.geometry is None else layer.geometry
+    keywords = {key: value for key, value in stated.items() if key != "kind"}
+    if layer.assumed and input_shape != "file":
+        return keywords  # no operator of a certain size without stride and padding
     stated_shape = keywords.pop("input_shape", None)
     if padding_mode is not None:
         keywords["padding_mode"] = padding_mode
@@ -128,10 +185,10 @@ def _keywords(
 
 def _kind(layer: Layer) -> str:
     """Return the kind of a layer in words, such as "conv2d, depthwise"."""
-    if layer.kind == "dense":
-        return "dense"
+    if layer.kind != "conv":
+        return layer.kind
     geometry = layer.geometry or {}
-    groups = geometry.get("groups", 1)
+    groups = geometry.get("groups", layer.groups)
     words = [f"conv{layer.weight.ndim - 2}d"]
     if groups != 1:
         words.append("depthwise" if layer.weight.shape[1] == 1 else f"{groups} groups")

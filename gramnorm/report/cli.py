@@ -1,6 +1,6 @@
 """The command line: ``gramnorm report [FILE]``.
 
-Exit codes: 0, every layer has a bound; 1, some layer has none and the product is partial; 2, the command or the file
+Exit codes: 0, every layer has a bound; 1, some layer has none; 2, the command or the file
 cannot be used, with one line on the standard error stream; 130, interrupted; 141, the reader of a pipe has gone.
 """
 
@@ -89,7 +89,10 @@ def _report(options: argparse.Namespace) -> int:
         notes=contents.notes,
         network=None
         if contents.network is None
-        else constant_of(contents.network, rows, stated_sizes=as_stated),
+        else constant_of(
+            contents.network, rows, stated_sizes=as_stated, obstacles=contents.obstacles
+        ),
+        obstacles=contents.obstacles,
     )
     if hasattr(sys.stdout, "reconfigure"):  # a name may hold what the terminal's encoding has not
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -98,16 +101,26 @@ def _report(options: argparse.Namespace) -> int:
     if options.plot is not None:
         draw_bars(report, options.plot)
     if options.plot_symbol is not None:
-        size = "at every size" if options.input_shape is None else "at the size asked for"
+        everywhere = options.input_shape is None or report.rows[0].assumed
+        size = "at every size" if everywhere else "at the size asked for"
         draw_symbol(contents.layers[0], report.rows[0], size, options.plot_symbol)
     return 1 if report.missing else 0
 
 
 def _contents(options: argparse.Namespace) -> Contents:
     """Read the file and what describes it, and choose the layers asked for."""
-    contents = _shipped() if options.file is None else read_path(options.file)
-    if options.layers is not None:
-        contents = described(contents, read_sidecar(options.layers), printable(options.layers))
+    description = None if options.layers is None else read_sidecar(options.layers)
+    stated = () if description is None else description.geometry.keys()
+    if options.file is None and options.layout is not None:
+        msg = "--layout says how the kernels of a FILE are stored, and there is none"
+        raise ReadError(msg)
+    contents = (
+        _shipped()
+        if options.file is None
+        else read_path(options.file, stated=stated, layout=options.layout)
+    )
+    if description is not None:
+        contents = described(contents, description, printable(options.layers))
     return selected(contents, options.include, options.exclude)
 
 

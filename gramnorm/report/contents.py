@@ -7,6 +7,7 @@ A failed layer is as much a hole in the product as one that cannot be bounded, s
 import contextlib
 import fnmatch
 import lzma
+import math
 import struct
 import tokenize
 import zipfile
@@ -25,7 +26,6 @@ __all__ = [
     "Stored",
     "check_total",
     "damage_is",
-    "few_axes",
     "one_line",
     "printable",
     "selected",
@@ -47,16 +47,33 @@ class ReadError(Exception):
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight array of two or more axes, and what the file says about its use (`geometry` None: nothing)."""
+    """A weight array, and what is said about its use (`geometry` None: nothing)."""
 
     name: str
-    weight: np.ndarray[Any, np.dtype[Any]]
+    weight: np.ndarray[Any, np.dtype[Any]]  # of a kernel: (c_out, c_in / groups, *spatial)
     geometry: dict[str, Any] | None = None
+    variance: np.ndarray[Any, np.dtype[Any]] | None = None  # of a batch norm, `weight` its scale
+    groups: int = 1  # as the name and the shape say, unless the geometry does
+    stored_shape: tuple[int, ...] | None = None  # None: that of the weight
+    layout: str = "oihw"  # how the kernel is stored
+    forced: bool = False  # by --include, not by what it is
+    word: str | None = None  # how the weight was folded, if its parts are stored
+    error: float = 0.0  # the most that it is off by then, in the Frobenius norm
 
     @property
     def kind(self) -> str:
-        """``"dense"``, or ``"conv"`` for a kernel: two channel axes, then one or more in space."""
+        """``"batch norm"``, ``"dense"``, or ``"conv"`` for a kernel: two channel axes, then one or more in space."""
+        if self.variance is not None:
+            return "batch norm"
         return "conv" if self.weight.ndim > 2 else "dense"
+
+    @property
+    def assumed(self) -> bool:
+        """Whether the norm depends on what nobody said: stride, dilation, groups."""
+        if self.kind != "conv" or self.geometry is not None:
+            return False
+        one_group = self.groups > 1 or self.weight.shape[0] == 1  # known, or the only possibility
+        return not (one_group and math.prod(self.weight.shape[2:]) == 1)
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,11 @@ class Stored:
     unusable: dict[str, str] = field(default_factory=dict)  # arrays whose numbers cannot be had
     others: dict[str, str] = field(default_factory=dict)  # no arrays of numbers
     notes: list[str] = field(default_factory=list)  # what was decided for the user
+    layout: str | None = None  # of kernels, if the format says it: one of `layouts.LAYOUTS`
+    words: dict[str, str] = field(default_factory=dict)  # how an array was made of stored parts
+    errors: dict[str, float] = field(
+        default_factory=dict
+    )  # its Frobenius distance from the exact one
 
 
 @dataclass(frozen=True)
@@ -74,6 +96,8 @@ class Contents:
     """What a file holds: its layers in order, by name why each other entry is not among them, and how they are joined.
 
     The last is a `gramnorm.report.network.Network`, nested data for `gramnorm.network_bound`, or None for no word.
+    What stands among the obstacles leaves the network without a product of norms: arrays that are not understood, and
+    arrays, layers among them, whose names show that the layers are no chain.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -81,17 +105,8 @@ class Contents:
     failed: dict[str, str] = field(default_factory=dict)  # layers without values
     notes: list[str] = field(default_factory=list)  # what was decided for the user
     network: Any = None
-
-
-def few_axes(name: str, axes: int) -> str | None:
-    """Return why an array of so few axes is skipped, or None if it is a layer."""
-    if axes > 1:
-        return None
-    if axes == 0:
-        return "a single number"
-    if name.rpartition(".")[2].lower().endswith("bias"):
-        return "1-D: taken for a bias, which does not change a Lipschitz constant"
-    return "1-D: a bias, or a scale (of a normalisation, say), which the product leaves out"
+    obstacles: dict[str, str] = field(default_factory=dict)  # why there is no product
+    spare: list[Layer] = field(default_factory=list)  # among the obstacles: rows if asked for
 
 
 def check_total(size: int) -> None:
@@ -104,7 +119,23 @@ def check_total(size: int) -> None:
 def selected(
     contents: Contents, include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> Contents:
-    """Return the contents with only those layers whose names match a pattern to include, and none to exclude."""
+    """
+    Return the contents with only those entries whose names match a pattern to include, and none to exclude.
+
+    Parameters
+    ----------
+    contents : Contents
+        What a file holds.
+    include : sequence of str or None
+        Patterns; arrays that are not understood become layers if they match. None for every layer, and no more.
+    exclude : sequence of str or None
+        Patterns.
+
+    Returns
+    -------
+    Contents
+        What was chosen; the rest is skipped.
+    """
 
     def chosen(name: str) -> bool:
         wanted, unwanted = ["*"] if include is None else include, exclude or ()
@@ -112,14 +143,27 @@ def selected(
             fnmatch.fnmatchcase(name, pattern) for pattern in unwanted
         )
 
-    layers = [layer for layer in contents.layers if chosen(layer.name)]
+    forced = [replace(layer, forced=True) for layer in contents.spare if include is not None]
+    layers = [layer for layer in (*contents.layers, *forced) if chosen(layer.name)]
     failed = {name: reason for name, reason in contents.failed.items() if chosen(name)}
+    obstacles = {name: reason for name, reason in contents.obstacles.items() if chosen(name)}
     if not layers and not failed:
-        msg = "--include and --exclude leave no layer"
-        raise ReadError(msg)
-    names = [*(layer.name for layer in contents.layers), *contents.failed]
+        raise ReadError(_nothing_left(contents, chosen_at_all=include is None and exclude is None))
+    names = [*(layer.name for layer in contents.layers), *contents.failed, *contents.obstacles]
     others = {name: "left out by --include or --exclude" for name in names if not chosen(name)}
-    return replace(contents, layers=layers, skipped=contents.skipped | others, failed=failed)
+    skipped = contents.skipped | others
+    return replace(contents, layers=layers, skipped=skipped, failed=failed, obstacles=obstacles)
+
+
+def _nothing_left(contents: Contents, *, chosen_at_all: bool) -> str:
+    """Return why there is no row."""
+    if not chosen_at_all:
+        return "--include and --exclude leave no layer"
+    names = ", ".join(repr(name) for name in list(contents.obstacles)[:4])
+    return (
+        f"nothing in it is recognised as the weight of a layer, of {names}{', ...' * (len(contents.obstacles) > 4)}: "
+        "--include takes what you name for one, --layers says what it is"
+    )
 
 
 def printable(text: str) -> str:

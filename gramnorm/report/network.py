@@ -14,6 +14,7 @@ from typing import Any
 import gramnorm as gn
 from gramnorm._exact import length_above, product_above, sum_above
 from gramnorm.report import Row
+from gramnorm.report.obstacles import SHORTCUT
 
 __all__ = ["Constant", "Network", "Step", "constant_of"]
 
@@ -46,7 +47,13 @@ class Constant:
     reason: str | None = None
 
 
-def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True) -> Constant:
+def constant_of(
+    network: Any,
+    rows: Sequence[Row],
+    *,
+    stated_sizes: bool = True,
+    obstacles: Mapping[str, str] | None = None,
+) -> Constant:
     """
     Return an upper bound on the Lipschitz constant of a network, rounded up.
 
@@ -59,6 +66,8 @@ def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True)
     stated_sizes : bool
         Whether the rows hold for the sizes and the padding that the file states: false if the user asked for
         others, which leaves the network without a constant.
+    obstacles : mapping of str to str or None
+        What the file holds besides these layers, and why it has no constant: nested data say nothing of it.
 
     Returns
     -------
@@ -75,7 +84,7 @@ def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True)
             reason="the layers are bounded at another size or padding than the network's"
         )
     if not isinstance(network, Network):
-        return _described(network, rows)
+        return _described(network, rows, obstacles or {})
     if network.stopped is not None:
         return Constant(reason=network.stopped)
     uppers = {row.name: row.upper for row in rows if row.error is None}
@@ -85,8 +94,11 @@ def constant_of(network: Any, rows: Sequence[Row], *, stated_sizes: bool = True)
     return Constant(_walk(network, uppers))
 
 
-def _described(network: Any, rows: Sequence[Row]) -> Constant:
+def _described(network: Any, rows: Sequence[Row], obstacles: Mapping[str, str]) -> Constant:
     """Return the constant of nested data, in which every layer must occur and have a bound and a geometry."""
+    for name, reason in obstacles.items():
+        if reason != SHORTCUT:  # which the description says how to take
+            return Constant(reason=f"{name!r} is in the file: {reason}")
     if assumed := [row.name for row in rows if row.assumed]:
         return Constant(reason=f"nothing says what the layer {assumed[0]!r} does with its kernel")
     uppers = {row.name: math.nan if row.error is not None else row.upper for row in rows}

@@ -6,6 +6,7 @@ import math
 from typing import NoReturn
 
 from gramnorm import _xp
+from gramnorm.report.layouts import LAYOUTS
 
 __all__ = ["SHIPPED", "parser", "version"]
 
@@ -13,8 +14,9 @@ SHIPPED = "digits.npz, the network shipped with gramnorm"
 
 _DESCRIPTION = """\
 Bound the spectral norm of every layer in a weight file, from both sides, and multiply the upper bounds. Arrays with
-two axes are dense layers, those with more are convolution kernels (c_out, c_in / groups, *spatial). The product
-bounds the Lipschitz constant of the network if the layers form a chain and all else in it is 1-Lipschitz."""
+two axes are dense layers, those with more are convolution kernels, if their names say that they are weights; the rest
+is listed. The product bounds the Lipschitz constant of the network if the layers form a chain and all else in it is
+1-Lipschitz; if something is not understood, or shows that they are none, there is no product."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,10 +53,17 @@ def _which(report: argparse.ArgumentParser) -> None:
         "--layers", metavar="FILE.json", help="what the convolutions do with their kernels"
     )
     report.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="how kernels are stored: oihw, (c_out, c_in / groups, *spatial); hwio, as Flax and Keras do, "
+        "(*spatial, c_in / groups, c_out); ohwi, (c_out, *spatial, c_in / groups) (default: by names and shapes)",
+    )
+    report.add_argument(
         "--include",
         action="append",
         metavar="PATTERN",
-        help='only layers whose name matches, such as "conv*"; may be repeated',
+        help='only layers whose name matches, such as "conv*", and a row for each such array that is not understood; '
+        "may be repeated",
     )
     report.add_argument(
         "--exclude", action="append", metavar="PATTERN", help="not these; may be repeated"

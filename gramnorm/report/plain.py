@@ -28,16 +28,19 @@ def write_csv(report: Report, stream: IO[str]) -> None:
     writer.writerow([*_HEADINGS, "assumed", "error"])
     for row in report.rows:
         name, kind, *rest = cells(row)
-        kind = kind.removesuffix("*")
+        kind = kind.rstrip("*?")
+        rest = ["" if cell == "-" else cell for cell in rest]
         if row.error is not None:
-            rest = [rest[0], "", "", "", rest[4], ""]
+            rest[-1] = ""
         writer.writerow(
             [name, kind, *rest, "yes" if row.assumed else "no", printable(row.error or "")]
         )
-    partial = f"partial: without {', '.join(report.missing)}" if report.missing else ""
-    product = decimal_text(report.product_upper, up=True)
+    why = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in report.against.items())
+    known = report.product_upper
+    product = "" if known is None else decimal_text(known, up=True)
     kind = "product of the upper bounds"
-    writer.writerow(["", kind, "", "", product, "", "", "", "", printable(partial)])
+    error = f"none, because of {why}" if known is None else ""
+    writer.writerow(["", kind, "", "", product, "", "", "", "", printable(error)])
 
 
 def write_markdown(report: Report, stream: IO[str]) -> None:

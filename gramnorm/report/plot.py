@@ -63,7 +63,7 @@ def require_plots(*paths: str | None) -> None:
 
 def draw_bars(report: Report, path: str) -> None:
     """
-    Write a picture of all brackets, and of the product of the upper bounds as it grows from layer to layer.
+    Write a picture of all brackets, and of the product of the upper bounds, if there is one, as it grows.
 
     Parameters
     ----------
@@ -73,14 +73,16 @@ def draw_bars(report: Report, path: str) -> None:
         The PNG file.
     """
     rows = report.rows
-    figure, (bars, chain) = _figure(9.0, min(1.6 + 0.27 * len(rows), 600.0), columns=2)
+    product = report.product_upper
+    columns = 1 if product is None else 2
+    figure, (bars, *chain) = _figure(9.0, min(1.6 + 0.27 * len(rows), 600.0), columns=columns)
     _draw_brackets(bars, rows)
-    _draw_products(chain, rows)
-    product = decimal_text(report.product_upper, up=True)
-    what = "product of the upper bounds"
-    if report.missing:
-        what = "PARTIAL product of the upper bounds, not a bound of the network"
-    title = f"{_short(report.source, 80)}\n{what}: {product}"
+    if product is None:
+        what = f"no product of the upper bounds, because of {_short('; '.join(report.against), 80)}"
+    else:
+        _draw_products(chain[0], rows)
+        what = f"product of the upper bounds: {decimal_text(product, up=True)}"
+    title = f"{_short(report.source, 80)}\n{what}"
     figure.suptitle(title, fontsize=10, parse_math=False)
     _write(figure, path)
 
@@ -88,19 +90,18 @@ def draw_bars(report: Report, path: str) -> None:
 def _draw_brackets(axes: Any, rows: Sequence[Row]) -> None:
     """Draw a bar to the lower bound and another from there to the upper one, per layer."""
     known = {y: r for y, r in enumerate(rows) if r.error is None and _LEAST < r.upper < _MOST}
-    sizes = [size for r in known.values() for size in (r.lower, r.upper) if size > _LEAST]
+    lower = [r.lower or 0.0 for r in known.values()]
+    sizes = [size for size in (*lower, *(r.upper for r in known.values())) if size > _LEAST]
     left, top = (min(sizes) / 2, max(sizes)) if sizes else (0.5, 1.0)
     _logarithmic(axes, left, right=top * max(6.0, (top / left) ** 0.45))  # room for the numbers
-    lowers = np.asarray([max(r.lower, left) for r in known.values()])
+    lowers = np.asarray([max(size, left) for size in lower])
     gaps = np.asarray([r.upper for r in known.values()]) - lowers
     to_lower = {"left": left, "color": _LOWER, "label": "up to the lower bound"}
     to_upper = {"left": lowers, "color": _GAP, "label": "from the lower to the upper bound"}
     axes.barh(list(known), lowers - left, height=0.62, **to_lower)
     axes.barh(list(known), gaps, height=0.62, **to_upper)
     for y, row in enumerate(rows):
-        low = decimal_text(row.lower, up=False, digits=4)
-        high = decimal_text(row.upper, up=True, digits=4)
-        text = "no bound" if row.error is not None else low if low == high else f"{low} to {high}"
+        text = "no bound" if row.error is not None else _bounds_text(row, digits=4)
         at = (row.upper if y in known else left, y)
         axes.annotate(text, at, xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
     names = [_short(row.name, _NAME) for row in rows]
@@ -108,6 +109,15 @@ def _draw_brackets(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("norm of the layer", fontsize=8)
     axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
+
+
+def _bounds_text(row: Row, *, digits: int) -> str:
+    """Return the bounds of a layer in words."""
+    high = decimal_text(row.upper, up=True, digits=digits)
+    if row.lower is None:
+        return f"at most {high}"
+    low = decimal_text(row.lower, up=False, digits=digits)
+    return low if low == high else f"{low} to {high}"
 
 
 def _logarithmic(axes: Any, left: float, right: float) -> None:
@@ -126,7 +136,7 @@ def _logarithmic(axes: Any, left: float, right: float) -> None:
 
 def _draw_products(axes: Any, rows: Sequence[Row]) -> None:
     """Draw the product of the upper bounds of each layer and those before it."""
-    uppers = [1.0 if row.error is not None else row.upper for row in rows]
+    uppers = [row.upper for row in rows]
     products = [product_above(uppers[: y + 1]) for y in range(len(rows))]
     drawn = [(p, y) for y, p in enumerate(products) if _LEAST < p < _MOST]
     if drawn:
@@ -161,7 +171,7 @@ def symbol_norms(layer: Layer, count: int) -> np.ndarray[Any, np.dtype[np.float6
     scale = float(np.max(np.abs(kernel), initial=0.0)) or 1.0
     spatial = kernel.shape[2:]
     geometry = layer.geometry or {}
-    groups = geometry.get("groups", 1)
+    groups = geometry.get("groups", layer.groups)
     stride, dilation = (_per_axis(geometry.get(k, 1), spatial) for k in ("stride", "dilation"))
     taps = (kernel / scale).reshape(groups, -1, *kernel.shape[1:2], math.prod(spatial))
     taps = np.moveaxis(taps, -1, 0)
@@ -243,9 +253,12 @@ def draw_symbol(layer: Layer, row: Row, size: str, path: str) -> None:
             [-math.pi, -math.pi / 2, 0, math.pi / 2, math.pi], ["-π", "-π/2", "0", "π/2", "π"]
         )
     axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    bounds = f"{decimal_text(row.lower, up=False)} ≤ norm ≤ {decimal_text(row.upper, up=True)}"
+    bounds = f"norm ≤ {decimal_text(row.upper, up=True)}"
+    if row.lower is not None:
+        bounds = f"{decimal_text(row.lower, up=False)} ≤ {bounds}"
     grid = " x ".join([str(count)] * axes_count)
-    title = f"{_short(layer.name, 60)}\ncertified {size}: {bounds}\nthe picture: a grid of {grid}, not certified"
+    use = "read with stride 1, " if row.assumed else ""
+    title = f"{_short(layer.name, 60)}\ncertified {size}: {bounds}\nthe picture: {use}a grid of {grid}, not certified"
     figure.suptitle(title, fontsize=9, parse_math=False)
     _write(figure, path)
 
@@ -274,7 +287,7 @@ def _points_per_axis(layer: Layer) -> int:
     """Return how fine a grid the work allows, an odd number of points."""
     weight = layer.weight
     axes = weight.ndim - 2
-    groups = (layer.geometry or {}).get("groups", 1)
+    groups = (layer.geometry or {}).get("groups", layer.groups)
     stride = _per_axis((layer.geometry or {}).get("stride", 1), weight.shape[2:])
     folds = math.prod(stride.tolist())
     small, large = sorted((weight.shape[0] // groups, weight.shape[1] * folds))

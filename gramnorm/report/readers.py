@@ -7,6 +7,7 @@ Each reader checks what it can before it loads (see its module), and fails with 
 import os
 import stat
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +23,7 @@ from gramnorm.report.contents import (
 )
 from gramnorm.report.npz import ENTRY, read_npy, read_npz
 from gramnorm.report.onnx_reader import read_onnx
+from gramnorm.report.parts import folded, marked
 from gramnorm.report.roles import understood
 from gramnorm.report.safetensors_reader import is_safetensors, read_safetensors
 from gramnorm.report.sidecar import Description, described
@@ -33,7 +35,9 @@ _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second: a zip with nothing in it
 _PICKLE = b"\x80"
 
 
-def read_path(path: str | os.PathLike[str]) -> Contents:
+def read_path(
+    path: str | os.PathLike[str], *, stated: Collection[str] = (), layout: str | None = None
+) -> Contents:
     """
     Read the layers of a file: ``.npz``, ``.npy``, safetensors, a PyTorch checkpoint, or ``.onnx``.
 
@@ -41,6 +45,10 @@ def read_path(path: str | os.PathLike[str]) -> Contents:
     ----------
     path : str or os.PathLike
         The file.
+    stated : collection of str
+        Names of arrays that a description, which is applied later, calls layers.
+    layout : str or None
+        How kernels are stored, one of `gramnorm.report.layouts.LAYOUTS`; None to go by names and shapes.
 
     Returns
     -------
@@ -60,17 +68,20 @@ def read_path(path: str | os.PathLike[str]) -> Contents:
             msg = "not a regular file"
             raise ReadError(msg)
         with path.open("rb") as stream:
-            return (
-                read_onnx(stream)
-                if path.suffix.lower() == ".onnx"
-                else read_stream(stream, path.name)
-            )
+            if path.suffix.lower() != ".onnx":
+                return read_stream(stream, path.name, stated=stated, layout=layout)
+            if layout is not None:
+                msg = "--layout is not for a graph, which states it itself"
+                raise ReadError(msg)
+            return read_onnx(stream)
     except (ReadError, OSError, ValueError) as error:  # ValueError: a null character in the name
         msg = f"cannot read {str(path)!r}: {one_line(error)}"
         raise ReadError(msg) from error
 
 
-def read_stream(stream: IO[bytes], name: str) -> Contents:
+def read_stream(
+    stream: IO[bytes], name: str, *, stated: Collection[str] = (), layout: str | None = None
+) -> Contents:
     """
     Read the layers of an open file of any of these kinds.
 
@@ -80,6 +91,8 @@ def read_stream(stream: IO[bytes], name: str) -> Contents:
         Open for reading, seekable.
     name : str
         The name of the file; without its suffix that of an array which has none of its own.
+    stated, layout
+        As in `read_path`.
 
     Returns
     -------
@@ -96,11 +109,14 @@ def read_stream(stream: IO[bytes], name: str) -> Contents:
     stream.seek(0)
     check_total(size)
     stored, description = _read(stream, Path(name), head, size)
-    contents = described(understood(stored), description, ENTRY)
-    if contents.failed and not contents.layers:
+    stored = folded(stored)
+    stated = {*stated, *description.geometry}
+    contents = marked(understood(stored, stated=stated, layout=layout), stored)
+    contents = described(contents, description, ENTRY)
+    if contents.failed and not contents.layers and not contents.spare:
         msg = "; ".join(f"{key!r}: {reason}" for key, reason in list(contents.failed.items())[:3])
         raise ReadError(msg)
-    if not contents.layers:
+    if not contents.layers and all(values.ndim < 2 for values in stored.arrays.values()):
         msg = "there is no array of two or more axes in it"
         raise ReadError(msg)
     return contents

@@ -6,13 +6,15 @@ no code can be in it.  The order in the file is the writer's, by alignment: laye
 names by value.  NumPy has no bfloat16: its bits are the upper half of a float32, which therefore holds it exactly.
 """
 
+import json
 import re
 import sys
 from typing import IO, Any
 
 import numpy as np
 
-from gramnorm.report.contents import ReadError, Stored, check_total, few_axes, one_line
+from gramnorm.report.contents import ReadError, Stored, check_total, one_line
+from gramnorm.report.names import harmless
 
 __all__ = ["is_safetensors", "read_safetensors"]
 
@@ -23,6 +25,7 @@ _TYPES = {
     "BOOL": "?",
     "C64": "<c8",
 }
+_FORMATS = {"pt": "oihw", "mlx": "ohwi", "tf": "hwio", "flax": "hwio", "keras": "hwio"}
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
@@ -46,7 +49,7 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 def read_safetensors(stream: IO[bytes]) -> Stored:
     """
-    Read the tensors of a safetensors file; its metadata is passed over.
+    Read the tensors of a safetensors file; of its metadata only "format", which names the writer's library.
 
     Parameters
     ----------
@@ -68,18 +71,19 @@ def read_safetensors(stream: IO[bytes]) -> Stored:
     except ImportError as error:
         msg = 'safetensors files need the package safetensors: pip install "gramnorm[safetensors]"'
         raise ReadError(msg) from error
+    content = stream.read()
     try:
-        tensors = safetensors.deserialize(stream.read())  # type: ignore[no-untyped-call]
+        tensors = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         msg = f"a damaged safetensors file ({one_line(error)})"
         raise ReadError(msg) from error
-    stored = Stored()
+    stored = Stored(layout=_FORMATS.get(_format(content)))
     # bfloat16 doubles in size
     check_total(sum(len(t["data"]) * (1 + (t["dtype"] == "BF16")) for _, t in tensors))
     for name, tensor in sorted(tensors, key=lambda entry: _by_number(entry[0])):
         if tensor["dtype"] == "BF16" or tensor["dtype"] in _TYPES:
             stored.arrays[name] = _values(tensor)
-        elif reason := few_axes(name, len(tensor["shape"])):
+        elif reason := harmless(name, len(tensor["shape"])):
             stored.others[name] = reason
         else:
             stored.unusable[name] = (
@@ -87,6 +91,13 @@ def read_safetensors(stream: IO[bytes]) -> Stored:
                 "elsewhere, so they are not the weight; save it as bfloat16 or wider"
             )
     return stored
+
+
+def _format(content: bytes) -> str:
+    """Return the text "format" of the metadata in a file that has been checked, or none."""
+    size = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
+    return str(metadata.get("format", ""))
 
 
 def _values(tensor: dict[str, Any]) -> Any:

@@ -205,11 +205,19 @@ def described(contents: Contents, description: Description, where: str) -> Conte
 
 def _described(layer: Layer, stated: dict[str, Any], where: str) -> Layer:
     """Return the layer with its geometry, once that can be about such an array."""
+    if layer.layout != "oihw" and stated.get("transposed", False):
+        msg = (
+            f"{where} calls {layer.name!r} transposed, whose channels are last: Flax and Keras store such kernels in "
+            "different ways; save it as (c_in, c_out / groups, *spatial)"
+        )
+        raise ReadError(msg)
     shape = stated.pop("shape", layer.weight.shape)
+    shape = layer.weight.shape if shape == layer.stored_shape else shape
     kind = stated.get("kind", layer.kind)
     only_kind = set(stated) <= {"kind"}
     if shape != layer.weight.shape or kind != layer.kind or (kind == "dense" and not only_kind):
         stated = {"shape": shape} | stated
         msg = f"{where} gives {layer.name!r} of shape {layer.weight.shape} what does not fit it: {stated}"
         raise ReadError(msg)
-    return Layer(layer.name, layer.weight, stated)
+    known = {"groups": layer.groups} if layer.groups > 1 else {}
+    return dataclasses.replace(layer, geometry=known | stated)

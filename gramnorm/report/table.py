@@ -7,7 +7,7 @@ it is an upper bound, and down if it is a lower one, so that what is read off a 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from gramnorm._decimal import decimal_text, relative_gap_above
@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 _NO_LIMIT = 10**6  # columns of text
+_SHOWN = 8  # names in a sentence; JSON has all
+_NO_BOUND = "no bound"
 
 
 class MissingPackageError(ImportError):
@@ -44,16 +46,25 @@ class Report:
     options: dict[str, Any]
     network: Constant | None = None  # None: the file does not say how its layers are joined
     notes: Sequence[str] = ()
+    obstacles: dict[str, str] = field(default_factory=dict)  # by name, why the layers are no chain
 
     @property
     def missing(self) -> list[str]:
-        """Names of the layers without a bound; the product is partial if there are any."""
+        """Names of the layers without a bound; there is no product if there are any."""
         return [row.name for row in self.rows if row.error is not None]
 
     @property
-    def product_upper(self) -> float:
-        """The product of the upper bounds there are, rounded up."""
-        return product_above(row.upper for row in self.rows if row.error is None)
+    def against(self) -> dict[str, list[str]]:
+        """Why there is no product: reasons, and the names of the arrays that they are about."""
+        reasons = {_NO_BOUND: self.missing} if self.missing else {}
+        for name, reason in self.obstacles.items():
+            reasons.setdefault(reason, []).append(name)
+        return reasons
+
+    @property
+    def product_upper(self) -> float | None:
+        """The product of the upper bounds, rounded up; None if it would be about a part of the layers."""
+        return None if self.against else product_above(row.upper for row in self.rows)
 
 
 def write_json(report: Report, stream: IO[str]) -> None:
@@ -61,18 +72,21 @@ def write_json(report: Report, stream: IO[str]) -> None:
     layers = []
     for row in report.rows:
         entry = asdict(row)
-        entry["gap"] = relative_gap_above(row.lower, row.upper)
+        entry["gap"] = None if row.lower is None else relative_gap_above(row.lower, row.upper)
         if row.error is not None:
             entry |= dict.fromkeys(("lower", "upper", "gap", "converged"))
         layers.append(entry)
+    bounded = {row.name for row in report.rows}
+    others = {name: why for name, why in report.obstacles.items() if name not in bounded}
     content = {
         "source": report.source,
         "version": report.version,
         **report.options,
         "layers": layers,
         "notes": list(report.notes),
-        "skipped": [{"name": name, "reason": reason} for name, reason in report.skipped.items()],
+        "skipped": [{"name": n, "reason": why} for n, why in (report.skipped | others).items()],
         "product_upper": report.product_upper,
+        "no_product": [{"reason": r, "names": names} for r, names in report.against.items()],
         "partial": bool(report.missing),
         "missing": report.missing,
         "network": None if report.network is None else asdict(report.network),
@@ -126,45 +140,83 @@ def write_table(report: Report, stream: IO[str]) -> None:
 def cells(row: Row) -> tuple[str, ...]:
     """Return the texts of one line of the table."""
     shape = " x ".join(map(str, row.shape))
-    start = (printable(row.name), row.kind + "*" * row.assumed, shape)
+    start = (printable(row.name), row.kind + "*" * row.assumed + "?" * row.forced, shape)
     seconds = f"{row.seconds:.3f}"
     if row.error is not None:
         return (*start, "-", "-", "-", seconds, "failed")
+    upper = decimal_text(row.upper, up=True)
+    if row.lower is None:
+        return (*start, "-", upper, "-", seconds, "-")
     gap = decimal_text(relative_gap_above(row.lower, row.upper), up=True, digits=2)
-    bounds = (decimal_text(row.lower, up=False), decimal_text(row.upper, up=True))
-    return (*start, *bounds, gap, seconds, "yes" if row.converged else "no")
+    lower = decimal_text(row.lower, up=False)
+    return (*start, lower, upper, gap, seconds, "yes" if row.converged else "no")
 
 
 def closing_lines(report: Report) -> list[str]:
     """Return what stands below the table."""
-    product = decimal_text(report.product_upper, up=True)
     lines = [
-        f"product of the upper bounds, rounded up: {product}",
-        "(a Lipschitz constant of these layers if they form a chain with 1-Lipschitz functions between)",
+        f"{printable(row.name)}: {printable(row.error)}"
+        for row in report.rows
+        if row.error is not None
     ]
-    if report.missing:
-        names = ", ".join(map(printable, report.missing))
-        lines = [
-            f"{printable(row.name)}: {printable(row.error)}"
-            for row in report.rows
-            if row.error is not None
-        ]
-        lines.append(f"PARTIAL product of the upper bounds, not a bound of the network: {product}")
-        lines.append(f"missing in it: {names}")
+    lines += _product_lines(report)
     if report.network is not None:
         lines.append(_network_line(report.network))
-    if any(row.assumed for row in report.rows):
-        lines.append(
-            "* the file does not say how the kernel is used: read as stride 1, dilation 1, one group"
-        )
+    lines += _footnotes(report.rows)
     lines += map(printable, report.notes)
     reasons: dict[str, list[str]] = {}
     for name, reason in report.skipped.items():
-        reasons.setdefault(reason, []).append(printable(name))
+        reasons.setdefault(reason, []).append(name)
     lines += [
-        f"skipped {len(names)} ({reason}): {', '.join(names)}" for reason, names in reasons.items()
+        f"skipped {len(names)} ({printable(reason)}): {_some(names)}"
+        for reason, names in reasons.items()
     ]
     return lines
+
+
+def _product_lines(report: Report) -> list[str]:
+    """Return the product, or why there is none."""
+    if report.product_upper is None:
+        reasons = [
+            f"- {printable(reason)}: {_some(names)}" for reason, names in report.against.items()
+        ]
+        return [
+            "no product of the upper bounds, which would not be one about the network:",
+            *reasons,
+        ]
+    return [
+        f"product of the upper bounds, rounded up: {decimal_text(report.product_upper, up=True)}",
+        "(a Lipschitz constant of these layers if they form a chain with 1-Lipschitz functions between)",
+    ]
+
+
+def _footnotes(rows: Sequence[Row]) -> list[str]:
+    """Return what the rows with an upper bound alone rest on."""
+    lines = []
+    if any(row.assumed for row in rows):
+        lines.append(
+            "* the file does not say how the kernel is used: the upper bound holds for any stride, dilation and "
+            "groups, transposed or not, at every size, with zero or circular padding (not reflect, replicate or "
+            "symmetric); no lower bound does"
+        )
+    if any(row.kind == "batch norm" and row.error is None for row in rows):
+        lines.append("batch norm: in evaluation mode, for every eps, which the file does not say")
+    if names := [row.name for row in rows if row.kind == "batch norm" and row.upper == math.inf]:
+        lines.append(
+            f"a variance of 0, or an infinite scale: no bound for every eps: {_some(names)}"
+        )
+    if any(row.forced for row in rows):
+        lines.append(
+            "? not understood, a row by --include: the norm of the array taken for such a layer"
+        )
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names for people: a few of many."""
+    shown = ", ".join(map(printable, names[:_SHOWN]))
+    more = len(names) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _network_line(constant: Constant) -> str:

@@ -20,10 +20,10 @@ from gramnorm.report.contents import (
     Stored,
     check_total,
     damage_is,
-    few_axes,
     one_line,
     printable,
 )
+from gramnorm.report.names import harmless
 
 __all__ = ["is_checkpoint", "read_torch"]
 
@@ -83,14 +83,14 @@ def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Stored
     """
     _check_members(archive)
     loaded = _load(stream)
-    stored = Stored()
+    stored = Stored(layout="oihw")
     tensors = _dict_of_tensors(loaded, name, stored)
     total = 0
     for key, tensor in tensors.items():
         if not _is_tensor(tensor):
             stored.others[str(key)] = f"{type(tensor).__name__}, not a tensor"
         elif reason := _reason_to_fail(tensor):
-            few = few_axes(str(key), tensor.ndim)
+            few = harmless(str(key), tensor.ndim)
             (stored.others if few else stored.unusable)[str(key)] = few or reason
         else:
             total += tensor.numel() * max(tensor.element_size(), 4)
