@@ -317,6 +317,8 @@ def scaled(rng: Rng, x: Sparse) -> Sparse:
 @maker
 def scaled_by_diagonal(rng: Rng, x: Sparse) -> Sparse:
     d = sp.diags_array(values(rng, x.dtype.name, x.shape[1]), dtype=x.dtype)
+    if x.format == "dia" and not x.data.size:  # SciPy cannot multiply these by diagonals
+        x = x.tocsr()
     return x @ (d.tocsr() if rng.uniform() < 0.5 else d)
 
 
