@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gramnorm import _circle, _xp
+from gramnorm._rounding import HOST_UNIT, up
 from gramnorm._stack import bracket_stack
 from gramnorm._symbol import Symbol
 from gramnorm._typing import HostFloats, Namespace
@@ -28,8 +29,6 @@ POINTS = 2**22
 
 ENTRIES, WORK = 2**24, 2**33
 """Most entries of the Toeplitz matrices of an axis, and most rows times squares of rows in all."""
-
-_HOST_UNIT = 2.0**-53
 
 
 def compression(
@@ -78,8 +77,8 @@ def compression(
         return _toeplitz_bound(norms, inputs, level, rtol=rtol), cost
     # else the smaller one takes it all
     window = min(inputs, outputs, key=math.prod)
-    value = _toeplitz_bound(norms**2 * (1 + 2.0**-52), window, level**2, rtol=rtol)
-    return math.sqrt(value) * (1 + 2.0**-50), cost
+    value = _toeplitz_bound(up(norms**2), window, level**2, rtol=rtol)
+    return up(math.sqrt(value)), cost
 
 
 def _toeplitz_bound(
@@ -122,5 +121,5 @@ def _toeplitz_norms(weights: HostFloats, n: int, *, rtol: float) -> HostFloats:
         matrices, rtol=rtol / 16, dtype=np.float64, xp=_xp.numpy_namespace()
     )
     # entries err by kappa(N) + 24 u of the mean weight, hence a matrix by n times that
-    errors = n * (4 * size + 60) * _HOST_UNIT * np.mean(weights, axis=1)
-    return np.asarray(values + errors)
+    errors = n * (4 * size + 60) * HOST_UNIT * np.mean(weights, axis=1)
+    return up(values + errors)

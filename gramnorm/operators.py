@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _lanczos, _validate
+from gramnorm import _lanczos, _sums, _validate
+from gramnorm._rounding import down
 
 __all__ = ["operator_norm_lower_bound"]
 
@@ -99,8 +100,8 @@ def operator_norm_lower_bound(
     # the image of the start also tells whether the operator is complex
     x = _lanczos.top_vector(normal, normal(start), rtol=gap / 4, steps=steps)
     y = _finite(A.matvec(x)) / size
-    shrink = 1 - 4 * (len(x) + len(y) + 8) * 2.0**-53
-    return float(np.linalg.norm(y) / np.linalg.norm(x) * shrink * size)
+    (_, most), (least, _) = _sums.host_norm(x), _sums.host_norm(y)
+    return down(least / most * size)
 
 
 def _finite(v: npt.NDArray[Any]) -> _lanczos.Vector:
