@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gramnorm import _validate, _xp
-from gramnorm._rounding import HOST_UNIT, precision_of, working_dtype
+from gramnorm._rounding import HOST_UNIT, down, precision_of, working_dtype
 from gramnorm._stack import divisor, result_dtype
 from gramnorm._symbol import phases, polyphase
 from gramnorm._typing import Array, DType, Namespace
@@ -345,8 +345,8 @@ def _shrinkage(shape: tuple[int, ...], work: DType, out: DType, *, xp: Namespace
     unit = float(xp.finfo(work).eps) / 2
     lost = float(info.smallest_normal)
     if _xp.bits(out, xp=xp) < _xp.bits(work, xp=xp):
-        unit += float(info.eps) / 2
+        unit += (1 + unit) * float(info.eps) / 2
     if lost > 2.0**-100:
         lost *= float(info.eps)  # what is subnormal in float16 is normal elsewhere, and kept
     room = 1 - taps * math.sqrt(p * q) * lost
-    return max(room, 0.0) / (1 + 1.01 * unit * math.sqrt(taps * min(p, q)))
+    return down(max(room, 0.0) / (1 + unit * math.sqrt(taps * min(p, q))))
