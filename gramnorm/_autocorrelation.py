@@ -75,10 +75,14 @@ def autocorrelation(taps: Array, offsets: HostInts, *, xp: Namespace) -> Autocor
     every = (offsets[None, :, :] - offsets[:, None, :]).reshape(count * count, -1)
     lags, which = np.unique(every, axis=0, return_inverse=True)
     order = [np.flatnonzero(which.reshape(-1) == index) for index in range(len(lags))]
-    sums = xp.stack([xp.sum(_xp.select(blocks, pairs, xp=xp), axis=0) for pairs in order], axis=0)
-    norms = _norms(xp.reshape(sums, (len(lags) * groups, q, q)), xp=xp).reshape(len(lags), groups)
+    gathered = xp.stack(
+        [xp.sum(_xp.select(blocks, pairs, xp=xp), axis=0) for pairs in order], axis=0
+    )
+    norms = _norms(xp.reshape(gathered, (len(lags) * groups, q, q)), xp=xp).reshape(
+        len(lags), groups
+    )
     zero = int(np.flatnonzero(~np.any(lags, axis=1))[0])
-    most, least = norms[zero], _least_eigenvalues(sums[zero, ...], norms[zero], xp=xp)
+    most, least = norms[zero], _least_eigenvalues(gathered[zero, ...], norms[zero], xp=xp)
     rest = np.sum(np.delete(norms, zero, axis=0), axis=0)
     _, squares = _sums.square(rows, xp=xp)
     # each of the T^2 blocks errs by kappa |K_k|^H |K_l|, their computed sums by gamma_T of what is below
@@ -87,7 +91,7 @@ def autocorrelation(taps: Array, offsets: HostInts, *, xp: Namespace) -> Autocor
     error = up(count * relative * squares + 2 * count**2 * prec.underflow(p) * q)
     rest = up(rest, len(lags) + 8) + error
     return Autocorrelation(
-        taps=sums,
+        taps=gathered,
         lags=lags,
         error=float(np.max(error)),
         floor=down(max(float(np.min(least - up(rest))), 0.0)),

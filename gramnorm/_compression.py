@@ -47,7 +47,7 @@ def compression(
     the symbol are computed to about a fraction `slack` of their distance from the supremum.
     """
     extent = symbol.offsets.max(axis=0)
-    inputs, outputs, circle = [], [], []
+    inputs, outputs, circles = [], [], []
     for axis, q, k in zip(axes, extent, symbol.offsets.T, strict=True):
         # the samples that some phase of the input has, as far as outputs read them
         first = -(-(axis.before - axis.stride + 1) // axis.stride)
@@ -59,14 +59,14 @@ def compression(
         outputs.append(axis.outputs)
         # so large that going round never makes an input meet an output by another tap
         least = max(last + 1, int(q) - first + axis.outputs, inputs[-1], axis.outputs)
-        circle.append(least + least // 4)
-    if math.prod(circle) > POINTS:
+        circles.append(least + least // 4)
+    if math.prod(circles) > POINTS:
         return math.inf, 0
     # frequencies whose norm is far below have no part in the largest eigenvalue
     level = max(supremum - 2 / slack * (supremum - lower), 0.0)
     norms, cost = _circle.norms_on_grid(
         symbol,
-        tuple(circle),
+        tuple(circles),
         tuple(int(k) + 1 for k in extent),
         ceiling=supremum,
         level=level,

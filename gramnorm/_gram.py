@@ -86,15 +86,15 @@ class GramChain:
         gram = _xp.gram_matrix(p, xp=xp)
         # worth its passes over the matrices only where the Schatten norms have stopped to fall
         clustered = np.mean(self._plateau) > 0.2
-        rows = [*_sizes(gram, xp=xp), *(_moments.sums(p, gram, xp=xp) if clustered else ())]
-        trace, largest, square, *moments = _xp.to_host(xp.stack(rows))
+        rows = [*_sizes(gram, xp=xp), *(_moments.centred_sums(p, gram, xp=xp) if clustered else ())]
+        trace, largest, square, *centred = _xp.to_host(xp.stack(rows))
 
         error, frobenius2 = self._product_error(trace, inner, q)
         lower, upper = self._eigenvalues(square, frobenius2, error, q)
         lower, upper = down(np.sqrt(lower)), up(np.sqrt(upper))  # of the iterate p
         if clustered:
             better = _moments.upper_bound(
-                *moments,
+                *centred,
                 frobenius2=frobenius2,
                 sigma=upper,
                 error=error,

@@ -20,7 +20,7 @@ from gramnorm._sums import inner_product
 from gramnorm._typing import Array, HostFloats, Namespace
 
 
-def sums(p: Array, gram: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
+def centred_sums(p: Array, gram: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
     """Return c, ||D||_F^2 and Re <P, D> with D = P^2 - c P, for Hermitian P with P^H P = `gram`."""
     square = inner_product(p, p, xp=xp)
     square = xp.where(square == 0, xp.ones_like(square), square)
@@ -42,7 +42,7 @@ def upper_bound(
     rows: int,
     precision: Precision,
 ) -> HostFloats:
-    """Bound sigma_1(P) from the `sums` of an iterate P.
+    """Bound sigma_1(P) from the `centred_sums` of an iterate P.
 
     Parameters
     ----------

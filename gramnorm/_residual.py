@@ -54,15 +54,17 @@ def quotient(b: Array, x: Array, *, frobenius: float, xp: Namespace) -> Quotient
     rr = inner_product(_xp.adjoint(r, xp=xp), _xp.adjoint(r, xp=xp), xp=xp)
     xx, yy, rr = _xp.to_host(xp.stack([xx, yy, rr])).tolist()
 
-    sums = _sums.loss(1, p, prec)  # twice what it costs a norm
+    relative = _sums.loss(1, p, prec)  # twice what it costs a norm
     norm_x, norm_y = math.sqrt(xx), math.sqrt(yy)
-    error_y = prec.kappa(q) * frobenius * norm_x * (1 + sums) + prec.underflow(q) * p
-    high = up((norm_y * (1 + sums) + error_y) / (norm_x * (1 - sums)), 16)
-    low = down(max(norm_y * (1 - sums) - error_y, 0.0) / (norm_x * (1 + sums)), 16)
+    error_y = prec.kappa(q) * frobenius * norm_x * (1 + relative) + prec.underflow(q) * p
+    high = up((norm_y * (1 + relative) + error_y) / (norm_x * (1 - relative)), 16)
+    low = down(max(norm_y * (1 - relative) - error_y, 0.0) / (norm_x * (1 + relative)), 16)
     # H x - rho' x against the computed r, for the computed rho'; the exact rho only makes it smaller
-    error_z = (prec.kappa(p) * norm_y + error_y) * frobenius * (1 + sums) + prec.underflow(p) * q
+    error_z = (prec.kappa(p) * norm_y + error_y) * frobenius * (1 + relative) + prec.underflow(
+        p
+    ) * q
     error_r = error_z + 8 * prec.unit * (frobenius * norm_y + high**2 * norm_x)
-    residual = up((math.sqrt(rr) * (1 + sums) + error_r) / norm_x * (1 + 2 * sums), 16)
+    residual = up((math.sqrt(rr) * (1 + relative) + error_r) / norm_x * (1 + 2 * relative), 16)
     return Quotient(down(low**2), up(high**2), residual)
 
 
@@ -81,17 +83,20 @@ def hermitian_quotient(s: Array, x: Array, *, error: float, xp: Namespace) -> Qu
     ss, rr = inner_product(s, s, xp=xp), inner_product(rh, rh, xp=xp)
     ss, xx, xy, yy, rr = _xp.to_host(xp.stack([ss, xx, xy, yy, rr])).tolist()
 
-    sums = _sums.loss(1, q, prec)
+    relative = _sums.loss(1, q, prec)
     norm_x, norm_y = math.sqrt(xx), math.sqrt(yy)
     norm_s = math.sqrt(ss) * (1 + _sums.loss(q, q, prec))
-    error_y = prec.kappa(q) * norm_s * (1 + sums) + prec.underflow(q) * q / norm_x
-    width = up(error_y + error + 2 * sums * norm_y / norm_x, 16)
+    error_y = prec.kappa(q) * norm_s * (1 + relative) + prec.underflow(q) * q / norm_x
+    width = up(error_y + error + 2 * relative * norm_y / norm_x, 16)
     rho = xy / xx
     residual = (
         math.sqrt(rr) / norm_x + error_y + error + 8 * prec.unit * (norm_y / norm_x + abs(rho))
     )
-    residual = up(residual * (1 + 4 * sums), 16)
-    low, high = max(down(rho * (1 - 2 * sums)) - width, 0.0), up(rho * (1 + 2 * sums) + width)
+    residual = up(residual * (1 + 4 * relative), 16)
+    low, high = (
+        max(down(rho * (1 - 2 * relative)) - width, 0.0),
+        up(rho * (1 + 2 * relative) + width),
+    )
     return Quotient(down(low), high, residual)
 
 

@@ -63,12 +63,12 @@ class Wave:
         phases = np.exp(2j * math.pi * (symbol.offsets @ turns))
         _, v = top_pair(np.tensordot(phases, taps, axes=1))
         images = (taps @ v) * phases[:, None]
-        sums = float(np.sum(np.linalg.norm(taps, axis=(1, 2))))
+        total = float(np.sum(np.linalg.norm(taps, axis=(1, 2))))
         # products and sums, and phases of angles that are not reduced
         units = 8 * (p + q + count + 64) + 40 * float(
             np.sum(np.max(np.abs(symbol.offsets), axis=0))
         )
-        noise = units * HOST_UNIT * sums**2
+        noise = units * HOST_UNIT * total**2
         return cls(turns, v, images, symbol.offsets, best.block, noise)
 
     def quotient(self, axes: Sequence[Axis], most: int = 4096) -> float:
