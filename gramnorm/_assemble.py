@@ -17,9 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gramnorm import _single, _xp
-from gramnorm._moments import inner_product
-from gramnorm._rounding import precision_of
+from gramnorm import _single, _sums, _xp
+from gramnorm._rounding import down, precision_of, up
 from gramnorm._stack import bracket_stack
 from gramnorm._typing import Array, HostFloats, Namespace
 from gramnorm.geometry import Axis
@@ -71,8 +70,8 @@ def bracket(
         if best.upper - low <= rtol * low:
             return low, best.upper, best.products
     lower, upper, cost = bracket_stack(gram, rtol=1.8 * rtol, dtype=real, xp=xp)
-    low = math.sqrt(max(float(np.max(lower - error)), 0.0)) * (1 - 2.0**-50)
-    return low, math.sqrt(float(np.max(upper + error))) * (1 + 2.0**-50), cost
+    low = down(math.sqrt(max(float(np.max(lower - error)), 0.0)))
+    return low, up(math.sqrt(float(np.max(upper + error)))), cost
 
 
 def gathered_matrix(taps: Array, axes: Sequence[Axis], *, xp: Namespace) -> Array:
@@ -144,12 +143,12 @@ def gram_matrix(taps: Array, axes: Sequence[Axis], *, xp: Namespace) -> tuple[Ar
     q = c * math.prod(points)
 
     prec = precision_of(taps.dtype, xp=xp)
-    squares = _xp.to_host(inner_product(taps, taps, xp=xp)) * (1 + prec.gamma(2 * (inner + c) + 8))
+    _, squares = _sums.square(taps, xp=xp)
     # || sum_k L_k x |K_k| ||_F^2, where taps that read the same sample may add up
     size = uses.reshape(1, -1) @ squares * math.prod(a.coincidences() for a in axes)
-    loss = prec.kappa(inner) + sum(prec.kappa(k * k) for k in sizes)
-    error = 1.1 * loss * size[0] + 2 * q * count**2 * prec.underflow(inner + sum(sizes))
-    return xp.reshape(gram, (groups, q, q)), error
+    loss = math.expm1(sum(math.log1p(prec.kappa(n)) for n in (inner, *(k * k for k in sizes))))
+    error = loss * size[0] + 2 * q * count**2 * prec.underflow(inner + sum(sizes))
+    return xp.reshape(gram, (groups, q, q)), up(error, count**2 + 8)
 
 
 def _by_inputs(axes: Sequence[Axis], channels: tuple[int, int]) -> bool:

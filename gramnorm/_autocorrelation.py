@@ -13,14 +13,12 @@ to that F^H F - c I is small, and a rough bound on it is a sharp one on F.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
-from gramnorm import _xp
+from gramnorm import _sums, _xp
 from gramnorm._gram import GramChain
-from gramnorm._moments import inner_product
-from gramnorm._rounding import precision_of
+from gramnorm._rounding import down, precision_of, up
 from gramnorm._typing import Array, HostFloats, HostInts, Namespace
 
 COLUMNS = 4096
@@ -77,23 +75,27 @@ def autocorrelation(taps: Array, offsets: HostInts, *, xp: Namespace) -> Autocor
     every = (offsets[None, :, :] - offsets[:, None, :]).reshape(count * count, -1)
     lags, which = np.unique(every, axis=0, return_inverse=True)
     order = [np.flatnonzero(which.reshape(-1) == index) for index in range(len(lags))]
-    sums = xp.stack([xp.sum(_xp.select(blocks, pairs, xp=xp), axis=0) for pairs in order], axis=0)
-    norms = _norms(xp.reshape(sums, (len(lags) * groups, q, q)), xp=xp).reshape(len(lags), groups)
+    gathered = xp.stack(
+        [xp.sum(_xp.select(blocks, pairs, xp=xp), axis=0) for pairs in order], axis=0
+    )
+    norms = _norms(xp.reshape(gathered, (len(lags) * groups, q, q)), xp=xp).reshape(
+        len(lags), groups
+    )
     zero = int(np.flatnonzero(~np.any(lags, axis=1))[0])
-    most, least = norms[zero], _least_eigenvalues(sums[zero, ...], norms[zero], xp=xp)
+    most, least = norms[zero], _least_eigenvalues(gathered[zero, ...], norms[zero], xp=xp)
     rest = np.sum(np.delete(norms, zero, axis=0), axis=0)
-    loss = prec.gamma(2 * (p + count * q) + 8)
-    squares = _xp.to_host(inner_product(rows, rows, xp=xp)) * (1 + loss)
-    # each of the T^2 blocks errs by kappa |K_k|^H |K_l|, their sums by gamma_T of the same
-    error = 1.1 * count * (prec.kappa(p) + prec.gamma(count)) * squares
-    error += count**2 * prec.underflow(p) * q
-    rest = rest * (1 + (len(lags) + 8) * 2.0**-52) + error
+    _, squares = _sums.square(rows, xp=xp)
+    # each of the T^2 blocks errs by kappa |K_k|^H |K_l|, their computed sums by gamma_T of what is below
+    # (1 + kappa) |K_k|^H |K_l|; the sums over k, l of ||K_k||_F ||K_l||_F are at most T times the sum of squares
+    relative = prec.kappa(p) + prec.gamma(count) * (1 + prec.kappa(p))
+    error = up(count * relative * squares + 2 * count**2 * prec.underflow(p) * q)
+    rest = up(rest, len(lags) + 8) + error
     return Autocorrelation(
-        taps=sums,
+        taps=gathered,
         lags=lags,
         error=float(np.max(error)),
-        floor=max(float(np.min(least - rest - 2.0**-50 * most)), 0.0),
-        ceiling=float(np.max(most + rest)) * (1 + 2.0**-50),
+        floor=down(max(float(np.min(least - up(rest))), 0.0)),
+        ceiling=up(float(np.max(most + rest))),
     )
 
 
@@ -106,7 +108,7 @@ def _least_eigenvalues(h: Array, most: HostFloats, *, xp: Namespace) -> HostFloa
     t = _xp.from_host(most, dtype=_xp.real_dtype(h.dtype, xp=xp), device=device, xp=xp)
     rest = t[:, None, None] * xp.eye(int(h.shape[-1]), dtype=h.dtype, device=device) - h
     # the difference rounds its diagonal, by less than u of its norm
-    return np.asarray(_xp.to_host(t) - _norms(rest, xp=xp) * (1 + 2 * prec.unit))
+    return down(np.maximum(_xp.to_host(t) - up(_norms(rest, xp=xp) * (1 + 2 * prec.unit)), 0.0))
 
 
 def _norms(h: Array, *, xp: Namespace) -> HostFloats:
@@ -122,8 +124,4 @@ def _norms(h: Array, *, xp: Namespace) -> HostFloats:
 
 def _frobenius(h: Array, *, xp: Namespace) -> HostFloats:
     """Return upper bounds on the Frobenius norms of a stack of matrices."""
-    loss = precision_of(h.dtype, xp=xp).gamma(4 * int(h.shape[-1]) + 6)
-    # of squares that underflowed
-    lost = float(xp.finfo(h.dtype).smallest_normal) * math.prod(h.shape[1:])
-    squares: HostFloats = _xp.to_host(inner_product(h, h, xp=xp)) * (1 + loss) + 2 * lost
-    return np.sqrt(squares) * (1 + 2.0**-50)
+    return up(np.sqrt(_sums.square(h, xp=xp)[1]))

@@ -15,10 +15,10 @@ import math
 
 import numpy as np
 
-from gramnorm import _xp
-from gramnorm._moments import inner_product
-from gramnorm._rounding import precision_of
-from gramnorm._typing import Array, Namespace
+from gramnorm import _sums, _xp
+from gramnorm._rounding import precision_of, up
+from gramnorm._sums import inner_product
+from gramnorm._typing import Array, HostFloats, Namespace
 
 BLOCK = 64
 """Columns of a block: the check costs this fraction of n of a product, too few make products slow."""
@@ -35,26 +35,25 @@ def eigenvalue_bound(gram: Array, level: float, *, xp: Namespace) -> float:
         measured = _factorise(gram, level, xp=xp)
     if measured is None:
         return math.inf
-    defect, size, entry = measured
     # per product kappa |R_j||R_kj|^H, and an ulp of each difference (the first from the diagonal of
     # nu I - S), whose terms are entries of nu I - S and of |R||R|^H; nu itself may be rounded in float32
     width = min(q, BLOCK)
     count = -(-q // BLOCK) + 2
-    ulps = 1.1 * count * prec.unit
+    defect, size, entry = (_sums.enclosure(s, q, q + count, prec)[1].item() for s in measured)
+    ulps = prec.gamma(count)
     rounding = (
         (prec.kappa(width) + ulps) * size
         + ulps * math.sqrt(2 * entry)
         + prec.unit * abs(level) * math.sqrt(q)
         + 2 * count * prec.underflow(width) * q
     )
-    loss = 1 + 2 * prec.gamma(4 * (q + width) + 16)  # of the sums of squares
     # an entry below the diagonal blocks stands for two; so does one inside, which it need not
-    bound = level + loss * (math.sqrt(2 * defect) + rounding)
-    return bound * (1 + 2.0**-50) if math.isfinite(bound) else math.inf
+    bound = up(level + math.sqrt(2 * defect) + up(rounding), 4)
+    return bound if math.isfinite(bound) else math.inf
 
 
-def _factorise(gram: Array, level: float, *, xp: Namespace) -> tuple[float, float, float] | None:
-    """Return the squared norms of D, R and nu I - S, from the blocks formed; None if there is no R."""
+def _factorise(gram: Array, level: float, *, xp: Namespace) -> HostFloats | None:
+    """Return the computed squared norms of D, R and nu I - S, from the blocks formed; None if there is no R."""
     q = gram.shape[0]
     panels: list[Array] = []
     terms = []
@@ -78,8 +77,7 @@ def _factorise(gram: Array, level: float, *, xp: Namespace) -> tuple[float, floa
         panels.append(panel)
         rest = column - _xp.matmul(panel, upper, xp=xp)
         terms.append(xp.stack([inner_product(a, a, xp=xp) for a in (rest, panel, shifted)]))
-    defect, size, entry = _xp.to_host(xp.sum(xp.stack(terms), axis=0)).tolist()
-    return defect, size, entry
+    return _xp.to_host(xp.sum(xp.stack(terms), axis=0))
 
 
 def _shifted(column: Array, level: float, *, xp: Namespace) -> Array:

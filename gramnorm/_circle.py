@@ -18,6 +18,7 @@ import numpy as np
 
 from gramnorm._cells import first_count
 from gramnorm._norms import Bound, Fate, Maximum, chunks, evaluate, limit
+from gramnorm._rounding import HOST_UNIT, down, up
 from gramnorm._search import over_torus
 from gramnorm._symbol import Symbol
 from gramnorm._typing import HostBools, HostFloats, HostInts, Namespace
@@ -200,7 +201,7 @@ def _within(w: float, supremum: float) -> Bound:
     """Bound the norm everywhere in a cell: M cos(max(arccos(||F(c)|| / M) - w, 0)) (Theorem 6)."""
     if w == 0.0:
         return lambda norm: np.minimum(norm, supremum)
-    w *= 1 + 2.0**-48
+    w = up(w, 16)
     if w >= 1.57:
         return lambda norm: np.full_like(norm, supremum)
     cosine, sine = math.cos(w), math.sin(w)
@@ -208,9 +209,9 @@ def _within(w: float, supremum: float) -> Bound:
     def bound(norm: HostFloats) -> HostFloats:
         norm = np.minimum(norm, supremum)
         # the last term covers the rounding of the difference, near 0 in particular
-        rest = np.sqrt((supremum - norm) * (supremum + norm) + 2.0**-48 * supremum**2)
-        away = (norm * cosine + rest * sine) * (1 + 2.0**-48)
-        near = norm >= supremum * cosine * (1 - 2.0**-48)
+        rest = np.sqrt((supremum - norm) * (supremum + norm) + 32 * HOST_UNIT * supremum**2)
+        away = up(norm * cosine + rest * sine, 16)
+        near = norm >= down(supremum * cosine, 16)
         return np.where(near, supremum, np.minimum(away, supremum))
 
     return bound

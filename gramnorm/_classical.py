@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from gramnorm import _scaling, _validate, _xp
+from gramnorm import _scaling, _sums, _validate, _xp
 from gramnorm._circle import grid_shape
 from gramnorm._norms import chunks
-from gramnorm._rounding import precision_of, working_dtype
+from gramnorm._rounding import precision_of, up, working_dtype
 from gramnorm._stack import attainable, bracket_stack, result_dtype
 from gramnorm._symbol import Symbol, polyphase
 from gramnorm._typing import Array, DType, HostFloats, HostInts, Namespace
@@ -152,7 +152,7 @@ def fantastic_four(kernel: Array, setting: Setting, *, rtol: float | None, xp: N
         height = p * math.prod(box[a] for a in rows)
         matrix = xp.reshape(xp.permute_dims(form, order), (groups, height, -1))
         norms.append(_xp.to_host(matrix_norm_bound(matrix, rtol=rtol)))
-    return float(np.max(np.min(norms, axis=0))) * math.sqrt(count) * (1 + 2.0**-50)
+    return up(float(np.max(np.min(norms, axis=0))) * math.sqrt(count))
 
 
 def _subsets(axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -171,12 +171,11 @@ def lip_grid(kernel: Array, setting: Setting, *, samples: int, xp: Namespace) ->
         squares = xp.reshape(squares, (-1, symbol.blocks, q))
         largest = np.maximum(largest, _xp.to_host(xp.max(squares, axis=0)))
     prec = precision_of(blocks.dtype, xp=xp)
-    # 2 p squares per row, one of which may underflow, and q rows
-    loss, lost = 2 * prec.gamma(2 * (p + q) + 8), 2 * p * q * prec.tiny
-    total = float(np.max(np.sum(largest, axis=1))) * (1 + loss) + lost
+    # the sums of 2 p squares, of which each may underflow; those of q such sums are taken on the host
+    _, total = _sums.enclosure(np.sum(largest, axis=1), p, q, prec)
     between = math.prod(n - k + 1 for n, k in zip(sizes, setting.box(), strict=True))
     factor = math.sqrt(math.prod(sizes) / between)
-    return (math.sqrt(total) + symbol.error) * factor * (1 + 2.0**-50)
+    return up((math.sqrt(float(np.max(total))) + symbol.error) * factor)
 
 
 def _on_grid(symbol: Symbol, sizes: tuple[int, ...]) -> Iterator[Array]:
@@ -277,16 +276,5 @@ def power_iteration(kernel: Array, setting: Setting, *, iterations: int, xp: Nam
         size = xp.sqrt(sum(xp.sum(part * part) for part in _xp.components(z, xp=xp)))
         x = z / xp.astype(xp.where(size > 0, size, xp.ones_like(size)), z.dtype)
     y = geometry.apply(kernel, x)
-    norm_k, norm_x, norm_y = (
-        float(np.linalg.norm(_xp.host_array(v).astype(np.complex128))) for v in (kernel, x, y)
-    )
-    if norm_x == 0:
-        return 0.0
-    # each tap reads a sample `copies` times at most, so |K| |patches| is below this
-    count = math.prod(geometry.kernel_size)
-    most = norm_k * math.sqrt(count * math.prod(axis.copies() for axis in axes)) * norm_x
-    prec, inner = precision_of(kernel.dtype, xp=xp), int(kernel.shape[1]) * count
-    error = 1.1 * prec.kappa(inner) * most
-    error += prec.underflow(inner) * math.sqrt(2.0 * math.prod(y.shape))
-    least = (norm_y * (1 - math.prod(y.shape) * 2.0**-51) - error) / norm_x
-    return max(least * (1 - math.prod(x.shape) * 2.0**-51), 0.0) if math.isfinite(least) else 0.0
+    copies = math.prod(axis.copies() for axis in axes)
+    return _sums.image_quotient(kernel, x, y, copies=copies, xp=xp)

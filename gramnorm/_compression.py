@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gramnorm import _circle, _xp
+from gramnorm._rounding import HOST_UNIT, up
 from gramnorm._stack import bracket_stack
 from gramnorm._symbol import Symbol
 from gramnorm._typing import HostFloats, Namespace
@@ -28,8 +29,6 @@ POINTS = 2**22
 
 ENTRIES, WORK = 2**24, 2**33
 """Most entries of the Toeplitz matrices of an axis, and most rows times squares of rows in all."""
-
-_HOST_UNIT = 2.0**-53
 
 
 def compression(
@@ -48,7 +47,7 @@ def compression(
     the symbol are computed to about a fraction `slack` of their distance from the supremum.
     """
     extent = symbol.offsets.max(axis=0)
-    inputs, outputs, circle = [], [], []
+    inputs, outputs, circles = [], [], []
     for axis, q, k in zip(axes, extent, symbol.offsets.T, strict=True):
         # the samples that some phase of the input has, as far as outputs read them
         first = -(-(axis.before - axis.stride + 1) // axis.stride)
@@ -60,14 +59,14 @@ def compression(
         outputs.append(axis.outputs)
         # so large that going round never makes an input meet an output by another tap
         least = max(last + 1, int(q) - first + axis.outputs, inputs[-1], axis.outputs)
-        circle.append(least + least // 4)
-    if math.prod(circle) > POINTS:
+        circles.append(least + least // 4)
+    if math.prod(circles) > POINTS:
         return math.inf, 0
     # frequencies whose norm is far below have no part in the largest eigenvalue
     level = max(supremum - 2 / slack * (supremum - lower), 0.0)
     norms, cost = _circle.norms_on_grid(
         symbol,
-        tuple(circle),
+        tuple(circles),
         tuple(int(k) + 1 for k in extent),
         ceiling=supremum,
         level=level,
@@ -78,8 +77,8 @@ def compression(
         return _toeplitz_bound(norms, inputs, level, rtol=rtol), cost
     # else the smaller one takes it all
     window = min(inputs, outputs, key=math.prod)
-    value = _toeplitz_bound(norms**2 * (1 + 2.0**-52), window, level**2, rtol=rtol)
-    return math.sqrt(value) * (1 + 2.0**-50), cost
+    value = _toeplitz_bound(up(norms**2), window, level**2, rtol=rtol)
+    return up(math.sqrt(value)), cost
 
 
 def _toeplitz_bound(
@@ -122,5 +121,5 @@ def _toeplitz_norms(weights: HostFloats, n: int, *, rtol: float) -> HostFloats:
         matrices, rtol=rtol / 16, dtype=np.float64, xp=_xp.numpy_namespace()
     )
     # entries err by kappa(N) + 24 u of the mean weight, hence a matrix by n times that
-    errors = n * (4 * size + 60) * _HOST_UNIT * np.mean(weights, axis=1)
-    return np.asarray(values + errors)
+    errors = n * (4 * size + 60) * HOST_UNIT * np.mean(weights, axis=1)
+    return up(values + errors)

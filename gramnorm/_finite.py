@@ -16,6 +16,7 @@ from functools import partial
 
 from gramnorm import _assemble, _norms, _search, _xp
 from gramnorm._compression import compression
+from gramnorm._rounding import up
 from gramnorm._symbol import Symbol
 from gramnorm._typing import Array, Namespace
 from gramnorm._wave import Wave, golub_kahan
@@ -162,10 +163,10 @@ def _round_the_circle(
         if a.mode == "circular"
     )
     _, best = _supremum(taps, axes, steps, rtol=rtol, xp=xp)
-    return best.upper * math.sqrt(visits) * (1 + 2.0**-50), best.evaluations
+    return up(best.upper * math.sqrt(visits)), best.evaluations
 
 
 def _repetition(axes: Sequence[Axis]) -> float:
     """Return the norm of the continuation of the input, rounded up; circles need none."""
     copies = math.prod(1 if a.is_circle else a.copies() for a in axes)
-    return math.sqrt(copies) * (1 + 2.0**-50) if copies > 1 else 1.0
+    return up(math.sqrt(copies)) if copies > 1 else 1.0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gramnorm import _moments, _xp
+from gramnorm import _moments, _sums, _xp
 from gramnorm._rounding import Precision, down, precision_of, up
 from gramnorm._typing import Array, HostBools, HostFloats, HostInts, Namespace
 
@@ -86,15 +86,15 @@ class GramChain:
         gram = _xp.gram_matrix(p, xp=xp)
         # worth its passes over the matrices only where the Schatten norms have stopped to fall
         clustered = np.mean(self._plateau) > 0.2
-        rows = [*_sizes(gram, xp=xp), *(_moments.sums(p, gram, xp=xp) if clustered else ())]
-        trace, largest, square, *moments = _xp.to_host(xp.stack(rows))
+        rows = [*_sizes(gram, xp=xp), *(_moments.centred_sums(p, gram, xp=xp) if clustered else ())]
+        trace, largest, square, *centred = _xp.to_host(xp.stack(rows))
 
         error, frobenius2 = self._product_error(trace, inner, q)
         lower, upper = self._eigenvalues(square, frobenius2, error, q)
         lower, upper = down(np.sqrt(lower)), up(np.sqrt(upper))  # of the iterate p
         if clustered:
             better = _moments.upper_bound(
-                *moments,
+                *centred,
                 frobenius2=frobenius2,
                 sigma=upper,
                 error=error,
@@ -145,10 +145,9 @@ class GramChain:
         self, square: HostFloats, frobenius2: HostFloats, error: HostFloats, q: int
     ) -> tuple[HostFloats, HostFloats]:
         """Bracket lambda_1(P^H P) by ||P^H P||_F and ||P^H P||_F^2 / tr P^H P."""
-        loss = self._precision.gamma(4 * q + 6)
-        lost = 2 * q**2 * self._precision.tiny  # squares that underflowed
-        upper = up(np.sqrt(square * (1 + loss) + lost) + error)
-        least = np.maximum(down(np.sqrt(square * max(1 - loss, 0.0))) - up(error), 0.0)
+        low, high = _sums.enclosure(square, q, q, self._precision)
+        upper = up(np.sqrt(high) + error)
+        least = np.maximum(down(np.sqrt(low)) - up(error), 0.0)
         positive = frobenius2 > 0
         lower = down(np.divide(least**2, frobenius2, where=positive, out=np.zeros_like(least)))
         return lower, upper
@@ -162,7 +161,7 @@ class GramChain:
             noise = (noise + eps / upper) / 2
             upper = up(np.sqrt((upper + eps) / scale))
             lower = down(np.sqrt(np.maximum(lower - up(eps), 0.0) / scale))
-        self.noise = 2 * noise + 2.0**-48  # and the nudges
+        self.noise = 2 * noise + 2.0**-48  # and the nudges: this one decides, it proves nothing
         return lower, upper
 
 
@@ -172,5 +171,5 @@ def _sizes(gram: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
     return (
         xp.sum(diagonal, axis=-1),
         xp.max(diagonal, axis=-1),
-        _moments.inner_product(gram, gram, xp=xp),
+        _sums.inner_product(gram, gram, xp=xp),
     )

@@ -14,18 +14,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from gramnorm import _xp
-from gramnorm._rounding import Precision, up
+from gramnorm import _sums
+from gramnorm._rounding import Precision, down, up
+from gramnorm._sums import inner_product
 from gramnorm._typing import Array, HostFloats, Namespace
 
 
-def inner_product(a: Array, b: Array, *, xp: Namespace) -> Array:
-    """Return Re <a, b> of each pair of matrices, summed in two stages: rows, then their sums."""
-    rows = _xp.real_part(xp.vecdot(a, b, axis=-1), xp=xp)
-    return xp.sum(rows, axis=-1)
-
-
-def sums(p: Array, gram: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
+def centred_sums(p: Array, gram: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
     """Return c, ||D||_F^2 and Re <P, D> with D = P^2 - c P, for Hermitian P with P^H P = `gram`."""
     square = inner_product(p, p, xp=xp)
     square = xp.where(square == 0, xp.ones_like(square), square)
@@ -47,7 +42,7 @@ def upper_bound(
     rows: int,
     precision: Precision,
 ) -> HostFloats:
-    """Bound sigma_1(P) from the `sums` of an iterate P.
+    """Bound sigma_1(P) from the `centred_sums` of an iterate P.
 
     Parameters
     ----------
@@ -60,10 +55,8 @@ def upper_bound(
     departure
         Bound on ||P - H||_F for an exactly Hermitian, positive semidefinite H.
     """
-    sum_loss = precision.gamma(4 * rows + 6)
     norm = up(np.sqrt(frobenius2))
-    lost = 2 * rows**2 * precision.tiny  # squares that underflowed
-    computed = up(np.sqrt(spread2 * (1 + sum_loss) + lost))
+    computed = up(np.sqrt(_sums.enclosure(spread2, rows, rows, precision)[1]))
     # H^2 - c H against the computed D: two roundings of D, the product, and P against H
     deviation = up(
         2 * precision.unit * (centre * norm + computed)
@@ -72,7 +65,8 @@ def upper_bound(
         + 2 * rows * precision.tiny
     )
     eta = up(computed + deviation)
-    skewness = up(np.abs(skew) + sum_loss * norm * computed + norm * deviation + departure * eta)
+    skewed = np.abs(skew) + _sums.loss(rows, rows, precision) * norm * computed
+    skewness = up(skewed + norm * deviation + departure * eta)
     # `norm` exceeds ||P||_F by kappa + 2 gamma of the trace that gave it, and by the nudges
     least = norm * (1 - 4 * precision.kappa(rows + 16)) - departure
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -80,8 +74,10 @@ def upper_bound(
         mean = up(centre + np.where(least > 0, skewness / least**2, np.inf))
         inverse = 1.0 / up((norm + departure) ** 2)
         y = _smallest_fixed_point(mean, eta, inverse, start=up(norm + departure))
-        y = (mean + 1.01 * (y - mean)) * (1 + 2.0**-46)  # room for the nudges of the check
-        radicand = np.maximum(up(1.0 / y**2) - inverse * (1 - 1e-15), 0.0)
+        y = up(
+            mean + 1.01 * (y - mean), 64
+        )  # any y will do: this has room for the nudges of the check
+        radicand = np.maximum(up(1.0 / y**2) - down(inverse), 0.0)
         proved = (centre > 0) & (up(mean + up(eta * np.sqrt(radicand))) <= y)
     return np.where(proved, up(y + departure), np.inf)
 

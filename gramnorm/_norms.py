@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gramnorm import _xp
+from gramnorm import _sums
 from gramnorm._gram import GramChain
-from gramnorm._moments import inner_product
-from gramnorm._rounding import precision_of
+from gramnorm._rounding import down, up
 from gramnorm._symbol import Symbol
 from gramnorm._typing import Array, HostBools, HostFloats, HostInts, Namespace
 
@@ -101,12 +100,8 @@ def evaluate(
 
 def _by_frobenius(blocks: Array, *, xp: Namespace) -> tuple[HostFloats, HostFloats]:
     """Bracket norms by ||F||_F / sqrt(q) <= ||F|| <= ||F||_F: vectors are done with it."""
-    p, q = max(blocks.shape[1:]), min(blocks.shape[1:])
-    loss = precision_of(blocks.dtype, xp=xp).gamma(2 * (p + q) + 8)
-    square = _xp.to_host(inner_product(blocks, blocks, xp=xp))
-    lost = 2 * p * q * float(xp.finfo(blocks.dtype).smallest_normal)  # squares that underflowed
-    high = np.sqrt(square * (1 + loss) + lost) * (1 + 2.0**-50)
-    return np.sqrt(square / q * max(1 - loss, 0.0)) * (1 - 2.0**-50), high
+    low, high = _sums.square(blocks, xp=xp)
+    return down(np.sqrt(low / min(blocks.shape[1:]))), up(np.sqrt(high))
 
 
 class _Norms:
@@ -127,8 +122,8 @@ class _Norms:
         """Return (lower, upper) bounds on the norms of the blocks that are left: Frobenius norms, then by squaring."""
         low, high = self._first or self._chain.advance()
         self._first = None
-        self._low = np.maximum(low - self._error, 0.0) * (1 - 2.0**-50)
-        high = np.minimum(self.upper[self.rest], (high + self._error) * (1 + 2.0**-50))
+        self._low = down(np.maximum(low - self._error, 0.0))
+        high = np.minimum(self.upper[self.rest], up(high + self._error))
         self.upper[self.rest] = high
         return self._low, high
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from gramnorm import _xp
-from gramnorm._moments import inner_product
-from gramnorm._rounding import precision_of
+from gramnorm import _sums, _xp
+from gramnorm._rounding import down, precision_of, up
+from gramnorm._sums import inner_product
 from gramnorm._typing import Array, Namespace
 
 
@@ -40,7 +40,7 @@ class Quotient:
         gap = self.lower - second
         if not gap > 0:
             return math.inf
-        return (self.upper + self.residual**2 / gap) * (1 + 2.0**-48)
+        return up(self.upper + self.residual**2 / gap)
 
 
 def quotient(b: Array, x: Array, *, frobenius: float, xp: Namespace) -> Quotient:
@@ -54,16 +54,18 @@ def quotient(b: Array, x: Array, *, frobenius: float, xp: Namespace) -> Quotient
     rr = inner_product(_xp.adjoint(r, xp=xp), _xp.adjoint(r, xp=xp), xp=xp)
     xx, yy, rr = _xp.to_host(xp.stack([xx, yy, rr])).tolist()
 
-    sums = prec.gamma(4 * p + 8)
+    relative = _sums.loss(1, p, prec)  # twice what it costs a norm
     norm_x, norm_y = math.sqrt(xx), math.sqrt(yy)
-    error_y = prec.kappa(q) * frobenius * norm_x * (1 + sums) + prec.underflow(q) * p
-    high = (norm_y * (1 + sums) + error_y) / (norm_x * (1 - sums)) * (1 + 2.0**-48)
-    low = max(norm_y * (1 - sums) - error_y, 0.0) / (norm_x * (1 + sums)) * (1 - 2.0**-48)
+    error_y = prec.kappa(q) * frobenius * norm_x * (1 + relative) + prec.underflow(q) * p
+    high = up((norm_y * (1 + relative) + error_y) / (norm_x * (1 - relative)), 16)
+    low = down(max(norm_y * (1 - relative) - error_y, 0.0) / (norm_x * (1 + relative)), 16)
     # H x - rho' x against the computed r, for the computed rho'; the exact rho only makes it smaller
-    error_z = (prec.kappa(p) * norm_y + error_y) * frobenius * (1 + sums) + prec.underflow(p) * q
+    error_z = (prec.kappa(p) * norm_y + error_y) * frobenius * (1 + relative) + prec.underflow(
+        p
+    ) * q
     error_r = error_z + 8 * prec.unit * (frobenius * norm_y + high**2 * norm_x)
-    residual = (math.sqrt(rr) * (1 + sums) + error_r) / norm_x * (1 + 2 * sums + 2.0**-48)
-    return Quotient(low**2 * (1 - 2.0**-50), high**2 * (1 + 2.0**-50), residual)
+    residual = up((math.sqrt(rr) * (1 + relative) + error_r) / norm_x * (1 + 2 * relative), 16)
+    return Quotient(down(low**2), up(high**2), residual)
 
 
 def hermitian_quotient(s: Array, x: Array, *, error: float, xp: Namespace) -> Quotient:
@@ -81,16 +83,21 @@ def hermitian_quotient(s: Array, x: Array, *, error: float, xp: Namespace) -> Qu
     ss, rr = inner_product(s, s, xp=xp), inner_product(rh, rh, xp=xp)
     ss, xx, xy, yy, rr = _xp.to_host(xp.stack([ss, xx, xy, yy, rr])).tolist()
 
-    sums = prec.gamma(4 * q + 8)
+    relative = _sums.loss(1, q, prec)
     norm_x, norm_y = math.sqrt(xx), math.sqrt(yy)
-    error_y = prec.kappa(q) * math.sqrt(ss) * (1 + sums) + prec.underflow(q) * q / norm_x
-    width = (error_y + error + 2 * sums * norm_y / norm_x) * (1 + 2.0**-48)
+    norm_s = math.sqrt(ss) * (1 + _sums.loss(q, q, prec))
+    error_y = prec.kappa(q) * norm_s * (1 + relative) + prec.underflow(q) * q / norm_x
+    width = up(error_y + error + 2 * relative * norm_y / norm_x, 16)
     rho = xy / xx
     residual = (
         math.sqrt(rr) / norm_x + error_y + error + 8 * prec.unit * (norm_y / norm_x + abs(rho))
     )
-    residual = residual * (1 + 4 * sums + 2.0**-48)
-    return Quotient(max(rho * (1 - 2 * sums) - width, 0.0), rho * (1 + 2 * sums) + width, residual)
+    residual = up(residual * (1 + 4 * relative), 16)
+    low, high = (
+        max(down(rho * (1 - 2 * relative)) - width, 0.0),
+        up(rho * (1 + 2 * relative) + width),
+    )
+    return Quotient(down(low), high, residual)
 
 
 def has_non_negative_look(gram: Array, *, xp: Namespace) -> bool:
@@ -113,4 +120,5 @@ def weighted_row_sum(gram: Array, x: Array, *, xp: Namespace) -> float:
     moduli = xp.maximum(moduli, xp.matrix_transpose(moduli))
     ratio = xp.max(_xp.matmul(moduli, w, xp=xp) / w)
     q = gram.shape[0]
-    return _xp.to_host(ratio).item() * (1 + 2 * prec.gamma(2 * q + 16))
+    # three roundings of w, q products and sums, a division
+    return up(_xp.to_host(ratio).item() * (1 + 2 * prec.gamma(q + 8)))

@@ -8,20 +8,24 @@ The only assumptions about a backend (u is half the spacing of 1, K the inner le
 * multiplication by a power of two is exact unless the result is subnormal.
 
 Scalars (one per matrix) are computed on the host in float64 and nudged outward by `up` and
-`down`, whose factor covers eight float64 roundings.  Reference: docs/theory.md, section 1.
+`down`; no other nudge is spelled anywhere.  Reference: docs/theory.md, section 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TypeVar
 
 import numpy as np
 
 from gramnorm import _xp
 from gramnorm._typing import Array, DType, HostFloats, Namespace
 
-_NUDGE = 8 * 2.0**-52
+HOST_UNIT = 2.0**-53
+"""u of the host's float64."""
+
+_Scalar = TypeVar("_Scalar", float, HostFloats)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +106,17 @@ def working_dtype(x: Array, units: float, rtol: float, *, xp: Namespace) -> DTyp
     raise RuntimeError(msg)
 
 
-def up(x: HostFloats) -> HostFloats:
-    """Nudge non-negative host numbers above what up to eight roundings may have lost."""
-    return x * (1 + _NUDGE)
+def up(x: _Scalar, roundings: int = 8) -> _Scalar:
+    """Nudge non-negative host numbers above what 2 or more float64 roundings may have lost.
+
+    k roundings lose a factor (1 - u)^k at most, the product here another (1 - u): less than 1 + 2 k u restores.
+    """
+    return x * (1 + 2 * roundings * HOST_UNIT)
 
 
-def down(x: HostFloats) -> HostFloats:
-    """Nudge non-negative host numbers below what up to eight roundings may have added."""
-    return x * (1 - _NUDGE)
+def down(x: _Scalar, roundings: int = 8) -> _Scalar:
+    """Nudge non-negative host numbers below what 2 or more float64 roundings may have added."""
+    return x * (1 - 2 * roundings * HOST_UNIT)
 
 
 def round_outward(

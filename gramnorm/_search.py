@@ -18,6 +18,7 @@ import numpy as np
 from gramnorm import _ascent, _norms
 from gramnorm._cells import Cells, first_count
 from gramnorm._norms import Bound, Maximum, chunks, evaluate, limit
+from gramnorm._rounding import up
 from gramnorm._symbol import Symbol, polyphase
 from gramnorm._typing import Array, HostFloats, Namespace
 
@@ -136,7 +137,7 @@ def _by_squares(
     best.evaluations += most.evaluations
     if most.turns is not None:
         _look_at(symbol, best, most.turns, xp=xp)
-    return math.sqrt(centre + most.upper) * (1 + 2.0**-50)
+    return up(math.sqrt(centre + most.upper))
 
 
 def _look_at(symbol: Symbol, best: Maximum, turns: HostFloats, *, xp: Namespace) -> None:
@@ -152,4 +153,4 @@ def _around(cosine: float) -> Bound:
         return lambda norm: norm
     if cosine <= 0:
         return lambda norm: np.full_like(norm, np.inf)
-    return lambda norm: norm / cosine * (1 + 2.0**-50)
+    return lambda norm: up(norm / cosine)

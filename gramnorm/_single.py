@@ -13,9 +13,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _cholesky, _lanczos, _residual, _xp
-from gramnorm._moments import inner_product
-from gramnorm._rounding import Precision, precision_of
+from gramnorm import _cholesky, _lanczos, _residual, _sums, _xp
+from gramnorm._rounding import HOST_UNIT, down, precision_of, up
 from gramnorm._typing import Array, Namespace
 
 SQUARED = 192
@@ -27,10 +26,7 @@ EIGENVECTORS = 96
 NARROW = 1e-7  # relative gaps that vectors in single precision can serve
 
 _SQUARINGS = 12
-_ONE_SUM = 2**14  # entries that are summed in one go rather than row by row
 _STEPS = 250  # of Lanczos
-_GROW = 1 + 2.0**-49
-_SHRINK = 1 - 2.0**-49
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,46 +55,32 @@ def bracket(b: Array, *, frobenius2: float, rtol: float, xp: Namespace) -> Brack
     return certificate(b, gram, frobenius2=frobenius2, rtol=rtol, xp=xp)
 
 
-def square_norm(a: Array, *, xp: Namespace) -> float:
-    """Return the squared Frobenius norm as computed; its relative error is at most `sum_loss`."""
-    if math.prod(a.shape) <= _ONE_SUM:
-        return _xp.square_sum(a, xp=xp)
-    return float(_xp.host_array(inner_product(a, a, xp=xp)))
-
-
-def sum_loss(shape: tuple[int, int], prec: Precision) -> float:
-    """Return the relative error of `square_norm` for a matrix of this shape."""
-    entries = math.prod(shape)
-    return prec.gamma(2 * entries + 8 if entries <= _ONE_SUM else 2 * sum(shape) + 8)
-
-
 def _squaring(b: Array, frobenius2: float, rtol: float, *, xp: Namespace) -> Bracket:
     """Square until the Schatten norms agree; climb back (Theorem 2, with scalars)."""
     prec = precision_of(b.dtype, xp=xp)
     levels: list[tuple[float, float]] = []
     q = b.shape[1]
-    sums = sum_loss((q, q), prec)
     p, f2, steps = b, frobenius2, 0
     while True:
         steps += 1
         inner = p.shape[0]
         gram = _xp.gram_matrix(p, xp=xp)
-        n2 = square_norm(gram, xp=xp)
-        error = (prec.kappa(inner) * f2 + prec.underflow(inner) * q) * _GROW
-        upper = (math.sqrt(n2 * (1 + sums) + 2 * q * q * prec.tiny) + error) * _GROW
-        lower = max(math.sqrt(n2 * (1 - sums)) - error, 0.0) ** 2 / f2 * _SHRINK
+        low, high = _sums.one_square(gram, xp=xp)
+        error = up(prec.kappa(inner) * f2 + prec.underflow(inner) * q)
+        upper = up(math.sqrt(high) + error)
+        lower = down(max(math.sqrt(low) - error, 0.0) ** 2 / f2)
         if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == _SQUARINGS:
             break
         scale = 1.0  # the next square has the fourth power: rescale before that leaves the range
-        if prec.unit > 2.0**-53 or not 2.0**-100 < n2 < 2.0**100:
-            scale = math.ldexp(1.0, -(math.frexp(n2)[1] // 2))
+        if prec.unit > HOST_UNIT or not 2.0**-100 < high < 2.0**100:
+            scale = math.ldexp(1.0, -(math.frexp(high)[1] // 2))
         p = gram * scale if scale != 1.0 else gram
-        f2 = n2 * scale**2 * (1 + sums) * _GROW + 2 * q * q * prec.tiny
-        levels.append((scale, error * scale * _GROW + 2 * q * prec.tiny))
-    lower, upper = math.sqrt(lower) * _SHRINK, math.sqrt(upper) * _GROW
+        f2 = up(high * scale**2) + 2 * q * q * prec.tiny
+        levels.append((scale, up(error * scale) + 2 * q * prec.tiny))
+    lower, upper = down(math.sqrt(lower)), up(math.sqrt(upper))
     for scale, eps in reversed(levels):
-        upper = math.sqrt((upper + eps) / scale) * _GROW
-        lower = math.sqrt(max(lower - eps, 0.0) / scale) * _SHRINK
+        upper = up(math.sqrt((upper + eps) / scale))
+        lower = down(math.sqrt(max(lower - eps, 0.0) / scale))
     return Bracket(lower, upper, steps)
 
 
@@ -109,8 +91,8 @@ def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float, xp: Na
     """
     prec = precision_of(gram.dtype, xp=xp)
     p, q = b.shape
-    frobenius = math.sqrt(frobenius2) * _GROW
-    error = (prec.kappa(p) * frobenius2 + prec.underflow(p) * q) * _GROW  # Lemma 1
+    frobenius = up(math.sqrt(frobenius2))
+    error = up(prec.kappa(p) * frobenius2 + prec.underflow(p) * q)  # Lemma 1
     x = top_vector(gram, rtol, xp=xp)
     ritz = _residual.quotient(b, x, frobenius=frobenius, xp=xp)
     return _proof(gram, x, ritz, error=error, rtol=rtol, xp=xp)
@@ -145,24 +127,21 @@ def _proof(
     gram: Array, x: Array, ritz: _residual.Quotient, *, error: float, rtol: float, xp: Namespace
 ) -> Bracket:
     """Prove a Ritz value to be almost the largest, by the cheapest sufficient argument."""
-    prec = precision_of(gram.dtype, xp=xp)
-    q, products = gram.shape[0], 1
-    target = ritz.lower * (1 + 1.6 * rtol)
+    target, products = ritz.lower * (1 + 1.6 * rtol), 1
 
     # lambda_2^2 <= ||S||_F^2 - lambda_1^2 for the exact S
-    lost = 2 * q * q * prec.tiny  # squares that underflowed
-    size = math.sqrt(square_norm(gram, xp=xp) * (1 + sum_loss((q, q), prec)) + lost) + error
+    size = up(math.sqrt(_sums.one_square(gram, xp=xp)[1]) + error)
     if not (ritz.lower > 0 and math.isfinite(ritz.residual)):  # the vector is of no use
-        return Bracket(0.0, math.sqrt(size) * _GROW, products)
-    second = math.sqrt(max(size**2 * _GROW - ritz.lower**2 * _SHRINK, 0.0)) * _GROW
-    upper = min(ritz.kato_temple(second), size * _GROW)
+        return Bracket(0.0, up(math.sqrt(size)), products)
+    second = up(math.sqrt(max(up(size**2) - down(ritz.lower**2), 0.0)))
+    upper = min(ritz.kato_temple(second), size)
     if upper > target and _residual.has_non_negative_look(gram, xp=xp):
-        upper = min(upper, (_residual.weighted_row_sum(gram, x, xp=xp) + error) * _GROW)
+        upper = min(upper, up(_residual.weighted_row_sum(gram, x, xp=xp) + error))
     if upper > target:
         level = ritz.lower * (1 + 1.2 * rtol)
-        upper = min(upper, (_cholesky.eigenvalue_bound(gram, level, xp=xp) + error) * _GROW)
+        upper = min(upper, up(_cholesky.eigenvalue_bound(gram, level, xp=xp) + error))
         products += 1
-    return Bracket(math.sqrt(ritz.lower) * _SHRINK, math.sqrt(upper) * _GROW, products)
+    return Bracket(down(math.sqrt(ritz.lower)), up(math.sqrt(upper)), products)
 
 
 def top_vector(gram: Array, rtol: float, *, settled: bool = True, xp: Namespace) -> Array:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gramnorm import _scaling, _single, _xp
+from gramnorm import _scaling, _single, _sums, _xp
 from gramnorm._gram import GramChain, gram_values
-from gramnorm._rounding import gram_units, precision_of, round_outward, working_dtype
+from gramnorm._rounding import gram_units, round_outward, working_dtype
 from gramnorm._typing import Array, DType, HostBools, HostFloats, Namespace
 
 Kernel = Callable[..., tuple[HostFloats, HostFloats, int]]
@@ -92,7 +92,7 @@ def _bracket_in_range(
     b = xp.astype(a[0, ...], kind, copy=False)
     if b.shape[0] < b.shape[1]:
         b = xp.matrix_transpose(b)
-    square = _single.square_norm(b, xp=xp)
+    _, square = _sums.one_square(b, xp=xp)
     # single precision: so that its subnormal numbers are next to nothing beside the norm
     least = 2.0**-200 if _xp.bits(a.dtype, xp=xp) == 64 else 2.0**-100
     if not least < square < 2.0**200:  # false for NaN, inf and zero as well
@@ -109,17 +109,16 @@ def _each(a: Array, *, rtol: float, xp: Namespace) -> tuple[HostFloats, HostFloa
     for k in range(a.shape[0]):
         b = a[k, ...]
         b = xp.matrix_transpose(b) if b.shape[0] < b.shape[1] else b
-        found.append(_one(b, _single.square_norm(b, xp=xp), rtol=rtol, xp=xp))
+        found.append(_one(b, _sums.one_square(b, xp=xp)[1], rtol=rtol, xp=xp))
     lower = np.asarray([one.lower for one in found])
     upper = np.asarray([one.upper for one in found])
     return lower, upper, max((one.products for one in found), default=0)
 
 
 def _one(b: Array, square: float, *, rtol: float, xp: Namespace) -> _single.Bracket:
-    """Bracket one matrix with computed squared norm `square`; by the Gram iteration if all else fails."""
-    loss = _single.sum_loss(b.shape, precision_of(b.dtype, xp=xp))
+    """Bracket one matrix with ||B||_F^2 <= `square`; by the Gram iteration if all else fails."""
     # half the gap asked for: the result is still to be rounded to the caller's type
-    one = _single.bracket(b, frobenius2=square * (1 + 2 * loss), rtol=rtol / 2, xp=xp)
+    one = _single.bracket(b, frobenius2=square, rtol=rtol / 2, xp=xp)
     if one.is_within(rtol / 2):
         return one
     low, high, steps = iterate(b[None, ...], rtol=rtol, xp=xp)

@@ -18,16 +18,13 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _xp
+from gramnorm import _sums, _xp
 from gramnorm._autocorrelation import Autocorrelation, autocorrelation
-from gramnorm._moments import inner_product
-from gramnorm._rounding import precision_of
+from gramnorm._rounding import HOST_UNIT, precision_of, up
 from gramnorm._typing import Array, HostInts, Namespace
 
 NARROW_BLOCKS, NARROW_SIDE = 16, 32
 """From so many blocks of such a size on, single precision goes first."""
-
-_HOST_UNIT = 2.0**-53
 
 
 def phases(
@@ -148,11 +145,8 @@ class Symbol:
 
     def sum_bound(self) -> float:
         """Return the bound sum_k ||K_k||_F on the norm at every frequency."""
-        prec = precision_of(self._flat.dtype, xp=self._xp)
-        count, p, q = len(self.offsets), *self.block_shape
-        squares = _xp.to_host(inner_product(self.taps, self.taps, xp=self._xp))
-        sums = np.sum(np.sqrt(squares), axis=0)
-        return float(np.max(sums)) * (1 + 2 * prec.gamma(2 * (p + q) + count + 16))
+        _, squares = _sums.square(self.taps, xp=self._xp)
+        return up(float(np.max(np.sum(np.sqrt(squares), axis=0))), len(self.offsets) + 8)
 
     def _error_bound(self, taps: Array) -> float:
         xp = self._xp
@@ -160,11 +154,12 @@ class Symbol:
         count, axes = len(self.offsets), int(self.offsets.shape[1])
         p, q = self.block_shape
         total = xp.sum(xp.abs(taps), axis=0)  # entrywise sum of moduli
-        sums = _xp.to_host(xp.sum(total * total, axis=(-2, -1)))
-        frobenius = math.sqrt(float(np.max(sums)) * (1 + 4 * prec.gamma(p * q + count + 8)))
-        omega = 20 * axes * _HOST_UNIT + (0.0 if prec.unit == _HOST_UNIT else 1.5 * prec.unit)
+        # T sums of moduli, each of them a root
+        _, squares = _sums.square(total, xp=xp)
+        frobenius = math.sqrt(float(np.max(squares))) * (1 + prec.gamma(count + 8))
+        omega = 20 * axes * HOST_UNIT + (0.0 if prec.unit == HOST_UNIT else 1.5 * prec.unit)
         relative = prec.kappa(count) * (1 + omega) + omega
-        return 1.01 * (relative * frobenius + prec.underflow(count) * math.sqrt(2.0 * p * q))
+        return up(relative * frobenius + prec.underflow(count) * math.sqrt(2.0 * p * q), 16)
 
     def at(self, numerators: HostInts, denominators: HostInts) -> Array:
         """Return the blocks at the angles 2 pi numerators / denominators, shape (frequencies * blocks, p, q)."""
@@ -185,7 +180,7 @@ class Symbol:
     def flat_bound(self) -> float:
         """Return a bound on the norm at every frequency that is sharp if the symbol is a scaled unitary."""
         found = self.autocorrelation
-        return math.inf if found is None else math.sqrt(found.ceiling) * (1 + 2.0**-50)
+        return math.inf if found is None else up(math.sqrt(found.ceiling))
 
     def squared(self, centre: float) -> Symbol | None:
         """Return the symbol F^H F - centre I of Hermitian blocks, or None if there is too much of it."""

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _lanczos, _xp
+from gramnorm import _lanczos, _sums, _xp
 from gramnorm._ascent import top_pair
 from gramnorm._norms import Maximum
-from gramnorm._rounding import precision_of
+from gramnorm._rounding import HOST_UNIT, down
 from gramnorm._symbol import Symbol
 from gramnorm._typing import Array, HostFloats, Namespace
 from gramnorm.geometry import Axis, adjoint, correlate
@@ -29,8 +29,6 @@ PAIRS = 2048
 """Most taps whose pairs are summed up."""
 
 STEPS = 60
-
-_HOST_UNIT = 2.0**-53
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +63,12 @@ class Wave:
         phases = np.exp(2j * math.pi * (symbol.offsets @ turns))
         _, v = top_pair(np.tensordot(phases, taps, axes=1))
         images = (taps @ v) * phases[:, None]
-        sums = float(np.sum(np.linalg.norm(taps, axis=(1, 2))))
+        total = float(np.sum(np.linalg.norm(taps, axis=(1, 2))))
         # products and sums, and phases of angles that are not reduced
         units = 8 * (p + q + count + 64) + 40 * float(
             np.sum(np.max(np.abs(symbol.offsets), axis=0))
         )
-        noise = units * _HOST_UNIT * sums**2
+        noise = units * HOST_UNIT * total**2
         return cls(turns, v, images, symbol.offsets, best.block, noise)
 
     def quotient(self, axes: Sequence[Axis], most: int = 4096) -> float:
@@ -101,7 +99,7 @@ class Wave:
             length += n
         gram = self.images.conj() @ self.images.T
         square = float(np.sum(gram.real * weights)) / norm
-        return math.sqrt(max(square - self.noise * (1 + length / 64), 0.0)) * (1 - 2.0**-48)
+        return down(math.sqrt(max(square - self.noise * (1 + length / 64), 0.0)), 16)
 
 
 def _common_range(axis: Axis, reach: int) -> tuple[int, int]:
@@ -116,22 +114,14 @@ def golub_kahan(
 ) -> tuple[float, float, int]:
     """Improve the wave on a window of the operator by Golub-Kahan steps; return the quotient reached, inf and 0."""
     taps = taps[:, wave.group, ...]
-    count, c_out, c_in = taps.shape
+    _, c_out, c_in = taps.shape
     axes = tuple(a.window(window_size(axes, c_in)) for a in axes)
     if any(a.outputs == 0 for a in axes):
         return 0.0, math.inf, 0
     kernel = xp.reshape(xp.permute_dims(taps, (1, 2, 0)), (c_out, c_in, *(a.taps for a in axes)))
     x, y = top_vectors(kernel, axes, wave, rtol=rtol / 8, xp=xp)
-    norm_k, norm_x, norm_y = (
-        float(np.linalg.norm(_xp.host_array(a).astype(np.complex128))) for a in (taps, x, y)
-    )
     # || |K| |patches| || <= ||K||_F ||patches||_F, and a tap reads a sample once at most
-    prec = precision_of(kernel.dtype, xp=xp)
-    error = 1.1 * prec.kappa(c_in * count) * norm_k * math.sqrt(count) * norm_x
-    error += prec.underflow(c_in * count) * math.sqrt(2.0 * math.prod(y.shape))
-    least = (norm_y * (1 - math.prod(y.shape) * 2.0**-51) - error) / norm_x
-    least = max(least * (1 - math.prod(x.shape) * 2.0**-51), 0.0) if math.isfinite(least) else 0.0
-    return least, math.inf, 0
+    return _sums.image_quotient(kernel, x, y, copies=1, xp=xp), math.inf, 0
 
 
 def window_size(axes: Sequence[Axis], c_in: int) -> int:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm import _lanczos, _validate
+from gramnorm import _lanczos, _sums, _validate
+from gramnorm._rounding import down
 
 __all__ = ["operator_norm_lower_bound"]
 
@@ -104,9 +105,8 @@ def operator_norm_lower_bound(
     x = _lanczos.top_vector(normal, begin / peak if peak else start, rtol=gap / 4, steps=steps)
     y = _finite(A.matvec(x))
     size = float(np.max(np.abs(y))) or 1.0
-    shrink = 1 - 4 * (len(x) + len(y) + 8) * 2.0**-53
-    quotient = float(np.linalg.norm(y / size) / np.linalg.norm(x)) * shrink
-    return _times_rounded_down(quotient, size)
+    (_, most), (least, _) = _sums.host_norm(x), _sums.host_norm(y / size)
+    return _times_rounded_down(down(least / most), size)
 
 
 def _times_rounded_down(quotient: float, size: float) -> float:

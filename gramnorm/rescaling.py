@@ -18,15 +18,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from gramnorm import _validate, _xp
-from gramnorm._rounding import precision_of, working_dtype
+from gramnorm._rounding import HOST_UNIT, down, precision_of, working_dtype
 from gramnorm._stack import divisor, result_dtype
 from gramnorm._symbol import phases, polyphase
 from gramnorm._typing import Array, DType, Namespace
 from gramnorm.geometry import ConvGeometry
 
 __all__ = ["conv_spectral_rescaling", "spectral_rescaling"]
-
-_HOST_UNIT = 2.0**-53
 
 
 def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
@@ -317,7 +315,7 @@ def _row_error(x: Array, box: tuple[int, ...], *, xp: Namespace) -> Array:
     """
     taps, _, p, q = x.shape
     prec = precision_of(_xp.complex_dtype(x.dtype, xp=xp) if box else x.dtype, xp=xp)
-    omega = 24 * _HOST_UNIT + (0.0 if prec.unit == _HOST_UNIT else 1.5 * prec.unit)
+    omega = 24 * HOST_UNIT + (0.0 if prec.unit == HOST_UNIT else 1.5 * prec.unit)
 
     def stages(inner: Sequence[int]) -> float:
         losses = (prec.kappa(n) * (1 + omega) + omega for n in inner)
@@ -347,8 +345,8 @@ def _shrinkage(shape: tuple[int, ...], work: DType, out: DType, *, xp: Namespace
     unit = float(xp.finfo(work).eps) / 2
     lost = float(info.smallest_normal)
     if _xp.bits(out, xp=xp) < _xp.bits(work, xp=xp):
-        unit += float(info.eps) / 2
+        unit += (1 + unit) * float(info.eps) / 2
     if lost > 2.0**-100:
         lost *= float(info.eps)  # what is subnormal in float16 is normal elsewhere, and kept
     room = 1 - taps * math.sqrt(p * q) * lost
-    return max(room, 0.0) / (1 + 1.01 * unit * math.sqrt(taps * min(p, q)))
+    return down(max(room, 0.0) / (1 + unit * math.sqrt(taps * min(p, q))))

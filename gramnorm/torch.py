@@ -339,8 +339,10 @@ class SpectralBound(nn.Module):
         schur = rows.sqrt() * columns.sqrt()  # of the moduli, not yet the copies
 
         # the division, and the conversion to the type of the weight
-        unit = precision.unit + (kept.eps / 2 if kept.eps > computed.eps else 0.0)
-        unit *= 1.01 * (1 + precision.gamma(max(outputs, inputs) * taps + 16))
+        unit = precision.unit
+        unit += (1 + unit) * kept.eps / 2 if kept.eps > computed.eps else 0.0
+        # the sums of moduli below, and the product with them
+        unit *= 1 + 2 * precision.gamma(max(outputs, inputs) * taps + 16)
         lost = 2 * min(kept.tiny, 2.0**-25)  # float16 is subnormal where float32 is not
         lost *= taps * math.sqrt(inputs * outputs * self._copies)
         if self.bound <= max(lost, computed.tiny / computed.eps**2):  # the margin would underflow

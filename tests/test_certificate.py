@@ -241,7 +241,7 @@ def mutant(old, new):
 
 
 NO_DEFECT = ("math.sqrt(2 * defect)", "0.0")
-NO_ROUNDING = ("+ rounding)", ")")
+NO_ROUNDING = (" + up(rounding)", "")
 
 
 def violations(module, dtype):

@@ -22,7 +22,7 @@ def sparse_survey(**options):
 
 def rounding_off(monkeypatch):
     """Set every error term of the package to zero: constants and nudges."""
-    monkeypatch.setattr(_rounding, "_NUDGE", 0.0)
+    monkeypatch.setattr(_rounding, "HOST_UNIT", 0.0)
     for name in ("gamma", "kappa", "underflow"):
         monkeypatch.setattr(_rounding.Precision, name, lambda *_: 0.0)
 
