@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from gramnorm import _scaling, _single, _xp
-from gramnorm._rounding import precision_of
+from gramnorm import _scaling, _single, _sums, _xp
+from gramnorm._rounding import down, precision_of, up
 from gramnorm._stack import iterate
 from gramnorm._typing import Array, DType, HostFloats, Namespace
 
@@ -82,34 +82,28 @@ def _sum_loss(x: Array, values: Array, *, merged: int, xp: Namespace) -> float:
     prec = precision_of(values.dtype, xp=xp)
     ones = xp.ones(x.data.shape, dtype=xp.float64, device=_xp.device_of(values))
     most = _xp.to_host(xp.max(_xp.sparse_rows(x, ones).data)).item()  # entries in one place
-    square = _square_sum(values, xp=xp) * (1 + prec.gamma(2 * x.data.shape[0] + 8))
-    return prec.gamma(int(most)) * math.sqrt(most * square) * (1 + 2.0**-50)
+    return up(prec.gamma(int(most)) * math.sqrt(most * _square_above(values, xp=xp)))
 
 
-def _square_sum(data: Array, *, xp: Namespace) -> float:
-    return float(sum(_xp.to_host(xp.sum(part * part)) for part in _xp.components(data, xp=xp)))
+def _square_above(values: Array, *, xp: Namespace) -> float:
+    """Return an upper bound on the sum of squares of all values."""
+    return float(_sums.square(xp.reshape(values, (1, 1, -1)), xp=xp)[1][0])
 
 
 def _bracket_scaled(b: Array, *, rtol: float, xp: Namespace) -> _single.Bracket:
     """Bracket the norm of the sparse `b`, p x q with q <= `DENSE_COLUMNS`, entries of size about 1."""
     prec = precision_of(b.data.dtype, xp=xp)
-    square = _square_sum(b.data, xp=xp) * (1 + prec.gamma(2 * b.data.shape[0] + 8))
-    if (
-        square < 2.0**-200
-    ):  # sums that cancelled: their rounding, counted elsewhere, is above what is left
-        return _single.Bracket(0.0, math.sqrt(square) + 2.0**-500, 0)
+    square = _square_above(b.data, xp=xp)
+    if square < 2.0**-200:  # sums that cancelled: their rounding is above what is left
+        return _single.Bracket(0.0, up(math.sqrt(square)), 0)
     gram = _xp.gram_matrix(b, xp=xp)
     one = _single.certificate(b, gram, frobenius2=square, rtol=rtol, xp=xp)
     if one.is_within(rtol):
         return one
     # clusters: the Gram iteration brackets the norm of the Gram matrix, whose root is the norm
-    error = (prec.kappa(b.shape[0]) * square + prec.underflow(b.shape[0]) * b.shape[1]) * 1.01
+    error = up(prec.kappa(b.shape[0]) * square + prec.underflow(b.shape[0]) * b.shape[1])
     scale = math.ldexp(1.0, -math.frexp(square)[1])
     lower, upper, steps = iterate(gram[None, ...] * scale, rtol=rtol, xp=xp)
-    least = math.sqrt(max(lower.item() / scale - error, 0.0))
-    most = math.sqrt(upper.item() / scale + error)
-    return _single.Bracket(
-        max(one.lower, least * (1 - 2.0**-50)),
-        min(one.upper, most * (1 + 2.0**-50)),
-        one.products + steps,
-    )
+    least = down(math.sqrt(max(lower.item() / scale - error, 0.0)))
+    most = up(math.sqrt(upper.item() / scale + error))
+    return _single.Bracket(max(one.lower, least), min(one.upper, most), one.products + steps)
