@@ -31,6 +31,7 @@ from tests.families import DTYPES, FAMILIES, KERNELS
 MATRICES, KERNEL_COUNT = 200_000, 20_000
 QUICK_MATRICES, QUICK_KERNELS = 30_000, 600
 SPARSE, QUICK_SPARSE = 100_000, 2_000
+DENSE, QUICK_DENSE = 50_000, 1_500  # arrays as they are made, see `made_dense`
 # Every tolerance must give valid bounds, reached or not.
 TOLERANCES = (None, None, 0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-11, 1e-14)
 # JAX compiles anew for each shape, strict is slow: few shapes there.
@@ -135,6 +136,7 @@ class Report:
         print(
             f"{self.total('tried', 'matrix')} matrices, {self.total('tried', 'conv')} kernels, "
             f"{self.total('tried', 'sparse')} sparse matrices, "
+            f"{self.total('tried', 'made')} arrays as made, "
             f"{self.asked_exactly} comparisons by the exact oracle, "
             f"{self.total('undecided')} left open"
         )
@@ -624,13 +626,17 @@ def survey(
     inject: float = 0.0,
     only: Sequence[str] | None = None,
     sparse: int = 0,
+    dense: int = 0,
 ) -> Report:
     """Run the search and return what it found; the cases depend on `seed` and the counts only."""
+    from tests.made_dense import dense_tasks  # noqa: PLC0415 - which imports this module
+
     present = list(only or libraries())
     tasks = [
         *matrix_tasks(matrices, seed, inject, present),
         *kernel_tasks(kernels, seed, inject, present),
         *sparse_tasks(sparse if "numpy" in present else 0, seed, inject),
+        *dense_tasks(dense, seed, present),
     ]
     report = Report()
     if jobs == 1:
@@ -650,6 +656,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--matrices", type=int, help=f"default {MATRICES}")
     parser.add_argument("--kernels", type=int, help=f"default {KERNEL_COUNT}")
     parser.add_argument("--sparse", type=int, help=f"default {SPARSE}")
+    parser.add_argument("--dense", type=int, help=f"arrays as they are made, default {DENSE}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -662,11 +669,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     matrices = defaults[0] if args.matrices is None else args.matrices
     kernels = defaults[1] if args.kernels is None else args.kernels
     sparse = (QUICK_SPARSE if args.quick else SPARSE) if args.sparse is None else args.sparse
+    dense = (QUICK_DENSE if args.quick else DENSE) if args.dense is None else args.dense
     only = args.backends.split(",") if args.backends else None
     if args.quick and only is None:
         only = [name for name in libraries() if name != "jax"]  # minutes of compilation
     start = time.perf_counter()
-    report = survey(matrices, kernels, args.seed, args.jobs, args.inject, only, sparse)
+    report = survey(matrices, kernels, args.seed, args.jobs, args.inject, only, sparse, dense)
     report.print()
     print(f"{time.perf_counter() - start:.0f} s, seed {args.seed}, {args.jobs} jobs")
     return 1 if report.violations or report.failures else 0

@@ -106,6 +106,8 @@ def test_a_wrong_call_is_a_failure_and_not_silence(monkeypatch):
 
 def test_the_exit_status_tells(monkeypatch, capsys):
     command = [
+        "--dense",
+        "20",
         "--matrices",
         "150",
         "--kernels",
