@@ -973,6 +973,13 @@ class TestIndices:
         assert found.upper is None
         assert re.search(match, str(found.reason))
 
+    @pytest.mark.parametrize(("k", "stride", "n"), [(3, 3, 2), (2, 2, 1), (4, 2, 3), (3, 2, 5)])
+    def test_averages_of_unknown_sizes_hold_for_inputs_shorter_than_a_window(
+        self, read: Any, k: int, stride: int, n: int
+    ) -> None:
+        nodes = [node("AveragePool", "x", kernel_shape=[k], strides=[stride])]
+        assert_holds(read, model_of(nodes, shape=(1, 1, "n")), (1, 1, n))
+
     def test_empty_axes_of_a_squeeze_leave_the_shape_open(self, read: Any) -> None:
         """By the text nothing is squeezed, by onnxruntime each axis of size 1: what is added up then differs."""
         nodes = [node("Squeeze", "x none", "z"), node("ReduceSum", "z zero")]

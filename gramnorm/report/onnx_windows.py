@@ -211,7 +211,10 @@ def pool(node: Node) -> Effect:
             c = k if counts_padding else _least_count(k, d, lo, hi, n)
             others = (k - 1) // step  # on each side; their overlaps fall by `step` each
             overlaps = k + 2 * others * k - step * others * (others + 1)
-            square *= min(Fraction(often, c), Fraction(overlaps, c * c))
+            found = min(Fraction(often, c), Fraction(overlaps, c * c))
+            # at an unknown size a window may be larger than its input: runtimes then average what there is, once
+            may_exceed = n is None and s > 1 and lo + hi < d * (k - 1)
+            square *= max(found, Fraction(1)) if may_exceed else found
         else:
             square *= often
     shape = None if x.shape is None else (*x.shape[:2], *outputs)
