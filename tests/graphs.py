@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -800,8 +801,9 @@ def survey(count: int, seed: int = 0, jobs: int = 1, first: int = 0) -> Report:
             report.add(_one(task))
         return report
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for part in pool.imap_unordered(_one, tasks, chunksize=50):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn) as pool:  # unlike a Pool it tells of a process that died
+        for part in pool.map(_one, tasks, chunksize=50):
             report.add(part)
     return report
 
