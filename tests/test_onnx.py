@@ -15,11 +15,12 @@ from gramnorm._exact import product_above
 from gramnorm.report import Row, bound_layer, cli, contents
 from gramnorm.report.contents import ReadError
 from gramnorm.report.network import Constant, constant_of
+from gramnorm.report.onnx_nodes import Fixed, Node, NotUnderstoodError, Varying
+from gramnorm.report.onnx_rules import apply_rule
 from gramnorm.report.readers import read_path
 
 onnx = pytest.importorskip("onnx")
 helper = onnx.helper
-reference = pytest.importorskip("onnx.reference")
 
 pytestmark = pytest.mark.extra
 
@@ -53,7 +54,7 @@ def model_of(
         ],
         [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=10)
 
 
 def node(op: str, inputs: str, outputs: str = "y", **attributes: Any) -> Any:
@@ -80,22 +81,38 @@ def constant(read: Any, model: Any) -> Constant:
     return constant_of(found.network, [bound_layer(layer) for layer in found.layers])
 
 
+def evaluator(model: Any) -> Callable[..., np.ndarray]:
+    """Return the function that a model is, all outputs as one vector.
+
+    onnxruntime computes it: the reference evaluator of onnx up to 1.20 pads on the wrong side for SAME_UPPER.
+    """
+    pytest.importorskip("onnxruntime")
+    from tests.graphs import runner  # noqa: PLC0415
+
+    session = runner(model)
+    stored = {array.name for array in model.graph.initializer}
+    names = [x.name for x in model.graph.input if x.name not in stored]
+
+    def outputs(*values: np.ndarray) -> np.ndarray:
+        found = session(dict(zip(names, values, strict=True)))
+        return np.concatenate([np.ravel(y).astype(float) for y in found])
+
+    return outputs
+
+
 def run(model: Any, *values: np.ndarray) -> np.ndarray:
-    """Return all outputs as one vector, computed in double precision as far as the reference does."""
-    session = reference.ReferenceEvaluator(model)
-    feeds = dict(zip(session.input_names, values, strict=True))
-    return np.concatenate([np.ravel(y).astype(float) for y in session.run(None, feeds)])
+    return evaluator(model)(*values)
 
 
 def steepest(model: Any, shapes: Sequence[tuple[int, ...]], *, seed: int = 0) -> float:
     """Return the largest ratio of differences found: Jacobians by differences, then steps along their top vector."""
     rng = np.random.default_rng(seed)
     sizes = [math.prod(shape) for shape in shapes]
+    outputs = evaluator(model)
 
     def at(vector: np.ndarray) -> np.ndarray:
         parts = np.split(vector, np.cumsum(sizes)[:-1])
-        return run(
-            model,
+        return outputs(
             *(p.reshape(s).astype("float32") for p, s in zip(parts, shapes, strict=True)),
         )
 
@@ -351,7 +368,8 @@ class TestLayers:
         model = model_of([node(op, "x w", **attributes)], shape=(1, 3, 4, 5), w=some(*weight))
         (layer,) = read(model).layers
         row = bound_layer(layer, input_shape=size)
-        columns = [run(model, e.reshape(1, 3, 4, 5)) for e in np.eye(60, dtype="float32")]
+        outputs = evaluator(model)
+        columns = [outputs(e.reshape(1, 3, 4, 5)) for e in np.eye(60, dtype="float32")]
         truth = np.linalg.norm(np.stack(columns, axis=1), 2)
         assert truth <= row.upper * (1 + 1e-5)
         if size == "file":
@@ -403,6 +421,23 @@ class TestLayers:
         model = model_of(nodes, shape=(1, 4), w=some(4, 4), **moves)
         assert [layer.name for layer in read(model).layers] == ["w", "w (use 2)"]
         assert_holds(read, model, (1, 4), least=0.2)
+
+    def test_bfloat16_is_read_from_its_bits(self, read: Any) -> None:
+        values = np.asarray(
+            [[1.5, -2.0], [2.0**-130, 1.0078125]], "float32"
+        )  # the third is subnormal
+        upper_halves = (values.view(np.uint32) >> 16).astype("<u2")
+        array = onnx.TensorProto(name="w", data_type=onnx.TensorProto.BFLOAT16, dims=(2, 2))
+        array.raw_data = upper_halves.tobytes()
+        model = model_of([node("MatMul", "x w")], shape=(1, 2))
+        model.graph.initializer.append(array)
+        np.testing.assert_array_equal(read(model).layers[0].weight.T, values)
+        model.graph.initializer[0].raw_data = upper_halves.tobytes()[:-2]
+        with pytest.raises(ReadError, match="does not fit its shape"):
+            read(model)
+        model.graph.initializer[0].ClearField("raw_data")
+        model.graph.initializer[0].int32_data.extend(upper_halves.ravel().tolist())
+        np.testing.assert_array_equal(read(model).layers[0].weight.T, values)
 
     @pytest.mark.parametrize("dtype", ["FLOAT16", "BFLOAT16", "DOUBLE"])
     def test_short_types_are_read_exactly(self, read: Any, dtype: str) -> None:
@@ -833,6 +868,369 @@ class TestOddities:
         nodes = [node("Conv", "x w", f"y{i}", pads=[i, 0, i, 0]) for i in range(60)]
         found = read(model_of(nodes, shape=(1, 3, 99, 99), output="y0", w=some(4, 3, 3, 3)))
         assert len(found.layers) == 50
+
+
+def shapes_of(op: str, shape: Any, *constants: Any, outputs: int = 1, **attributes: Any) -> Any:
+    """Return the shapes that the reader believes, None if it refuses the node."""
+    values = [np.asarray(c, dtype=np.int64) for c in constants]
+    fixed = [
+        None if c is None else Fixed(f"c{i}", v)
+        for i, (c, v) in enumerate(zip(constants, values, strict=True))
+    ]
+    try:
+        return apply_rule(Node(op, attributes, (Varying("x", shape), *fixed), outputs)).shapes
+    except NotUnderstoodError:
+        return None
+
+
+class TestIndices:
+    """Odd indices: the standard's text, and what onnxruntime makes of it."""
+
+    ODD = (
+        -(2**63),
+        -(2**31),
+        -9,
+        -4,
+        -3,
+        -2,
+        -1,
+        0,
+        1,
+        2,
+        3,
+        4,
+        9,
+        2**31 - 1,
+        2**63 - 2,
+        2**63 - 1,
+    )
+
+    @pytest.mark.parametrize("n", [1, 3])
+    def test_slices_keep_what_onnxruntime_keeps(self, n: int) -> None:
+        pytest.importorskip("onnxruntime")
+        from tests.graphs import runner  # noqa: PLC0415
+
+        names = ("s", "e", "a", "t")
+        model = model_of([node("Slice", "x s e a t")], shape=(n,))
+        for name in names:
+            model.graph.input.append(
+                helper.make_tensor_value_info(name, onnx.TensorProto.INT64, (1,))
+            )
+        session, x, open_ = runner(model), np.ones(n, "float32"), 0
+        for start, end, step in itertools.product(self.ODD, self.ODD, (-(2**63), -2, -1, 1, 2, 9)):
+            values = [np.asarray([v]) for v in (start, end, 0, step)]
+            (kept,) = session({"x": x} | dict(zip(names, values, strict=True)))
+            ((believed,),) = shapes_of("Slice", (n,), [start], [end], [0], [step])
+            assert believed in (None, kept.size), (start, end, step)
+            open_ += believed is None
+        assert open_ == 2 * len(self.ODD) * 3  # the end of the largest integer, and a negative step
+
+    def test_slice_from_beyond_the_range_backwards_keeps_a_sample(self, read: Any) -> None:
+        arrays = {
+            "s": np.asarray([-9]),
+            "e": np.asarray([-4]),
+            "a": np.asarray([0]),
+            "t": np.asarray([-1]),
+        }
+        nodes = [node("Slice", "x s e a t", "z"), node("ReduceSum", "z")]
+        assert_holds(read, model_of(nodes, shape=(3,), **arrays), (3,), least=0.99)
+
+    @pytest.mark.parametrize(
+        ("nodes", "shape", "match"),
+        [
+            ([node("Slice", "x one two zeros zeros")], (4,), "step is 0"),
+            ([node("Slice", "x twice twice twice")], (4, 4), "axes"),
+            ([node("Flatten", "x", axis=3)], (4, 4), "axis 3 of 2"),
+            ([node("Flatten", "x", axis=-3)], (4, 4), "axis -3 of 2"),
+            ([node("Reshape", "x less")], (4, 4), "shape is"),
+            ([node("Reshape", "x left")], (4, 4), "shape is"),
+            ([node("Squeeze", "x one")], (4, 4), "squeezes"),
+            ([node("Squeeze", "x same")], (4, 1), "axes"),
+            ([node("Unsqueeze", "x twice")], (4,), "axes"),
+            ([node("Gather", "x nine")], (4, 4), "indices from 0 to 9"),
+            ([node("Gather", "x less")], (1, 4), "indices from -2"),
+            ([node("Pad", "x cut")], (4,), "cut more off"),
+            ([node("MaxPool", "x", kernel_shape=[4], strides=[2])], (1, 1, 3), "larger than its padded"),
+            ([node("AveragePool", "x", kernel_shape=[5], strides=[3])], (1, 1, 3), "larger than its padded"),
+            ([node("MaxPool", "x", kernel_shape=[4], ceil_mode=1)], (1, 1, 3), "larger than its padded"),
+            (
+                [node("MaxPool", "x", kernel_shape=[2], dilations=[2], auto_pad="SAME_LOWER")],
+                (1, 1, 6),
+                "understand differently",
+            ),
+            ([node("Conv", "x w", strides=[3])], (1, 1, 3), "larger than its padded"),
+        ],
+    )  # fmt: skip
+    def test_indices_that_fit_no_array_are_refused(
+        self, read: Any, nodes: Any, shape: Any, match: str
+    ) -> None:
+        arrays = {
+            "one": [1], "two": [2], "zeros": [0], "twice": [1, 1], "less": [-2, 4], "left": [-1, -1],
+            "same": [1, -1], "nine": [0, 9], "cut": [-3, -3], "w": some(1, 1, 5),
+        }  # fmt: skip
+        used = {i for n in nodes for i in n.input} & arrays.keys()
+        found = constant(
+            read, model_of(nodes, shape=shape, **{k: np.asarray(arrays[k]) for k in used})
+        )
+        assert found.upper is None
+        assert re.search(match, str(found.reason))
+
+    @pytest.mark.parametrize(("k", "stride", "n"), [(3, 3, 2), (2, 2, 1), (4, 2, 3), (3, 2, 5)])
+    def test_averages_of_unknown_sizes_hold_for_inputs_shorter_than_a_window(
+        self, read: Any, k: int, stride: int, n: int
+    ) -> None:
+        nodes = [node("AveragePool", "x", kernel_shape=[k], strides=[stride])]
+        assert_holds(read, model_of(nodes, shape=(1, 1, "n")), (1, 1, n))
+
+    def test_empty_axes_of_a_squeeze_leave_the_shape_open(self, read: Any) -> None:
+        """By the text nothing is squeezed, by onnxruntime each axis of size 1: what is added up then differs."""
+        nodes = [node("Squeeze", "x none", "z"), node("ReduceSum", "z zero")]
+        arrays = {"none": np.zeros(0, np.int64), "zero": np.asarray([0])}
+        assert constant(read, model_of(nodes, shape=(1, 5), **arrays)).upper is None
+
+    def test_parts_of_a_split_are_as_many_as_its_outputs(self, read: Any) -> None:
+        nodes = [node("Split", "x", "a b c", num_outputs=4), node("ReduceSum", "a")]
+        found = constant(read, model_of(nodes, shape=(12,), version=18))
+        assert "num_outputs" in str(found.reason)
+
+    @pytest.mark.parametrize(
+        ("made", "version", "match"),
+        [
+            (node("Squeeze", "x", axes=[0]), 17, "'axes' is unknown"),
+            (node("Squeeze", "x q"), 12, "number of inputs"),
+            (node("ReduceMean", "x q"), 17, "number of inputs"),
+            (node("ReduceMean", "x", axes=[0]), 18, "'axes' is unknown"),
+            (node("ReduceMean", "x", noop_with_empty_axes=1), 13, "'noop_with_empty_axes' is unknown"),
+            (node("Dropout", "x s q"), 11, "number of inputs"),
+            (node("Concat", "x x"), 17, "'axis' is missing"),
+            (node("Gelu", "x"), 17, "nor such an operator"),
+            (node("Upsample", "x s", mode="nearest"), 10, "deprecated"),
+            (node("Relu", "x x"), 16, "number of inputs"),
+            (node("Flatten", "x", axis=[1]), 17, "'axis'.*of another type"),
+        ],
+    )  # fmt: skip
+    def test_nodes_must_have_the_signature_of_their_version(
+        self, read: Any, made: Any, version: int, match: str
+    ) -> None:
+        arrays = {
+            k: v for k, v in {"q": np.asarray([0]), "s": np.float32(0.5)}.items() if k in made.input
+        }
+        found = constant(read, model_of([made], shape=(1, 3), version=version, **arrays))
+        assert found.upper is None
+        assert re.search(match, str(found.reason))
+
+    def test_one_domain_has_one_version(self, read: Any) -> None:
+        model = model_of([node("Relu", "x")], version=13)
+        model.opset_import.append(helper.make_opsetid("ai.onnx", 18))
+        assert "13 and 18" in str(constant(read, model).reason)
+
+
+class TestQuantised:
+    """What is stored as integers with a scale elsewhere is a layer that has no bound."""
+
+    @pytest.fixture
+    def arrays(self) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        return {
+            "w": some(3, 3),
+            "k": some(3, 3, 1, 1),
+            "wq": rng.integers(-128, 128, (3, 3)).astype(np.int8),
+            "kq": rng.integers(-128, 128, (3, 3, 1, 1)).astype(np.int8),
+            "flat": rng.integers(0, 256, 40).astype(np.uint8),
+            "s": np.float32(0.01),
+            "z": np.int8(0),
+        }
+
+    @pytest.mark.parametrize(
+        ("nodes", "name"),
+        [
+            ([node("DequantizeLinear", "wq s z", "wf"), node("MatMul", "x wf")], "wq"),
+            ([node("DequantizeLinear", "kq s z", "kf"), node("Conv", "x kf")], "kq"),
+            (
+                [
+                    node("QuantizeLinear", "k s z", "i"),
+                    node("DequantizeLinear", "i s z", "kf"),
+                    node("Conv", "x kf"),
+                ],
+                "k",
+            ),
+            (
+                [
+                    node("Transpose", "wq", "wt"),
+                    node("DequantizeLinear", "wt s z", "wf"),
+                    node("Gemm", "x wf"),
+                ],
+                "wq",
+            ),
+            ([node("QuantizeLinear", "x s z", "i"), node("MatMulInteger", "i wq", "y")], "wq"),
+            ([node("DynamicQuantizeLinear", "x", "i is iz"), node("ConvInteger", "i kq iz z", "y")], "kq"),
+            ([node("QuantizeLinear", "x s z", "i"), node("QLinearConv", "i s z kq s z s z", "y")], "kq"),
+            ([node("QuantizeLinear", "x s z", "i"), node("QLinearMatMul", "i s z wq s z s z", "y")], "wq"),
+            ([node("QGemm", "x s z wq s z", domain="com.microsoft")], "wq"),
+            ([node("MatMulNBits", "x wq s", K=3, N=3, domain="com.microsoft")], "wq"),
+            ([node("MatMulBnb4", "x flat s", K=3, N=3, domain="com.microsoft")], "MatMulBnb4"),
+        ],
+    )  # fmt: skip
+    def test_quantised_layers_are_named_and_missing(
+        self, read: Any, tmp_path: Path, capsys: Any, arrays: Any, nodes: Any, name: str
+    ) -> None:
+        nodes = [*nodes, node("MatMul", "y w", "out")]
+        used = {i for n in nodes for i in n.input}
+        model = model_of(
+            nodes, output="out", version=21, **{k: v for k, v in arrays.items() if k in used}
+        )
+        found = read(model)
+        assert [layer.name for layer in found.layers] == ["w"]
+        assert len(found.failed) == 1
+        (missing,) = found.failed
+        assert name in missing
+        assert cli.main(["report", "--json", str(tmp_path / "model.onnx")]) == 1
+        told = json.loads(capsys.readouterr().out)
+        assert told["partial"]
+        assert told["missing"] == [missing]
+        assert told["network"]["upper"] is None
+
+    def test_file_of_quantised_layers_alone_names_them(self, read: Any, arrays: Any) -> None:
+        nodes = [node("DequantizeLinear", "wq s z", "wf"), node("MatMul", "x wf")]
+        model = model_of(nodes, version=21, **{k: arrays[k] for k in ("wq", "s", "z")})
+        with pytest.raises(ReadError, match=r"'wq'.*quantised"):
+            read(model)
+
+
+class TestLayersWithoutBounds:
+    def test_weights_in_branches_are_missing(self, read: Any) -> None:
+        def branch(name: str, *nodes: Any, **arrays: np.ndarray) -> Any:
+            stored = [onnx.numpy_helper.from_array(v, k) for k, v in arrays.items()]
+            out = [helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, None)]
+            return helper.make_graph(list(nodes), name, [], out, stored)
+
+        own = branch("a", node("MatMul", "x own", "p"), own=some(3, 3))
+        outer = branch("b", node("MatMul", "x outer", "q"))
+        inner = branch("d", node("If", "flag", "r", then_branch=own, else_branch=own))
+        plain = branch("c", node("Relu", "x", "u"))
+        for then, missing in ((own, "(If)"), (outer, "outer"), (inner, "(If)"), (plain, None)):
+            nodes = [
+                node("If", "flag", "t", then_branch=then, else_branch=plain),
+                node("MatMul", "t w"),
+            ]
+            arrays = {"w": some(3, 3), "outer": some(3, 3), "flag": np.asarray(True)}
+            found = read(model_of(nodes, shape=(1, 3), **arrays))
+            assert [layer.name for layer in found.layers] == ["w"]
+            assert len(found.failed) == (missing is not None)
+            assert all(missing in name for name in found.failed)
+
+    def test_weights_in_functions_and_other_layers_are_missing(self, read: Any) -> None:
+        value = onnx.numpy_helper.from_array(some(3, 3), "v")
+        body = [helper.make_node("Constant", [], ["v"], value=value), node("MatMul", "a v", "b")]
+        opset = [helper.make_opsetid("", VERSION)]
+        nodes = [node("Mine", "x", "t", domain="own"), node("MatMul", "t w")]
+        model = model_of(nodes, shape=(1, 3), w=some(3, 3))
+        model.functions.append(helper.make_function("own", "Mine", ["a"], ["b"], body, opset))
+        assert any("Mine" in name for name in read(model).failed)
+        nodes = [node("LSTM", "x wi wr", "t", hidden_size=3), node("MatMul", "t w")]
+        found = read(model_of(nodes, w=some(3, 3), wi=some(1, 12, 3), wr=some(1, 12, 3)))
+        assert set(found.failed) == {"wi", "wr"}
+
+    def test_second_use_without_a_bound_is_missing(self, read: Any) -> None:
+        nodes = [node("Conv", "x k", "t"), node("Conv", "t k", auto_pad="ELSE")]
+        found = read(model_of(nodes, k=some(3, 3, 1, 1)))
+        assert [layer.name for layer in found.layers] == ["k"]
+        assert list(found.failed) == ["k (another use)"]
+
+    def test_weights_computed_in_the_graph_have_the_name_of_what_is_stored(self, read: Any) -> None:
+        nodes = [node("Mul", "g v", "vg"), node("Conv", "x vg", "t"), node("Conv", "t k")]
+        found = read(model_of(nodes, g=some(3, 1, 1, 1), v=some(3, 3, 1, 1), k=some(3, 3, 1, 1)))
+        assert len(found.failed) == 1
+        assert found.failed.keys() <= {"g", "v"}
+        nodes = [node("Conv", "x x", "t"), node("Conv", "x k")]
+        assert any("(Conv)" in name for name in read(model_of(nodes, k=some(3, 3, 1, 1))).failed)
+
+    def test_masks_and_tables_of_other_operators_are_no_layers(self, read: Any) -> None:
+        nodes = [
+            node("Where", "mask x low", "t"),
+            node("Add", "t table", "u"),
+            node("MatMul", "u w"),
+        ]
+        arrays = {
+            "mask": some(3, 3) > 0,
+            "low": np.float32(-1),
+            "table": some(3, 3),
+            "w": some(3, 3),
+        }
+        assert read(model_of(nodes, shape=(3, 3), **arrays)).failed == {}
+
+
+class TestNotes:
+    def test_stored_arrays_that_callers_may_replace_are_named(
+        self, read: Any, tmp_path: Path, capsys: Any
+    ) -> None:
+        model = model_of(
+            [node("MatMul", "x w", "t"), node("Add", "t b")], shape=(1, 3), w=some(3, 3), b=some(3)
+        )
+        assert read(model).notes == []
+        for name, shape in (("w", (3, 3)), ("b", (3,))):
+            model.graph.input.append(helper.make_tensor_value_info(name, FLOAT, shape))
+        (note,) = read(model).notes
+        assert re.search("2 stored arrays.*may replace.*'w', 'b'", note)
+        path = str(tmp_path / "model.onnx")
+        assert cli.main(["report", "--markdown", path]) == 0
+        assert "may replace" in capsys.readouterr().out
+        assert cli.main(["report", "--json", path]) == 0
+        assert json.loads(capsys.readouterr().out)["notes"] == [note]
+
+    def test_what_the_product_of_the_rows_leaves_out_is_told(self, read: Any) -> None:
+        nodes = [
+            node("Gemm", "x w", "t", alpha=3.0),
+            node("MatMul", "t v", "u"),
+            node("MatMul", "u v"),
+        ]
+        model = model_of(nodes, shape=(1, 3), w=some(3, 3), v=some(3, 3))
+        assert_holds(read, model, (1, 3))
+        notes = read(model).notes
+        assert [
+            bool(re.search(p, n)) for p, n in zip(("once.*'v'", "alpha.*'w'"), notes, strict=True)
+        ] == [True] * 2
+
+
+class TestSearch:
+    """A share of ``python -m tests.graphs``, and its teeth."""
+
+    @pytest.fixture
+    def graphs(self) -> Any:
+        pytest.importorskip("onnxruntime")
+        from tests import graphs  # noqa: PLC0415
+
+        return graphs
+
+    def test_no_random_graph_exceeds_its_constant(self, graphs: Any) -> None:
+        report = graphs.survey(60, seed=7)
+        assert report.failures == []
+        assert report.violations == []
+        assert report.bounded > 30
+        assert report.attained > 20
+
+    def test_no_test_case_of_onnx_exceeds_its_constant(self, graphs: Any) -> None:
+        report = graphs.survey_collection(("simple", "pytorch-operator"))
+        assert report.failures == []
+        assert report.violations == []
+        assert report.bounded > 10
+
+    @pytest.mark.parametrize(
+        ("module", "name", "wrong", "made"),
+        [
+            ("onnx_entries", "repeats", lambda *_: 1, "with_constant"),
+            ("onnx_moves", "root_above", lambda _: 1.0, "gathered"),
+            ("onnx_windows", "root_above", lambda _: 0.3, "reduced"),
+            ("onnx_moves", "_kept", lambda n, *s: n and len(range(*slice(*s).indices(n))), "sliced"),
+            ("network", "length_above", max, "joined"),
+        ],
+    )  # fmt: skip
+    def test_falsified_rules_are_found(
+        self, graphs: Any, monkeypatch: Any, module: str, name: str, wrong: Any, made: str
+    ) -> None:
+        monkeypatch.setattr(f"gramnorm.report.{module}.{name}", wrong)
+        monkeypatch.setattr(graphs, "MAKERS", (getattr(graphs, made),))
+        assert graphs.survey(40, seed=1).violations != []
 
 
 def test_described_networks_count_layers_without_bounds() -> None:

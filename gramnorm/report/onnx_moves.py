@@ -24,6 +24,7 @@ from gramnorm.report.onnx_nodes import (
     known_integers,
     product_of,
     quotient_of,
+    shape_text,
 )
 
 __all__ = [
@@ -40,6 +41,9 @@ __all__ = [
     "transposed",
     "unsqueezed",
 ]
+
+# As the end of a Slice with a negative step: by the standard nothing is kept, by onnxruntime all down to the first.
+_TO_THE_END = (2**31 - 1, 2**63 - 1)
 
 
 def rearranged(shape_of: Callable[[Node, Shape], Shape]) -> Callable[[Node], Effect]:
@@ -58,6 +62,9 @@ def flattened(node: Node, shape: Shape) -> Shape:
     if shape is None:
         return None
     axis = int(node.attributes.get("axis", 1))
+    if not -len(shape) <= axis <= len(shape):
+        msg = f"axis {axis} of {len(shape)}"
+        raise NotUnderstoodError(msg)
     axis = axis + len(shape) if axis < 0 else axis
     return product_of(shape[:axis]), product_of(shape[axis:])
 
@@ -67,6 +74,9 @@ def reshaped(node: Node, shape: Shape) -> Shape:
     target = known_integers(node, "shape", 1)
     if target is None or node.attributes.get("allowzero", 0):
         return None
+    if target.count(-1) > 1 or any(isinstance(n, int) and n < -1 for n in target):
+        msg = f"its shape is {target!r}"
+        raise NotUnderstoodError(msg)
     result: list[Dim] = [
         (shape[i] if shape is not None and i < len(shape) else None) if n == 0 else n
         for i, n in enumerate(target)
@@ -97,11 +107,14 @@ def permutation(node: Node, rank: int) -> tuple[int, ...]:
 
 
 def squeezed(node: Node, shape: Shape) -> Shape:
-    """Return the shape after Squeeze, None without known axes."""
+    """Return the shape after Squeeze, None without known axes: an empty list means none or all, as runtimes differ."""
     axes = known_integers(node, "axes", 1)
-    if axes is None or shape is None:
+    if not axes or shape is None:
         return None
-    gone = {axis_from_front(a, len(shape)) for a in different_axes(axes)}
+    gone = different_axes([axis_from_front(a, len(shape)) for a in axes])
+    if any(isinstance(shape[i], int) and shape[i] != 1 for i in gone):
+        msg = f"it squeezes the axes {axes!r} of {shape_text(shape)}"
+        raise NotUnderstoodError(msg)
     return tuple(n for i, n in enumerate(shape) if i not in gone)
 
 
@@ -111,7 +124,7 @@ def unsqueezed(node: Node, shape: Shape) -> Shape:
     if axes is None or shape is None:
         return None
     rank = len(shape) + len(axes)
-    new = {axis_from_front(a, rank) for a in different_axes(axes)}
+    new = different_axes([axis_from_front(a, rank) for a in axes])
     rest = iter(shape)
     return tuple(1 if i in new else next(rest, None) for i in range(rank))
 
@@ -125,9 +138,13 @@ def padded(node: Node, shape: Shape) -> Shape:
     if shape is None or pads is None or len(pads) != 2 * len(shape) or len(node.inputs) > 3:
         return None
     ends = zip(shape, pads[: len(shape)], pads[len(shape) :], strict=True)
-    return tuple(
+    padded = tuple(
         n if lo == hi == 0 else n + lo + hi if isinstance(n, int) else None for n, lo, hi in ends
     )
+    if any(isinstance(n, int) and n < 0 for n in padded):
+        msg = f"pads {pads!r} cut more off than {shape_text(shape)} has"
+        raise NotUnderstoodError(msg)
+    return padded
 
 
 def sliced(node: Node, shape: Shape) -> Shape:
@@ -143,10 +160,26 @@ def sliced(node: Node, shape: Shape) -> Shape:
     result = list(shape)
     places = different_axes([axis_from_front(axis, len(shape)) for axis in axes])
     for start, end, i, step in zip(starts, ends, places, steps, strict=True):
-        n = shape[i]
-        whole = all(isinstance(v, int) for v in (n, start, end, step)) and step
-        result[i] = len(range(*slice(start, end, step).indices(n))) if whole else None  # type: ignore[arg-type]
+        result[i] = _kept(shape[i], start, end, step)
     return tuple(result)
+
+
+def _kept(n: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
+    """Return how many of n samples a Slice keeps, None if that is not certain.
+
+    Counted from the front, a start lies in [0, n], or in [0, n - 1] for a negative step: unlike in Python, one beyond
+    the range is moved to the nearest sample, which is kept.  An end lies in [0, n], or in [-1, n - 1].
+    """
+    if step == 0:
+        msg = "a step is 0"
+        raise NotUnderstoodError(msg)
+    if not (isinstance(n, int) and isinstance(start, int) and isinstance(end, int)):
+        return None
+    if not isinstance(step, int) or (step < 0 and end in _TO_THE_END):
+        return None
+    start, end = (v + n if v < 0 else v for v in (start, end))
+    least, last = (0, n) if step > 0 else (-1, n - 1)
+    return len(range(min(max(start, 0), last), min(max(end, least), last), step))
 
 
 def concat(node: Node) -> Effect:
@@ -170,6 +203,9 @@ def split(node: Node) -> Effect:
     """Rule of Split: each output is a part of the input."""
     x = node.varying(0)
     node.rest_is_fixed()
+    if node.attributes.get("num_outputs", node.outputs) != node.outputs:
+        msg = f"num_outputs is not {node.outputs}"
+        raise NotUnderstoodError(msg)
     if x.shape is None:
         return Effect({0: 1.0}, (None,) * node.outputs)
     axis = axis_from_front(node.attributes.get("axis", 0), len(x.shape))
@@ -191,11 +227,15 @@ def gather(node: Node) -> Effect:
         raise NotUnderstoodError(msg)
     axis = axis_from_front(node.attributes.get("axis", 0), len(x.shape))
     n = x.shape[axis]
-    if np.any(indices < 0):
-        if not isinstance(n, int):
-            msg = "negative indices into an axis of unknown size"
+    low, high = (int(f(initial=0)) for f in (indices.min, indices.max))
+    if isinstance(n, int):
+        if not -n <= low <= high < max(n, 1):
+            msg = f"indices from {low} to {high} into {n}"
             raise NotUnderstoodError(msg)
-        indices = np.where(indices < 0, indices + n, indices)
+        indices = np.where(indices < 0, indices + n, indices) if low < 0 else indices
+    elif low < 0:
+        msg = "negative indices into an axis of unknown size"
+        raise NotUnderstoodError(msg)
     often = np.unique(indices, return_counts=True)[1].max(initial=0)
     shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
     return Effect({0: root_above(Fraction(int(often)))}, (shape,))

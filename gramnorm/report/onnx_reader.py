@@ -21,7 +21,7 @@ from gramnorm.report.contents import Contents, Layer, ReadError, damage_is
 from gramnorm.report.network import Network, Step
 from gramnorm.report.onnx_moves import permutation, reshaped
 from gramnorm.report.onnx_nodes import Effect, Fixed, Node, NotUnderstoodError, Varying
-from gramnorm.report.onnx_rules import RULES, apply_rule
+from gramnorm.report.onnx_rules import RULES, apply_rule, without_rule
 
 __all__ = ["read_onnx"]
 
@@ -32,6 +32,9 @@ _FIRST_VERSION = 7  # of the operators: before it, constants were broadcast by o
 _FEW = 64  # entries of a shape that is put together in the graph
 _STANDARD = ("", "ai.onnx")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LAYER_WORDS = ("Attention", "Conv", "Gemm", "GRU", "LSTM", "MatMul", "RNN")  # in other operators
+_NOT_WEIGHTS = ("BOOL", "INT32", "INT64", "STRING")  # masks, indices, texts
+_MOST_NAMES = 5  # in a note
 _FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16")
 _TYPES = (
     *(*_FLOATS, "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
@@ -79,7 +82,8 @@ def read_onnx(stream: IO[bytes]) -> Contents:
         raise ReadError(msg)
     contents = _Walk(onnx, model).contents()
     if not contents.layers and contents.failed:
-        raise ReadError(next(iter(contents.failed.values())))
+        failed = list(contents.failed.items())[:_MOST_NAMES]
+        raise ReadError("; ".join(f"{name!r}: {reason}" for name, reason in failed))
     if not contents.layers:
         msg = f"there is no node {', '.join(_LAYERS)} with a stored weight in it"
         raise ReadError(msg)
@@ -120,6 +124,19 @@ def _check_texts(*names: Any) -> None:
 _Values = np.ndarray[Any, np.dtype[Any]]
 
 
+def _bfloat16(tensor: Any) -> _Values:
+    """Return entries of the type bfloat16, each the upper half of a float32 (before 1.19 onnx has integers there)."""
+    raw = tensor.HasField("raw_data")
+    bits = np.frombuffer(tensor.raw_data, "<u2") if raw else np.asarray(tensor.int32_data, "i8")
+    return (bits.astype(np.uint32) << 16).view(np.float32).reshape(tensor.dims)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return a list of names for people, the first few of it."""
+    rest = len(names) - _MOST_NAMES
+    return ", ".join(map(repr, names[:_MOST_NAMES])) + f" and {rest} more" * (rest > 0)
+
+
 class _Walk:
     """One pass over the nodes: what each tensor is, the steps of the network, the layers by name."""
 
@@ -130,12 +147,13 @@ class _Walk:
         self.steps: list[Step] = []
         self.layers: dict[str, Layer] = {}
         self.readers: dict[str, list[str]] = {}  # of a stored array: the operators
+        self.matrices: set[str] = set()  # stored arrays that may be weights, by their axes and type
         self.refused: dict[str, str] = {}  # weights that became no layer
+        self.uses: dict[str, list[float]] = {}  # of a layer: by what each use multiplies it
         self.copied = 0  # bytes of constants that the graph makes of others
-        self.redefined = {f.name for f in model.functions if f.domain in _STANDARD}
-        self.version = max(
-            (o.version for o in model.opset_import if o.domain in _STANDARD), default=0
-        )
+        self.functions = {(f.domain, f.name): f for f in model.functions}
+        self.functions_weigh = list(self._inner_weights(model.functions)) != []
+        self.versions = {o.version for o in model.opset_import if o.domain in _STANDARD}
 
     def contents(self) -> Contents:
         """Walk, and return what was found."""
@@ -155,8 +173,30 @@ class _Walk:
             tuple(t.name for t in varying),
             stopped if self.graph.output else "the graph has no output",
         )
-        refused = {name: why for name, why in self.refused.items() if name not in self.layers}
-        return Contents(list(self.layers.values()), self._skipped(), refused, network=network)
+        refused = {
+            f"{name} (another use)" if name in self.layers else name: why
+            for name, why in self.refused.items()
+        }
+        layers = list(self.layers.values())
+        return Contents(layers, self._skipped(), refused, self._notes(), network=network)
+
+    def _notes(self) -> list[str]:
+        """Return what a reader of the numbers should know: open inputs, and what the product of the rows leaves out."""
+        notes = []
+        if given := [v.name for v in self.graph.input if v.name in self.readers]:
+            notes.append(
+                f"{len(given)} stored arrays are inputs of the graph as well, which a caller may replace; all numbers "
+                f"here are for the stored ones: {_listed(given)}"
+            )
+        several = [name for name, factors in self.uses.items() if len(factors) > 1]
+        if several:
+            notes.append(f"used more than once, and once in the product: {_listed(several)}")
+        scaled = [name for name, factors in self.uses.items() if set(factors) != {1.0}]
+        if scaled:
+            notes.append(
+                f"multiplied by a number (alpha), which the product leaves out: {_listed(scaled)}"
+            )
+        return notes
 
     def _arrays(self) -> None:
         """Take the stored arrays as constants."""
@@ -166,6 +206,8 @@ class _Walk:
         for tensor in self.graph.initializer:
             _check_texts(tensor.name)
             self._define(Fixed(tensor.name, self._value(tensor, tensor.name), tensor.name))
+            if self._is_matrix(tensor):
+                self.matrices.add(tensor.name)
             self.readers[tensor.name] = []
 
     def _input(self, value: Any) -> Varying:
@@ -191,7 +233,7 @@ class _Walk:
         for name in {name for name in proto.input if name in self.readers}:
             self.readers[name].append(proto.op_type)
         outputs = list(proto.output)
-        known = proto.domain in _STANDARD and proto.op_type not in self.redefined
+        known = proto.domain in _STANDARD and self._function(proto) is None
         try:
             if not outputs:
                 msg = "it has no output"
@@ -203,17 +245,85 @@ class _Walk:
             if not known:
                 msg = f"it is not of the standard's operators (domain {proto.domain!r})"
                 raise NotUnderstoodError(msg)
+            self._check_form(proto)
             node = Node(proto.op_type, attributes, inputs, len(outputs))
             results: Sequence[Fixed | Varying] = self._results(node, outputs, label)
         except NotUnderstoodError as error:
             reason = f"{label} is not understood: {error}"
-            for x in inputs[1:2] if proto.op_type in _LAYERS else ():
-                if isinstance(x, Fixed):
-                    self.refused[x.source] = reason
+            for name in self._weights(proto, inputs, label):
+                self.refused.setdefault(name, reason)
             results = [Varying(name, None, self._first_stop(inputs) or reason) for name in outputs]
         for result in results:
             if result.name:  # an output may be left out
                 self._define(result)
+
+    def _check_form(self, proto: Any) -> None:
+        """Check a node against its operator's signature in the version that the file names: signatures change."""
+        newest = self.onnx.defs.onnx_opset_version()
+        version = newest if self._version_reason() else max(self.versions)
+        try:
+            form = self.onnx.defs.get_schema(proto.op_type, version, "")
+        except self.onnx.defs.SchemaError:
+            msg = f"there is no rule for it, nor such an operator in version {version}"
+            raise NotUnderstoodError(msg) from None
+        if form.deprecated or not form.min_input <= len(proto.input) <= form.max_input:
+            msg = f"in version {version} it is deprecated or has another number of inputs"
+            raise NotUnderstoodError(msg)
+        kinds = self.onnx.AttributeProto.AttributeType
+        for a in proto.attribute:
+            known = form.attributes.get(a.name)
+            if known is None or known.type.name != kinds.Name(a.type):
+                msg = f"its attribute {a.name!r} is unknown or of another type in version {version}"
+                raise NotUnderstoodError(msg)
+        for name, entry in form.attributes.items():
+            if entry.required and all(a.name != name for a in proto.attribute):
+                msg = f"its attribute {name!r} is missing"
+                raise NotUnderstoodError(msg)
+
+    def _weights(
+        self, proto: Any, inputs: Sequence[Fixed | Varying | None], label: str
+    ) -> set[str]:
+        """Return the stored arrays by which a node may multiply that is not understood, or its label for want of names.
+
+        A node with a rule, such as Add, is no layer, whatever it reads.  Any other is one if it reads arrays with more
+        than one axis, itself or in graphs within it, or if its name says so and it reads constants.
+        """
+        function = self._function(proto)
+        standard = proto.domain in _STANDARD and function is None
+        if standard and proto.op_type in RULES.keys() - {*_LAYERS}:
+            return set()
+        fixed = [x for x in inputs if isinstance(x, Fixed)]
+        names = {x.source for x in fixed if x.source in self.matrices}
+        graphs = [g for a in proto.attribute for g in (a.g, *a.graphs)]
+        names |= {name or label for name in self._inner_weights(graphs)}
+        if function is not None and self.functions_weigh:
+            names.add(label)
+        kernel = inputs[1] if standard and proto.op_type in _LAYERS[:2] and inputs[1:] else None
+        computed = isinstance(kernel, Varying) and kernel.stopped is None
+        several = any(x.value is None or x.value.size > 1 for x in fixed)
+        named = several and any(word in proto.op_type for word in _LAYER_WORDS)
+        return names or ({label} if computed or named else set())
+
+    def _inner_weights(self, graphs: Sequence[Any]) -> Iterator[str]:
+        """Yield the stored arrays that graphs within nodes read, and the empty text for those that they hold."""
+        for graph in graphs:
+            for node in graph.node:
+                for x in (self.tensors.get(name) for name in node.input):
+                    if isinstance(x, Fixed) and x.source in self.matrices:
+                        yield x.source
+                if any(self._is_matrix(a.t) or len(a.sparse_tensor.dims) for a in node.attribute):
+                    yield ""
+                yield from self._inner_weights(
+                    [g for a in node.attribute for g in (a.g, *a.graphs)]
+                )
+            if any(map(self._is_matrix, getattr(graph, "initializer", ()))):
+                yield ""  # a function has no arrays but those of its nodes
+
+    def _function(self, proto: Any) -> Any:
+        """Return the function in the file that a node calls, None for an operator."""
+        domains = _STANDARD if proto.domain in _STANDARD else (proto.domain,)
+        found = (self.functions.get((domain, proto.op_type)) for domain in domains)
+        return next((f for f in found if f is not None), None)
 
     def _results(self, node: Node, outputs: list[str], label: str) -> list[Fixed | Varying]:
         """Return what the outputs of a node of the standard are."""
@@ -271,6 +381,7 @@ class _Walk:
             name = source if use == 1 else f"{source} (use {use})"
             there = self.layers.setdefault(name, Layer(name, weight, geometry))
             if there.geometry == geometry and np.array_equal(there.weight, weight, equal_nan=True):
+                self.uses.setdefault(name, []).extend(effect.factors.values())
                 return name
         msg = f"{source!r} is used in more than {_MOST_USES} ways"
         raise NotUnderstoodError(msg)
@@ -288,33 +399,39 @@ class _Walk:
     def _version_reason(self) -> str | None:
         """Return why no operator is understood, if the standard's version is not known."""
         newest = self.onnx.defs.onnx_opset_version()
-        if _FIRST_VERSION <= self.version <= newest:
+        if len(self.versions) == 1 and _FIRST_VERSION <= max(self.versions) <= newest:
             return None
-        return f"operators of version {self.version}; known are {_FIRST_VERSION} to {newest}"
+        stated = " and ".join(map(str, sorted(self.versions))) or "that is not stated"
+        return f"operators of version {stated}; known are {_FIRST_VERSION} to {newest}"
 
     # Constants.
 
     def _folded(self, node: Node, outputs: list[str]) -> list[Fixed | Varying]:
         """Return the outputs of a node that reads constants only (or the shape of a tensor)."""
         if node.op == "Constant":
+            value = node.attributes.get("value")
+            if "sparse_value" in node.attributes or (value is not None and self._is_matrix(value)):
+                self.matrices.add(outputs[0])
             return [Fixed(outputs[0], self._constant(node.attributes), outputs[0])]
         if node.op == "Shape" and node.inputs and isinstance(node.inputs[0], Varying):
             return [Fixed(outputs[0], self._shape(node))]
         if node.op not in _ON_CONSTANTS:
-            msg = "there is no rule for it"
+            msg = without_rule(node.op)
             raise NotUnderstoodError(msg)
         first = node.inputs[0] if node.inputs else None
+        sources = [x.source for x in node.inputs if isinstance(x, Fixed)]
+        source = next((s for s in sources if s in self.matrices), sources[0] if sources else "")
         if len(outputs) != 1 or not isinstance(first, Fixed) or first.value is None:
-            return [Fixed(name) for name in outputs]
+            return [Fixed(name, None, source) for name in outputs]
         try:
             moved = self._moved(node, first.value)
             if moved is not None and not np.may_share_memory(moved, first.value):
                 self.copied += moved.nbytes
                 if self.copied > limits.MAX_BYTES // 8:  # beside the file itself
                     moved = None
-            return [Fixed(outputs[0], moved, first.source)]
+            return [Fixed(outputs[0], moved, source)]
         except (NotUnderstoodError, ValueError, LookupError, TypeError, OverflowError):
-            return [Fixed(outputs[0])]
+            return [Fixed(outputs[0], None, source)]
 
     def _moved(self, node: Node, value: _Values) -> _Values | None:
         """Return the value of an operator that only moves entries, None for others."""
@@ -340,6 +457,8 @@ class _Walk:
             axes = node.attributes.get("axes", rest[0] if rest else None)
             if axes is None:
                 return np.squeeze(value) if node.op == "Squeeze" else None
+            if len(axes) == 0:  # none or all, as runtimes differ
+                return None
             return (np.squeeze if node.op == "Squeeze" else np.expand_dims)(
                 value, tuple(int(a) for a in axes)
             )
@@ -378,6 +497,7 @@ class _Walk:
             "INTS": "ints",
             "FLOATS": "floats",
             "TENSOR": "t",
+            "SPARSE_TENSOR": "sparse_tensor",
         }
         if kind not in field or attribute.ref_attr_name:
             msg = f"its attribute {attribute.name!r} is of the kind {kind}"
@@ -400,8 +520,12 @@ class _Walk:
             msg = f"the array {name!r} states the shape {tuple(tensor.dims)}"
             raise ReadError(msg)
         with _damage_is(f"the array {name!r} does not fit its shape {tuple(tensor.dims)}"):
-            value = np.asarray(self.onnx.numpy_helper.to_array(tensor))
-        return value.astype(np.float32) if kind == "BFLOAT16" else value  # exact
+            read = _bfloat16 if kind == "BFLOAT16" else self.onnx.numpy_helper.to_array
+            return np.asarray(read(tensor))
+
+    def _is_matrix(self, tensor: Any) -> bool:
+        """Say whether an array in the message may be a layer's weight."""
+        return len(tensor.dims) > 1 and self._type_name(tensor.data_type) not in _NOT_WEIGHTS
 
     def _type_name(self, number: Any) -> str:
         """Return the name of a type of entries, empty for an unknown one."""

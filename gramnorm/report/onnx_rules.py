@@ -41,7 +41,7 @@ from gramnorm.report.onnx_moves import (
 from gramnorm.report.onnx_nodes import Effect, Node, NotUnderstoodError
 from gramnorm.report.onnx_windows import conv, gemm, global_pool, matmul, pool, reduce
 
-__all__ = ["RULES", "apply_rule"]
+__all__ = ["RULES", "apply_rule", "without_rule"]
 
 
 _FLOATS = frozenset(
@@ -67,7 +67,7 @@ def apply_rule(node: Node) -> Effect:
     """Return what a node does, or raise NotUnderstoodError."""
     rule = RULES.get(node.op)
     if rule is None:
-        msg = "there is no rule for it"
+        msg = without_rule(node.op)
         raise NotUnderstoodError(msg)
     for name, value in node.attributes.items():
         if name not in rule.attributes or not _fits(name, value):
@@ -77,6 +77,12 @@ def apply_rule(node: Node) -> Effect:
         return rule.function(node)
     except (ValueError, OverflowError) as error:  # lists of unequal lengths, numbers beyond 64 bits
         raise NotUnderstoodError(str(error)) from error
+
+
+def without_rule(op: str) -> str:
+    """Return why an operator that is not listed is not understood."""
+    rounds = any(word in op for word in ("uantize", "QLinear", "Integer"))
+    return "there is no rule for it" + ": it rounds to quantised numbers" * rounds
 
 
 def _fits(name: str, value: Any) -> bool:

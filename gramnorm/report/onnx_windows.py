@@ -64,6 +64,9 @@ def conv(node: Node) -> Effect:
         found = ConvGeometry.of(kernel.shape, **geometry, **stated)
     except (ValueError, TypeError) as error:
         raise NotUnderstoodError(str(error)) from error
+    if found.output_shape is not None and min(found.output_shape) < 1:
+        msg = f"its windows are larger than its padded input of the sizes {sizes}"
+        raise NotUnderstoodError(msg)
     inputs, outputs = (kernel.shape[i] for i in ((0, 1) if transposed else (1, 0)))
     inputs, outputs = (inputs, outputs * groups) if transposed else (inputs * groups, outputs)
     if x.shape is not None and isinstance(x.shape[1], int) and x.shape[1] != inputs:
@@ -182,6 +185,9 @@ def pool(node: Node) -> Effect:
     if axes == 0 or min(*taps, *strides, *dilations) < 1:
         msg = f"windows of shape {taps}, stride {strides}, dilation {dilations}"
         raise NotUnderstoodError(msg)
+    if max(dilations) > 1 and node.attributes.get("auto_pad", b"")[:4] == b"SAME":
+        msg = "auto_pad with dilation, which runtimes understand differently"
+        raise NotUnderstoodError(msg)
     pads = _pads(node, taps, strides, dilations, sizes)
     ceil = bool(node.attributes.get("ceil_mode", 0))
     average = node.op == "AveragePool"
@@ -192,7 +198,10 @@ def pool(node: Node) -> Effect:
     outputs: list[Dim] = []
     for i, (k, s, d, (lo, hi)) in enumerate(zip(taps, strides, dilations, pads, strict=True)):
         n = None if sizes is None else sizes[i]
-        m = None if n is None or ceil else max((n + lo + hi - d * (k - 1) - 1) // s + 1, 0)
+        if n is not None and n + lo + hi < d * (k - 1) + 1:  # by the standard no output, or one
+            msg = f"its window {taps} is larger than its padded input of the sizes {sizes}"
+            raise NotUnderstoodError(msg)
+        m = None if n is None or ceil else (n + lo + hi - d * (k - 1) - 1) // s + 1
         outputs.append(m)
         step = s // math.gcd(s, d)  # taps after which windows that overlap follow each other
         often = -(-k // step)
@@ -202,7 +211,10 @@ def pool(node: Node) -> Effect:
             c = k if counts_padding else _least_count(k, d, lo, hi, n)
             others = (k - 1) // step  # on each side; their overlaps fall by `step` each
             overlaps = k + 2 * others * k - step * others * (others + 1)
-            square *= min(Fraction(often, c), Fraction(overlaps, c * c))
+            found = min(Fraction(often, c), Fraction(overlaps, c * c))
+            # at an unknown size a window may be larger than its input: runtimes then average what there is, once
+            may_exceed = n is None and s > 1 and lo + hi < d * (k - 1)
+            square *= max(found, Fraction(1)) if may_exceed else found
         else:
             square *= often
     shape = None if x.shape is None else (*x.shape[:2], *outputs)
