@@ -35,7 +35,7 @@ _NORM = re.compile(r".*(norm|(^|_)(ln|bn|gn|rms))(_?[a-z\d]{0,2})(_\d+)?|ln\w?|b
 
 _RULES = (
     (_RECURRENT, "a recurrent layer, which is passed as often as there are steps"),
-    (_ATTENTION, "attention, which products of its input make"),
+    (_ATTENTION, "attention, which multiplies what it computes of its input"),
     (_EXPERTS, "a mixture of experts, which the input chooses"),
     (_GATE, "a gate, which multiplies the signal by what it computes of it"),
     (_SHORTCUT, SHORTCUT),

@@ -251,7 +251,7 @@ class _File:
         if normalises(name):
             return _Unknown(self._about_scale(Name((), "scale")))
         if name.path[-1:] == ("in_proj",) and text.lower().endswith("in_proj_weight"):
-            return _Unknown("attention, which products of its input make")
+            return _Unknown("attention, which multiplies what it computes of its input")
         bias = self._bias(name)
         if bias is not None and bias.ndim != 1:
             return _Unknown(f"{NOT_UNDERSTOOD}, beside a bias of shape {bias.shape}")
@@ -303,9 +303,9 @@ class _File:
         votes = readings(shape)
         if not self.asked and self.known in ("oihw", "ohwi") and name.word in OF_TENSORFLOW:
             return f"named as Flax and Keras name kernels, in a file of the layout {self.known}: {_SAY}"
+        if self.known is None and layout not in votes:
+            return f"of shape {shape}, which is no likely kernel {axes_in(layout)}: say with --layout how it is stored"
         doubtful = self.known is None and text not in self.stated
-        if doubtful and layout not in votes:
-            return f"of shape {shape}, which is no likely kernel {axes_in(layout)}: {_SAY}"
         if doubtful and len(votes) > 1 and self._outvoted(name):
             return f"other kernels in the file are no likely ones {axes_in(layout)}: {_SAY}"
         if doubtful and layout == "oihw" and votes != {"oihw"}:
