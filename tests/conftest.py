@@ -89,9 +89,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Start a process for each core, if pytest-xdist is there and `-n` says nothing else."""
+    """Run the suite, if no file of it is named, in a process for each core, unless `-n` says another number."""
     has_xdist = config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput")
-    if has_xdist and config.option.numprocesses is None:
+    whole = config.args_source is config.ArgsSource.TESTPATHS
+    if has_xdist and whole and config.option.numprocesses is None:
         config.option.numprocesses = "auto"
         config.option.dist = "worksteal"
 
