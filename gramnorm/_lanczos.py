@@ -43,6 +43,7 @@ def top_vector(
     basis[0] = start / np.linalg.norm(start)
     diagonal, off = np.zeros(steps), np.zeros(steps)
     value, settled, count = 0.0, 0, 0
+    noise = max(1e-7, 32 * float(np.spacing(start.real.dtype.type(1))))
     for k in range(steps):
         w = apply(basis[k])
         count = k + 1
@@ -50,7 +51,8 @@ def top_vector(
         for _ in range(2):  # twice is enough: full orthogonality in working precision
             w = w - (basis[: k + 1].conj() @ w) @ basis[: k + 1]
         off[k] = np.linalg.norm(w)
-        if not 1e-7 * abs(diagonal[0]) < off[k] < np.inf or count == steps:
+        # what is left of a space that is exhausted is rounding, and no direction: not orthogonal to it either
+        if not noise * np.max(diagonal[:count]) < off[k] < np.inf or count == steps:
             break
         basis[k + 1] = w / off[k]
         if k % 4 == 3:  # the small eigenproblem costs as much as a step

@@ -214,3 +214,14 @@ def test_the_same_matrix_has_the_same_vectors(be):
     first, second = (gn.matrix_norm_bracket(x, vectors=True) for _ in range(2))
     assert np.array_equal(be.to_numpy(first.left), be.to_numpy(second.left))
     assert np.array_equal(be.to_numpy(first.right), be.to_numpy(second.right))
+
+
+def test_vectors_of_partial_permutations_attain_the_norm():
+    """The Krylov space of a projection has two dimensions: what follows is rounding."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n, r = int(rng.integers(97, 200)), int(rng.integers(1, 8))
+        a = np.zeros((n, n))
+        a[rng.permutation(n)[:r], rng.permutation(n)[:r]] = 1.0
+        found = gn.matrix_norm_bracket(a, vectors=True)
+        assert np.abs(np.vdot(found.left, a @ found.right)) >= found.lower * (1 - 1e-6)
