@@ -18,6 +18,8 @@ from gramnorm.report.readers import read_path
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import run, run_json, some, write_npz
 
+pytestmark = pytest.mark.extra
+
 SPECTRAL = "spectral norm in evaluation"
 
 

@@ -26,6 +26,8 @@ from gramnorm.report.sidecar import Description, described
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import assert_refused, run, run_json, some, write_npz
 
+pytestmark = pytest.mark.extra
+
 SEED = 3
 Shapes = dict[str, tuple[int, ...]]
 
