@@ -41,7 +41,8 @@ def test_dense_matrices_are_bracketed(be, dtype, without_eigensolver):
         found = gn.matrix_norm_bracket(be.asarray(a), vectors=True)
         lower, upper = (be.to_numpy(v) for v in (found.lower, found.upper))
         assert oracles.check_stack(a[None], lower, upper).clean
-        assert found.converged
+        if be.has_float64:  # else rounding alone may leave a wider gap
+            assert found.converged
         left, right = (be.to_numpy(v) for v in (found.left, found.right))
         assert abs(np.vdot(left, a @ right)) >= lower * (1 - 2e-4)
 
