@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 
 import gramnorm as gn
-from gramnorm import _assemble, _norms
+from gramnorm import _assemble, _norms, _sums, _xp
 
 
 def exact(a):
@@ -173,7 +173,6 @@ def test_a_spent_budget_leaves_a_valid_bracket(monkeypatch):
 def test_jax_is_asked_for_full_precision_in_every_product():
     """On GPUs its default rounds the factors of a product, and of an inner product, to 11 bits."""
     jax = pytest.importorskip("jax")
-    from gramnorm import _sums, _xp
 
     def products(a):
         squares = _sums.inner_product(a, a, xp=jax.numpy)

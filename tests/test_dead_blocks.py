@@ -385,6 +385,24 @@ def test_operators_of_any_size(scale):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("power", range(-163, -153))
+def test_sums_of_moduli_with_a_group_whose_products_are_subnormal(power):
+    kernel = np.ones((2, 1, 3))
+    kernel[1] *= 10.0**power
+    for steps in (1, 2, 4):
+        value = gn.classical.norm2toep_upper_bound(kernel, groups=2, steps=steps)
+        assert 3 <= value <= 3 * (1 + 1e-12)
+
+
+def test_sums_of_moduli_with_such_a_group_in_every_library(be):
+    kernel = np.ones((2, 1, 3))
+    for power in range(-170, -153) if be.has_float64 else range(-24, -17):
+        kernel[1] = 10.0**power
+        value = gn.classical.norm2toep_upper_bound(be.asarray(kernel), groups=2, steps=3)
+        assert 3 <= be.to_numpy(value) <= 3 * (1 + (1e-12 if be.has_float64 else 1e-4))
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("scale", [1e-323, 1e-318, 1e-309, 1e-300, 1e300])
 def test_complex_operators_of_any_size(scale):
     """A complex quotient by a subnormal number would overflow."""
