@@ -3,9 +3,10 @@
 The sum over the entries of m x n matrices A and B is taken in two stages, rows and then their sums.  Whatever the
 order within a stage (docs/theory.md, Lemma 18)
 
-    |fl(Re <A, B>) - Re <A, B>| <= gamma_n' <|A|, |B|> + 2 m n tiny,   n' = 2 (m + n) + 8,
+    |fl(Re <A, B>) - Re <A, B>| <= gamma_n' <|A|, |B|> + 4 m n tiny,   n' = 2 (m + n) + 8,
 
-since an entry of complex matrices adds two products, each of which may underflow.
+since an entry of complex matrices adds two products, each of which may underflow, and where subnormal numbers are
+flushed so may sums of opposite signs.  Squares have none: for A = B half of the last term is enough.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ONE_SUM = 2**14
 
 def inner_product(a: Array, b: Array, *, xp: Namespace) -> Array:
     """Return Re <a, b> of each pair of matrices, summed in two stages: rows, then their sums."""
-    rows = _xp.real_part(xp.vecdot(a, b, axis=-1), xp=xp)
+    rows = _xp.real_part(_xp.vecdot(a, b, xp=xp), xp=xp)
     return xp.sum(rows, axis=-1)
 
 

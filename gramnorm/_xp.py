@@ -327,6 +327,13 @@ def matmul(a: Array, b: Array, *, xp: Namespace) -> Array:
     return xp.matmul(a, b)
 
 
+def vecdot(a: Array, b: Array, *, xp: Namespace) -> Array:
+    """Return the inner products along the last axis in the full precision of the arrays' type."""
+    if compat.is_jax_namespace(xp):
+        return xp.vecdot(a, b, axis=-1, precision="highest")
+    return xp.vecdot(a, b, axis=-1)
+
+
 def gram_matrix(a: Array, *, xp: Namespace) -> Array:
     """Return A^H A for each matrix of a stack, or of one sparse matrix as a dense one."""
     if isinstance(a, np.ndarray):  # the same, without three layers of calls
@@ -340,7 +347,7 @@ def square_sum(a: Array, *, xp: Namespace) -> float:
     if isinstance(a, np.ndarray):
         return float(np.vdot(a, a).real)
     flat = xp.reshape(a, (-1,))
-    return float(host_array(xp.vecdot(flat, flat)).real)
+    return float(host_array(vecdot(flat, flat, xp=xp)).real)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -90,29 +90,44 @@ def operator_norm_lower_bound(
         return 0.0
 
     start = np.random.default_rng(0).standard_normal(A.shape[1])
-    size = float(
-        np.max(np.abs(_finite(A.matvec(start))))
-    )  # so that squares neither over- nor underflow
-    if size == 0.0:
+    first = _finite(A.matvec(start))
+    if not np.any(first):
         return 0.0
+    size = _exponent(first)
 
     def normal(v: _lanczos.Vector) -> _lanczos.Vector:
-        return _finite(A.rmatvec(_finite(A.matvec(v)) / size)) / size
+        # scaled, so that squares neither over- nor underflow
+        image = _times_power_of_two(_finite(A.matvec(v)), -size)
+        return _times_power_of_two(_finite(A.rmatvec(image)), -size)
 
     # the image of the start also tells whether the operator is complex
     begin = normal(start)
-    peak = float(np.max(np.abs(begin)))  # zero if the products underflow, or are no adjoints
-    x = _lanczos.top_vector(normal, begin / peak if peak else start, rtol=gap / 4, steps=steps)
+    if not np.any(begin):  # the products underflow, or are no adjoints
+        begin = start.astype(begin.dtype)
+    begin = _times_power_of_two(begin, -_exponent(begin))
+    x = _lanczos.top_vector(normal, begin, rtol=gap / 4, steps=steps)
     y = _finite(A.matvec(x))
-    size = float(np.max(np.abs(y))) or 1.0
-    (_, most), (least, _) = _sums.host_norm(x), _sums.host_norm(y / size)
-    return _times_rounded_down(down(least / most), size)
-
-
-def _times_rounded_down(quotient: float, size: float) -> float:
-    """Return a product whose factor has room for its rounding, unless the result is subnormal or overflows."""
-    value = min(quotient * size, sys.float_info.max)
+    last = _exponent(y)
+    (_, most), (least, _) = _sums.host_norm(x), _sums.host_norm(_times_power_of_two(y, -last))
+    value = min(_times_power_of_two(down(least / most), last), sys.float_info.max)
     return value if value >= 2.0**-1020 else math.nextafter(value, 0.0)
+
+
+_Numbers = TypeVar("_Numbers", float, _lanczos.Vector)
+
+
+def _times_power_of_two(x: _Numbers, exponent: int) -> _Numbers:
+    """Return x 2^exponent, exactly where that is normal, in two steps: a single factor may leave the range.
+
+    Quotients would not do: by a subnormal number those of complex numbers overflow.
+    """
+    half = exponent // 2
+    return x * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
+
+
+def _exponent(v: _lanczos.Vector) -> int:
+    """Return e such that the largest component lies in [1/2, 1) times 2^e; 0 for a vector of zeros."""
+    return math.frexp(max(float(np.max(np.abs(part))) for part in (v.real, v.imag)))[1]
 
 
 def _finite(v: npt.NDArray[Any]) -> _lanczos.Vector:

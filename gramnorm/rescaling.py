@@ -225,7 +225,9 @@ def row_scales(x: Array, box: tuple[int, ...], *, steps: int, xp: Namespace) -> 
         lags = _gram_lags(x, box, xp=xp)
         if step < steps:
             largest = xp.max(_row_sums(_xp.without_gradient(lags), xp=xp), axis=-1, keepdims=True)
-            scale = 1 / xp.where(largest > 0, largest, xp.ones_like(largest))
+            # the inverse of a subnormal number, of a group that is next to nothing beside others, overflows
+            least = xp.full_like(largest, prec.tiny)
+            scale = 1 / xp.where(largest > least, largest, least)
             levels.append((scale, scale * error))
             x = _two_sided(lags * xp.astype(scale[..., None], lags.dtype), xp=xp)
             box = tuple(2 * k - 1 for k in box)

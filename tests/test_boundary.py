@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 
 import gramnorm as gn
-from gramnorm import _assemble, _norms
+from gramnorm import _assemble, _norms, _sums, _xp
 
 
 def exact(a):
@@ -168,3 +168,16 @@ def test_a_spent_budget_leaves_a_valid_bracket(monkeypatch):
     assert short.lower <= reference.upper
     assert reference.lower <= short.upper
     assert not short.converged
+
+
+def test_jax_is_asked_for_full_precision_in_every_product():
+    """On GPUs its default rounds the factors of a product, and of an inner product, to 11 bits."""
+    jax = pytest.importorskip("jax")
+
+    def products(a):
+        squares = _sums.inner_product(a, a, xp=jax.numpy)
+        return squares, _xp.gram_matrix(a, xp=jax.numpy), _xp.vecdot(a, a, xp=jax.numpy)
+
+    found = str(jax.make_jaxpr(products)(np.ones((2, 3, 3), np.float32)))
+    assert found.count("dot_general") == 3
+    assert found.count("HIGHEST") == 2 * 3  # one for each factor

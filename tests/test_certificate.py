@@ -17,7 +17,7 @@ import pytest
 import scipy.linalg
 
 import gramnorm as gn
-from gramnorm import _cholesky, _residual, _rounding, _single, _xp
+from gramnorm import _cholesky, _residual, _rounding, _single, _sums, _xp
 from tests import oracles
 from tests.families import FAMILIES, from_spectrum
 
@@ -759,3 +759,28 @@ def test_the_matrix_is_left_as_it_was():
         before = a.copy()
         gn.matrix_norm_bracket(a, vectors=True)
         assert np.array_equal(a, before)
+
+
+def quotient_of_image(seed):
+    """Return the bound for a rounded image of a vector, and the quotient in extended precision."""
+    rng = np.random.default_rng(seed)
+    kernel, x = rng.uniform(size=(4, 3, 5)), rng.uniform(size=(3, 12))
+    kernel, x = kernel.astype(np.float32), x.astype(np.float32)
+    read = np.lib.stride_tricks.sliding_window_view(x, 5, axis=1)
+    parts = (kernel[:, :, None, :] * read).transpose(0, 2, 1, 3).reshape(4, 8, 15)
+    y = np.cumsum(parts, axis=-1, dtype=np.float32)[:, :, -1]
+    exact = np.einsum("pqk,qnk->pn", *(v.astype(np.longdouble) for v in (kernel, read)))
+    size = np.sqrt(np.sum(exact**2) / np.sum(x.astype(np.longdouble) ** 2))
+    return _sums.image_quotient(kernel, x, y, copies=1, xp=_xp.numpy_namespace()), size
+
+
+def test_the_quotient_of_a_rounded_image_is_not_above_that_of_the_image():
+    for seed in range(50):
+        bound, exact = quotient_of_image(seed)
+        assert (1 - 1e-4) * exact < bound <= exact
+
+
+def test_without_its_rounding_that_quotient_is_above(monkeypatch):
+    monkeypatch.setattr(_sums, "precision_of", no_rounding)
+    found = [quotient_of_image(seed) for seed in range(50)]
+    assert sum(bound > exact for bound, exact in found) > 5

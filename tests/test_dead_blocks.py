@@ -384,6 +384,43 @@ def test_operators_of_any_size(scale):
     assert 0.99 * norm - 3e-3 < value / scale <= norm * (1 + 1e-13) + (scale < 1e-310) * 3e-3
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("power", range(-163, -153))
+def test_sums_of_moduli_with_a_group_whose_products_are_subnormal(power):
+    kernel = np.ones((2, 1, 3))
+    kernel[1] *= 10.0**power
+    for steps in (1, 2, 4):
+        value = gn.classical.norm2toep_upper_bound(kernel, groups=2, steps=steps)
+        assert 3 <= value <= 3 * (1 + 1e-12)
+
+
+def test_sums_of_moduli_with_such_a_group_in_every_library(be):
+    kernel = np.ones((2, 1, 3))
+    for power in range(-170, -153) if be.has_float64 else range(-24, -17):
+        kernel[1] = 10.0**power
+        value = gn.classical.norm2toep_upper_bound(be.asarray(kernel), groups=2, steps=3)
+        assert 3 <= be.to_numpy(value) <= 3 * (1 + (1e-12 if be.has_float64 else 1e-4))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-323, 1e-318, 1e-309, 1e-300, 1e300])
+def test_complex_operators_of_any_size(scale):
+    """A complex quotient by a subnormal number would overflow."""
+    a = (rng().standard_normal((6, 5)) + 1j * rng(1).standard_normal((6, 5))) * scale
+    value = gn.operator_norm_lower_bound(Given(a))
+    norm = np.linalg.norm(a / scale if scale > 1e-300 else a * 2.0**1000, 2)
+    norm = norm * scale if scale > 1e-300 else norm * 2.0**-1000
+    rounded = 2 * math.sqrt(60) * 5e-324  # what the products with subnormal entries may lose
+    assert 0.99 * norm - rounded <= value <= norm * (1 + 1e-13) + rounded
+
+
+@pytest.mark.filterwarnings("error")
+def test_complex_images_next_to_nothing_of_vectors_that_are_no_good():
+    a = np.diag([1.0 + 0j, 1e-309])
+    for wrong in ([[0, 0], [1.0, 0]], [[0, 0j], [0, 0]]):
+        assert 0 < gn.operator_norm_lower_bound(Given(a, adjoint=np.asarray(wrong))) <= 1
+
+
 def test_a_start_that_the_operator_hardly_sees():
     """The start is fixed; an operator made to cancel on it is huge elsewhere."""
     start = rng().standard_normal(4)
