@@ -831,6 +831,22 @@ class TestOddities:
         found = read(model_of([idle, node("Conv", "x w")], w=some(4, 3, 3, 3)))
         assert [layer.name for layer in found.layers] == ["w"]
 
+    def test_names_of_sizes_that_look_like_numbers_are_names(self, read: Any) -> None:
+        stored = np.zeros(12, "f4")
+        stored[::4] = 1  # of norm root 3 as 3 x 4, root 2 as 2 x 6
+        nodes = [node("Shape", "x", "s"), node("Reshape", "v s", "w"), node("MatMul", "z w")]
+        model = model_of(nodes, inputs={"x": ("2", "6"), "z": (1, 3)}, v=stored)
+        assert steepest(model, [(3, 4), (1, 3)]) > 1.7
+        assert constant(read, model).upper is None
+        nodes = [node("Shape", "x", "s"), node("Squeeze", "v s", "w"), node("MatMul", "z w")]
+        model = model_of(nodes, inputs={"x": ("0",), "z": (1, 3)}, v=some(1, 3, 1))
+        assert "computed" in str(constant(read, model).reason)
+
+    def test_pads_with_names_of_sizes_lead_to_unknown_sizes(self, read: Any) -> None:
+        nodes = [node("Shape", "x", "s"), node("Pad", "z s", "t"), node("ReduceSum", "t")]
+        model = model_of(nodes, inputs={"x": ("a", "b"), "z": (3,)})
+        assert "unknown number" in str(constant(read, model).reason)
+
     def test_unknown_sizes_written_as_zero_are_unknown(self, read: Any) -> None:
         nodes = [node("ReduceSum", "x axes")]
         axes = np.asarray([1], dtype=np.int64)

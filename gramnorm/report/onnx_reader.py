@@ -20,7 +20,15 @@ from gramnorm.report import contents as limits
 from gramnorm.report.contents import Contents, Layer, ReadError, damage_is
 from gramnorm.report.network import Network, Step
 from gramnorm.report.onnx_moves import permutation, reshaped
-from gramnorm.report.onnx_nodes import Effect, Fixed, Node, NotUnderstoodError, Varying
+from gramnorm.report.onnx_nodes import (
+    Effect,
+    Fixed,
+    Node,
+    NotUnderstoodError,
+    Varying,
+    are_numbers,
+    entries,
+)
 from gramnorm.report.onnx_rules import RULES, apply_rule, without_rule
 
 __all__ = ["read_onnx"]
@@ -441,7 +449,8 @@ class _Walk:
             return np.transpose(value, permutation(node, value.ndim))
         if node.op == "Reshape":
             shape = reshaped(node, value.shape)
-            return None if shape is None else value.reshape([int(n or 0) for n in shape])
+            known = shape is not None and are_numbers(shape)  # a name may look like a number
+            return value.reshape(shape) if known else None
         if node.op == "Cast":
             kind = self._type_name(node.attributes.get("to"))
             if value.dtype.kind == "O":  # numbers and names of dimensions
@@ -457,11 +466,10 @@ class _Walk:
             axes = node.attributes.get("axes", rest[0] if rest else None)
             if axes is None:
                 return np.squeeze(value) if node.op == "Squeeze" else None
-            if len(axes) == 0:  # none or all, as runtimes differ
+            places = tuple(axes if isinstance(axes, list) else entries(axes))
+            if not places or not are_numbers(places):  # none or all, as runtimes differ; names
                 return None
-            return (np.squeeze if node.op == "Squeeze" else np.expand_dims)(
-                value, tuple(int(a) for a in axes)
-            )
+            return (np.squeeze if node.op == "Squeeze" else np.expand_dims)(value, places)
         if node.op == "Gather" and rest[0] is not None:
             taken = np.take(value, rest[0], axis=node.attributes.get("axis", 0))
             return np.asarray(taken, dtype=value.dtype)  # one name of a dimension is no array yet
