@@ -1,5 +1,7 @@
 """Graphs of ONNX: what is read and refused, and constants that no pair of inputs exceeds."""
 
+import csv
+import io
 import itertools
 import json
 import math
@@ -671,6 +673,33 @@ class TestReport:
         assert "Lipschitz constant of the network" in capsys.readouterr().out
         assert cli.main(["report", str(path), "--padding-mode", "circular"]) == 0
         assert "no constant of the network: the layers are" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("op", ["Add", "Exp"])
+    def test_the_rows_of_a_graph_are_not_multiplied(
+        self, read: Any, tmp_path: Path, capsys: Any, op: str
+    ) -> None:
+        """Their product is 1 here, the constant 3, or unknown: neither is a chain of 1-Lipschitz functions."""
+        join = node("Add", "x u", "t") if op == "Add" else node(op, "u", "t")
+        nodes = [node("MatMul", "x w", "u"), join, node("Add", "u t")]
+        read(model_of(nodes, shape=(1, 3), w=np.eye(3, dtype="f4")))
+        path = str(tmp_path / "model.onnx")
+        assert cli.main(["report", "--json", path]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["product_upper"] is None
+        assert ["joined" in entry["reason"] for entry in found["no_product"]] == [True]
+        known = found["network"]["upper"]
+        assert known is None if op == "Exp" else 3 <= known <= 3.00001
+        assert cli.main(["report", "--csv", path]) == 0
+        *_, product, last = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        assert (product["upper"], "joined" in product["error"]) == ("", True)
+        assert last["kind"] == "constant of the network"
+        assert (last["upper"] == "") == (known is None) == ("Exp" in last["error"])
+        for form in ([], ["--markdown"]):
+            pytest.importorskip("rich")
+            assert cli.main(["report", *form, path]) == 0
+            out = capsys.readouterr().out
+            assert "product" not in out
+            assert "constant of the network" in out
 
 
 class TestHostileFiles:

@@ -189,7 +189,7 @@ class _Walk:
         return Contents(layers, self._skipped(), refused, self._notes(), network=network)
 
     def _notes(self) -> list[str]:
-        """Return what a reader of the numbers should know: open inputs, and what the product of the rows leaves out."""
+        """Return what a reader of the numbers should know: open inputs, and what the rows leave out."""
         notes = []
         if given := [v.name for v in self.graph.input if v.name in self.readers]:
             notes.append(
@@ -198,11 +198,11 @@ class _Walk:
             )
         several = [name for name, factors in self.uses.items() if len(factors) > 1]
         if several:
-            notes.append(f"used more than once, and once in the product: {_listed(several)}")
+            notes.append(f"used more than once, with one row for all uses: {_listed(several)}")
         scaled = [name for name, factors in self.uses.items() if set(factors) != {1.0}]
         if scaled:
             notes.append(
-                f"multiplied by a number (alpha), which the product leaves out: {_listed(scaled)}"
+                f"multiplied by a number (alpha), which the row leaves out: {_listed(scaled)}"
             )
         return notes
 
@@ -258,7 +258,7 @@ class _Walk:
             results: Sequence[Fixed | Varying] = self._results(node, outputs, label)
         except NotUnderstoodError as error:
             reason = f"{label} is not understood: {error}"
-            for name in self._weights(proto, inputs, label):
+            for name in sorted(self._weights(proto, inputs, label)):
                 self.refused.setdefault(name, reason)
             results = [Varying(name, None, self._first_stop(inputs) or reason) for name in outputs]
         for result in results:
