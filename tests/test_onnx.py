@@ -860,6 +860,26 @@ class TestOddities:
         found = read(model_of([idle, node("Conv", "x w")], w=some(4, 3, 3, 3)))
         assert [layer.name for layer in found.layers] == ["w"]
 
+    @pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER"])
+    @pytest.mark.parametrize("stride", [1, 2, 3])
+    def test_bounds_at_another_size_are_those_of_its_automatic_padding(
+        self, read: Any, auto: str, stride: int
+    ) -> None:
+        kernel = np.asarray([[[0, 0, 1]]], "f4")
+        windows = node("Conv", "x w", auto_pad=auto, strides=[stride])
+        (layer,) = read(model_of([windows], shape=(1, 1, 7), w=kernel)).layers
+        bounded = [bound_layer(layer, input_shape=(n,)) for n in range(1, 9)]
+        for n, row in enumerate(bounded, 1):
+            truth = steepest(model_of([windows], shape=(1, 1, n), w=kernel), [(1, 1, n)])
+            known = row.lower <= truth + 1e-6 and truth <= row.upper + 1e-6
+            assert known if row.error is None else "auto_pad" in row.error
+        assert [row.error is None for row in bounded] == [
+            stride == 1 or n == 7 for n in range(1, 9)
+        ]
+        assert bound_layer(layer).error is None
+        assert bound_layer(layer, input_shape="file").error is None
+        assert bound_layer(layer, input_shape=(5,), padding_mode="circular").error is None
+
     def test_names_of_sizes_that_look_like_numbers_are_names(self, read: Any) -> None:
         stored = np.zeros(12, "f4")
         stored[::4] = 1  # of norm root 3 as 3 x 4, root 2 as 2 x 6
