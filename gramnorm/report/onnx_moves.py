@@ -124,7 +124,7 @@ def unsqueezed(node: Node, shape: Shape) -> Shape:
     if axes is None or shape is None:
         return None
     rank = len(shape) + len(axes)
-    new = different_axes([axis_from_front(a, rank) for a in axes])
+    new = set(different_axes([axis_from_front(a, rank) for a in axes]))
     rest = iter(shape)
     return tuple(1 if i in new else next(rest, None) for i in range(rank))
 

@@ -35,6 +35,7 @@ __all__ = ["read_onnx"]
 
 _MOST_BYTES = 2**31  # what a protocol buffer may hold
 _MOST_PARTS = 10**5  # nodes, arrays, inputs and outputs: a byte or two each in a hostile file
+_MOST_AXES = 64  # of a shape that is known: work may grow with their square
 _MOST_USES = 50  # of one weight, each with another geometry or arrangement
 _FIRST_VERSION = 7  # of the operators: before it, constants were broadcast by other rules
 _FEW = 64  # entries of a shape that is put together in the graph
@@ -226,7 +227,8 @@ class _Walk:
             return Varying(
                 value.name, None, f"the input {value.name!r} is no tensor of floating type"
             )
-        if not value.type.tensor_type.HasField("shape"):
+        stated = value.type.tensor_type
+        if not stated.HasField("shape") or len(stated.shape.dim) > _MOST_AXES:
             return Varying(value.name)
         dims = []
         for dim in value.type.tensor_type.shape.dim:
@@ -353,7 +355,9 @@ class _Walk:
                 results.append(Varying(name, None, stop or reason))
                 continue
             gate = (first.name, effect.gate) if first is not None and effect.gate else None
-            results.append(Varying(name, effect.shapes[i], stop, gate))
+            shape = effect.shapes[i]
+            known = shape is not None and len(shape) <= _MOST_AXES
+            results.append(Varying(name, shape if known else None, stop, gate))
             if stop is None and name:
                 self.steps.append(
                     Step(name, self._terms(node, effect), stacked=effect.stacked, layer=layer)
