@@ -631,8 +631,8 @@ def random_graph(rng: np.random.Generator) -> tuple[Any, dict[str, tuple[int, ..
     outputs = list(dict.fromkeys(names[-1:] + [b.pick(*names)] * b.maybe(0.3)))
     declared: dict[str, Any] = {}
     for name, s in inputs.items():
-        # one name for one size, in all inputs
-        dims = [f"n{n}" if b.maybe(0.2) else None if b.maybe(0.04) else n for n in s]
+        # one name for one size, in all inputs, that is read as a number by mistake only
+        dims = [f"{n + 1}" if b.maybe(0.2) else None if b.maybe(0.04) else n for n in s]
         declared[name] = None if b.maybe(0.03) else dims
     return b.model(outputs, declared), inputs, b
 
@@ -665,7 +665,7 @@ def wrong_beliefs(
     found = runner(everything)(
         {name: rng.standard_normal(s).astype(np.float32) for name, s in inputs.items()}
     )
-    names = {f"n{n}": n for s in inputs.values() for n in s}
+    names = {f"{n + 1}": n for s in inputs.values() for n in s}
     for name, value in zip(made, found, strict=True):
         tensor = walk.tensors[name]
         if isinstance(tensor, Varying) and tensor.shape is not None and tensor.stopped is None:

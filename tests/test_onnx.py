@@ -1,9 +1,12 @@
 """Graphs of ONNX: what is read and refused, and constants that no pair of inputs exceeds."""
 
+import csv
+import io
 import itertools
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -672,6 +675,33 @@ class TestReport:
         assert cli.main(["report", str(path), "--padding-mode", "circular"]) == 0
         assert "no constant of the network: the layers are" in capsys.readouterr().out
 
+    @pytest.mark.parametrize("op", ["Add", "Exp"])
+    def test_the_rows_of_a_graph_are_not_multiplied(
+        self, read: Any, tmp_path: Path, capsys: Any, op: str
+    ) -> None:
+        """Their product is 1 here, the constant 3, or unknown: neither is a chain of 1-Lipschitz functions."""
+        join = node("Add", "x u", "t") if op == "Add" else node(op, "u", "t")
+        nodes = [node("MatMul", "x w", "u"), join, node("Add", "u t")]
+        read(model_of(nodes, shape=(1, 3), w=np.eye(3, dtype="f4")))
+        path = str(tmp_path / "model.onnx")
+        assert cli.main(["report", "--json", path]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["product_upper"] is None
+        assert ["joined" in entry["reason"] for entry in found["no_product"]] == [True]
+        known = found["network"]["upper"]
+        assert known is None if op == "Exp" else 3 <= known <= 3.00001
+        assert cli.main(["report", "--csv", path]) == 0
+        *_, product, last = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        assert (product["upper"], "joined" in product["error"]) == ("", True)
+        assert last["kind"] == "constant of the network"
+        assert (last["upper"] == "") == (known is None) == ("Exp" in last["error"])
+        for form in ([], ["--markdown"]):
+            pytest.importorskip("rich")
+            assert cli.main(["report", *form, path]) == 0
+            out = capsys.readouterr().out
+            assert "product" not in out
+            assert "constant of the network" in out
+
 
 class TestHostileFiles:
     @pytest.fixture
@@ -831,6 +861,42 @@ class TestOddities:
         found = read(model_of([idle, node("Conv", "x w")], w=some(4, 3, 3, 3)))
         assert [layer.name for layer in found.layers] == ["w"]
 
+    @pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER"])
+    @pytest.mark.parametrize("stride", [1, 2, 3])
+    def test_bounds_at_another_size_are_those_of_its_automatic_padding(
+        self, read: Any, auto: str, stride: int
+    ) -> None:
+        kernel = np.asarray([[[0, 0, 1]]], "f4")
+        windows = node("Conv", "x w", auto_pad=auto, strides=[stride])
+        (layer,) = read(model_of([windows], shape=(1, 1, 7), w=kernel)).layers
+        bounded = [bound_layer(layer, input_shape=(n,)) for n in range(1, 9)]
+        for n, row in enumerate(bounded, 1):
+            truth = steepest(model_of([windows], shape=(1, 1, n), w=kernel), [(1, 1, n)])
+            known = row.lower <= truth + 1e-6 and truth <= row.upper + 1e-6
+            assert known if row.error is None else "auto_pad" in row.error
+        assert [row.error is None for row in bounded] == [
+            stride == 1 or n == 7 for n in range(1, 9)
+        ]
+        assert bound_layer(layer).error is None
+        assert bound_layer(layer, input_shape="file").error is None
+        assert bound_layer(layer, input_shape=(5,), padding_mode="circular").error is None
+
+    def test_names_of_sizes_that_look_like_numbers_are_names(self, read: Any) -> None:
+        stored = np.zeros(12, "f4")
+        stored[::4] = 1  # of norm root 3 as 3 x 4, root 2 as 2 x 6
+        nodes = [node("Shape", "x", "s"), node("Reshape", "v s", "w"), node("MatMul", "z w")]
+        model = model_of(nodes, inputs={"x": ("2", "6"), "z": (1, 3)}, v=stored)
+        assert steepest(model, [(3, 4), (1, 3)]) > 1.7
+        assert constant(read, model).upper is None
+        nodes = [node("Shape", "x", "s"), node("Squeeze", "v s", "w"), node("MatMul", "z w")]
+        model = model_of(nodes, inputs={"x": ("0",), "z": (1, 3)}, v=some(1, 3, 1))
+        assert "computed" in str(constant(read, model).reason)
+
+    def test_pads_with_names_of_sizes_lead_to_unknown_sizes(self, read: Any) -> None:
+        nodes = [node("Shape", "x", "s"), node("Pad", "z s", "t"), node("ReduceSum", "t")]
+        model = model_of(nodes, inputs={"x": ("a", "b"), "z": (3,)})
+        assert "unknown number" in str(constant(read, model).reason)
+
     def test_unknown_sizes_written_as_zero_are_unknown(self, read: Any) -> None:
         nodes = [node("ReduceSum", "x axes")]
         axes = np.asarray([1], dtype=np.int64)
@@ -856,6 +922,19 @@ class TestOddities:
         arguments = ["report", str(tmp_path / "model.onnx"), "--layers", str(sidecar)]
         assert cli.main(arguments) == 2
         assert "not for a graph" in capsys.readouterr().err
+
+    def test_work_does_not_grow_with_the_square_of_the_axes(self, read: Any) -> None:
+        many = 50_000
+        axes = list(range(0, many, 2))
+        odd = [
+            (node("Squeeze", "x", axes=axes), (1,) * many),
+            (node("ReduceMean", "x", axes=axes), (1,) * many),
+            (node("Unsqueeze", "x", axes=list(range(many))), (1,)),
+        ]
+        for made, shape in odd:
+            began = time.perf_counter()
+            assert constant(read, model_of([made], shape=shape, version=11)).upper == 1
+            assert time.perf_counter() - began < 5
 
     def test_copies_of_constants_are_limited(self, read: Any, monkeypatch: Any) -> None:
         monkeypatch.setattr(contents, "MAX_BYTES", 8 * 1000)

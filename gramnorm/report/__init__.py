@@ -165,6 +165,7 @@ def _keywords(
     if layer.assumed and input_shape != "file":
         return keywords  # no operator of a certain size without stride and padding
     stated_shape = keywords.pop("input_shape", None)
+    padding_of_size = keywords.pop("padding_of_size", False)
     if padding_mode is not None:
         keywords["padding_mode"] = padding_mode
         if padding_mode == "circular":  # the same-size operator: there is no padding to it
@@ -180,7 +181,11 @@ def _keywords(
             raise ValueError(msg)
         return keywords | {"input_shape": stated_shape}
     axes = layer.weight.ndim - 2
-    return keywords | {"input_shape": input_shape * axes if len(input_shape) == 1 else input_shape}
+    shape = input_shape * axes if len(input_shape) == 1 else input_shape
+    if padding_of_size and shape != stated_shape and "padding" in keywords:
+        msg = f"its padding (auto_pad) is known for the size {stated_shape} only: --input-shape file, or none"
+        raise ValueError(msg)
+    return keywords | {"input_shape": shape}
 
 
 def _kind(layer: Layer) -> str:

@@ -90,7 +90,7 @@ def constant_of(
     uppers = {row.name: row.upper for row in rows if row.error is None}
     used = [step.layer for step in network.steps if step.layer is not None]
     if absent := [name for name in used if name not in uppers]:
-        return Constant(reason=f"the layer {absent[0]!r} has no bound")
+        return Constant(reason=f"the layer {absent[0]!r} has no bound, or is left out")
     return Constant(_walk(network, uppers))
 
 

@@ -124,7 +124,7 @@ def unsqueezed(node: Node, shape: Shape) -> Shape:
     if axes is None or shape is None:
         return None
     rank = len(shape) + len(axes)
-    new = different_axes([axis_from_front(a, rank) for a in axes])
+    new = set(different_axes([axis_from_front(a, rank) for a in axes]))
     rest = iter(shape)
     return tuple(1 if i in new else next(rest, None) for i in range(rank))
 
@@ -139,7 +139,8 @@ def padded(node: Node, shape: Shape) -> Shape:
         return None
     ends = zip(shape, pads[: len(shape)], pads[len(shape) :], strict=True)
     padded = tuple(
-        n if lo == hi == 0 else n + lo + hi if isinstance(n, int) else None for n, lo, hi in ends
+        n if lo == hi == 0 else n + lo + hi if are_numbers((n, lo, hi)) else None
+        for n, lo, hi in ends
     )
     if any(isinstance(n, int) and n < 0 for n in padded):
         msg = f"pads {pads!r} cut more off than {shape_text(shape)} has"

@@ -20,13 +20,22 @@ from gramnorm.report import contents as limits
 from gramnorm.report.contents import Contents, Layer, ReadError, damage_is
 from gramnorm.report.network import Network, Step
 from gramnorm.report.onnx_moves import permutation, reshaped
-from gramnorm.report.onnx_nodes import Effect, Fixed, Node, NotUnderstoodError, Varying
+from gramnorm.report.onnx_nodes import (
+    Effect,
+    Fixed,
+    Node,
+    NotUnderstoodError,
+    Varying,
+    are_numbers,
+    entries,
+)
 from gramnorm.report.onnx_rules import RULES, apply_rule, without_rule
 
 __all__ = ["read_onnx"]
 
 _MOST_BYTES = 2**31  # what a protocol buffer may hold
 _MOST_PARTS = 10**5  # nodes, arrays, inputs and outputs: a byte or two each in a hostile file
+_MOST_AXES = 64  # of a shape that is known: work may grow with their square
 _MOST_USES = 50  # of one weight, each with another geometry or arrangement
 _FIRST_VERSION = 7  # of the operators: before it, constants were broadcast by other rules
 _FEW = 64  # entries of a shape that is put together in the graph
@@ -181,7 +190,7 @@ class _Walk:
         return Contents(layers, self._skipped(), refused, self._notes(), network=network)
 
     def _notes(self) -> list[str]:
-        """Return what a reader of the numbers should know: open inputs, and what the product of the rows leaves out."""
+        """Return what a reader of the numbers should know: open inputs, and what the rows leave out."""
         notes = []
         if given := [v.name for v in self.graph.input if v.name in self.readers]:
             notes.append(
@@ -190,11 +199,11 @@ class _Walk:
             )
         several = [name for name, factors in self.uses.items() if len(factors) > 1]
         if several:
-            notes.append(f"used more than once, and once in the product: {_listed(several)}")
+            notes.append(f"used more than once, with one row for all uses: {_listed(several)}")
         scaled = [name for name, factors in self.uses.items() if set(factors) != {1.0}]
         if scaled:
             notes.append(
-                f"multiplied by a number (alpha), which the product leaves out: {_listed(scaled)}"
+                f"multiplied by a number (alpha), which the row leaves out: {_listed(scaled)}"
             )
         return notes
 
@@ -218,7 +227,8 @@ class _Walk:
             return Varying(
                 value.name, None, f"the input {value.name!r} is no tensor of floating type"
             )
-        if not value.type.tensor_type.HasField("shape"):
+        stated = value.type.tensor_type
+        if not stated.HasField("shape") or len(stated.shape.dim) > _MOST_AXES:
             return Varying(value.name)
         dims = []
         for dim in value.type.tensor_type.shape.dim:
@@ -250,7 +260,7 @@ class _Walk:
             results: Sequence[Fixed | Varying] = self._results(node, outputs, label)
         except NotUnderstoodError as error:
             reason = f"{label} is not understood: {error}"
-            for name in self._weights(proto, inputs, label):
+            for name in sorted(self._weights(proto, inputs, label)):
                 self.refused.setdefault(name, reason)
             results = [Varying(name, None, self._first_stop(inputs) or reason) for name in outputs]
         for result in results:
@@ -345,7 +355,9 @@ class _Walk:
                 results.append(Varying(name, None, stop or reason))
                 continue
             gate = (first.name, effect.gate) if first is not None and effect.gate else None
-            results.append(Varying(name, effect.shapes[i], stop, gate))
+            shape = effect.shapes[i]
+            known = shape is not None and len(shape) <= _MOST_AXES
+            results.append(Varying(name, shape if known else None, stop, gate))
             if stop is None and name:
                 self.steps.append(
                     Step(name, self._terms(node, effect), stacked=effect.stacked, layer=layer)
@@ -441,7 +453,8 @@ class _Walk:
             return np.transpose(value, permutation(node, value.ndim))
         if node.op == "Reshape":
             shape = reshaped(node, value.shape)
-            return None if shape is None else value.reshape([int(n or 0) for n in shape])
+            known = shape is not None and are_numbers(shape)  # a name may look like a number
+            return value.reshape(shape) if known else None
         if node.op == "Cast":
             kind = self._type_name(node.attributes.get("to"))
             if value.dtype.kind == "O":  # numbers and names of dimensions
@@ -457,11 +470,10 @@ class _Walk:
             axes = node.attributes.get("axes", rest[0] if rest else None)
             if axes is None:
                 return np.squeeze(value) if node.op == "Squeeze" else None
-            if len(axes) == 0:  # none or all, as runtimes differ
+            places = tuple(axes if isinstance(axes, list) else entries(axes))
+            if not places or not are_numbers(places):  # none or all, as runtimes differ; names
                 return None
-            return (np.squeeze if node.op == "Squeeze" else np.expand_dims)(
-                value, tuple(int(a) for a in axes)
-            )
+            return (np.squeeze if node.op == "Squeeze" else np.expand_dims)(value, places)
         if node.op == "Gather" and rest[0] is not None:
             taken = np.take(value, rest[0], axis=node.attributes.get("axis", 0))
             return np.asarray(taken, dtype=value.dtype)  # one name of a dimension is no array yet

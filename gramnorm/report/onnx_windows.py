@@ -75,6 +75,8 @@ def conv(node: Node) -> Effect:
     shape = None
     if x.shape is not None:
         shape = (x.shape[0], outputs, *(found.output_shape or (None,) * axes))
+    if node.attributes.get("auto_pad", b"")[:4] == b"SAME" and max(strides) > 1:
+        geometry["padding_of_size"] = True  # at another size it is another
     return _layer(node, 1, kernel, geometry | stated, shape=shape)
 
 

@@ -15,7 +15,7 @@ _HEADINGS = ("layer", "kind", "shape", "lower", "upper", "gap", "seconds", "conv
 
 def write_csv(report: Report, stream: IO[str]) -> None:
     """
-    Write one line per layer, and last one of the kind "product".
+    Write one line per layer, one for their product, and one for the network if it is stated how they are joined.
 
     Parameters
     ----------
@@ -35,12 +35,18 @@ def write_csv(report: Report, stream: IO[str]) -> None:
         writer.writerow(
             [name, kind, *rest, "yes" if row.assumed else "no", printable(row.error or "")]
         )
-    why = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in report.against.items())
+    against = report.against.items()
+    why = "; ".join(f"{reason}{': ' * bool(names)}{', '.join(names)}" for reason, names in against)
     known = report.product_upper
     product = "" if known is None else decimal_text(known, up=True)
     kind = "product of the upper bounds"
     error = f"none, because of {why}" if known is None else ""
     writer.writerow(["", kind, "", "", product, "", "", "", "", printable(error)])
+    if report.network is not None:
+        upper = report.network.upper
+        constant = "" if upper is None else decimal_text(upper, up=True)
+        error = printable(str(report.network.reason or ""))
+        writer.writerow(["", "constant of the network", "", "", constant, "", "", "", "", error])
 
 
 def write_markdown(report: Report, stream: IO[str]) -> None:

@@ -77,7 +77,11 @@ def draw_bars(report: Report, path: str) -> None:
     columns = 1 if product is None else 2
     figure, (bars, *chain) = _figure(9.0, min(1.6 + 0.27 * len(rows), 600.0), columns=columns)
     _draw_brackets(bars, rows)
-    if product is None:
+    if report.network is not None:
+        known = report.network.upper
+        text = "unknown" if known is None else decimal_text(known, up=True)
+        what = f"constant of the network: {text}"
+    elif product is None:
         what = f"no product of the upper bounds, because of {_short('; '.join(report.against), 80)}"
     else:
         _draw_products(chain[0], rows)

@@ -29,6 +29,9 @@ __all__ = [
 _NO_LIMIT = 10**6  # columns of text
 _SHOWN = 8  # names in a sentence; JSON has all
 _NO_BOUND = "no bound"
+_JOINED = (
+    "the stated way in which the layers are joined, which only the constant of the network counts"
+)
 
 
 class MissingPackageError(ImportError):
@@ -56,14 +59,16 @@ class Report:
     @property
     def against(self) -> dict[str, list[str]]:
         """Why there is no product: reasons, and the names of the arrays that they are about."""
-        reasons = {_NO_BOUND: self.missing} if self.missing else {}
+        reasons = {_JOINED: list[str]()} if self.network is not None else {}
+        if self.missing:
+            reasons[_NO_BOUND] = self.missing
         for name, reason in self.obstacles.items():
             reasons.setdefault(reason, []).append(name)
         return reasons
 
     @property
     def product_upper(self) -> float | None:
-        """The product of the upper bounds, rounded up; None if it would be about a part of the layers."""
+        """The product of the upper bounds, rounded up; None if it would not be about the network."""
         return None if self.against else product_above(row.upper for row in self.rows)
 
 
@@ -175,14 +180,17 @@ def closing_lines(report: Report) -> list[str]:
 
 
 def _product_lines(report: Report) -> list[str]:
-    """Return the product, or why there is none."""
+    """Return the product, or why there is none; nothing where a constant of the network is the answer."""
+    if list(report.against) == [_JOINED]:
+        return []
     if report.product_upper is None:
-        reasons = [
-            f"- {printable(reason)}: {_some(names)}" for reason, names in report.against.items()
-        ]
+        against = report.against.items()
         return [
             "no product of the upper bounds, which would not be one about the network:",
-            *reasons,
+            *(
+                f"- {printable(reason)}{': ' * bool(names)}{_some(names)}"
+                for reason, names in against
+            ),
         ]
     return [
         f"product of the upper bounds, rounded up: {decimal_text(report.product_upper, up=True)}",
