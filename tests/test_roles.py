@@ -497,6 +497,7 @@ def test_layout_can_be_said(tmp_path: Path, layout: str) -> None:
         *(((6, 1, 5, 5), "oihw"), ((5, 5, 1, 6), "hwio"), ((1, 1, 64, 128), "hwio")),
         *(((64, 3, 3, 3), "oihw ohwi"), ((3, 3, 3, 64), "hwio ohwi"), ((64, 64, 1, 7), "oihw")),
         *(((8, 8, 8, 8), "oihw hwio ohwi"), ((512, 1, 10), "oihw ohwi"), ((64, 3, 11, 11), "oihw")),
+        *(((3, 3, 3, 16), "hwio ohwi"), ((1, 1, 1, 16), "hwio ohwi")),
         *(((16, 16, 3, 768), "hwio"), ((32, 16, 3, 3, 3), "oihw"), ((3, 3, 3, 16, 32), "hwio")),
     ],
 )
@@ -947,3 +948,133 @@ def test_contents_list_every_array_once() -> None:
     others = (set(found.skipped), set(found.failed), set(found.obstacles) - layers)
     assert layers.union(*others) == set(shapes)
     assert len(layers) + sum(map(len, others)) == len(shapes)
+
+
+# What looks like a part of a chain, and is none.
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [
+        ({"LayerNorm_0/bias": (3,)}, "shift"),  # of Flax, with use_scale=False
+        ({"GroupNorm_0/bias": (3,)}, "shift"),
+        ({"block.beta": (3,)}, "beta"),  # scales a branch
+        ({"prior.mean": (3,), "prior.var": (3,)}, "not understood"),  # of a distribution
+        ({"layers.0.step": ()}, "counter"),  # of a descent
+        ({"block.1.fc1.weight": (2, 8, 1, 1), "block.1.fc2.weight": (8, 2, 1, 1)}, "gate"),
+        ({"_blocks.0._se_reduce.weight": (2, 8, 1, 1)}, "gate"),
+        ({"mlp.gate.weight": (8, 4)}, "gate"),
+        ({"inception3a.branch1.conv.weight": (8, 4, 1, 1)}, "branch"),
+        ({"Mixed_5b.branch5x5_1.conv.weight": (8, 4, 1, 1)}, "branch"),
+        ({"features.denseblock1.denselayer1.conv1.weight": (8, 4, 1, 1)}, "branch"),
+        ({"features.3.expand1x1.weight": (8, 4, 1, 1)}, "branch"),
+        ({"AuxLogits.conv0.weight": (8, 4, 1, 1)}, "branch"),
+        ({"ResidualBlock_0/Conv_0/kernel": (3, 3, 4, 4)}, "shortcut"),
+        ({"conv2_block1_0_conv/kernel": (1, 1, 4, 16)}, "shortcut"),  # of Keras
+        ({"stages.0.blocks.0.downsample.conv.weight": (8, 4, 1, 1)}, "shortcut"),
+        ({"stages.0.rbr_dense.conv.weight": (8, 4, 3, 3)}, "shortcut"),
+        ({"SimpleCell_0/i/kernel": (4, 4)}, "recurrent"),
+        ({"i2h.weight": (4, 4)}, "recurrent"),
+        ({"q_linear.weight": (4, 4)}, "attention"),
+        ({"embed_user_mlp.weight": (9, 4)}, "embedding"),
+        ({"token_embedding_table.weight": (9, 4)}, "embedding"),
+        ({"target_net.fc.weight": (4, 4)}, "second network"),
+        ({"critic.fc.weight": (4, 4)}, "second network"),
+    ],
+)
+def test_what_is_no_part_of_a_chain_leaves_no_product(
+    tmp_path: Path, capsys: Any, shapes: Shapes, reason: str
+) -> None:
+    path = save_npz(tmp_path / "x", arrays_of({"fc9.weight": (4, 4)} | shapes))
+    code, report = run_json(capsys, path, "--rtol", "0.2")
+    assert (code, report["product_upper"]) == (0, None)
+    assert any(reason in entry["reason"] for entry in report["no_product"])
+
+
+def test_what_only_looks_like_it_is_one(tmp_path: Path, capsys: Any) -> None:
+    shapes: Shapes = {
+        "mlp.fc1.weight": (8, 2, 1, 1),  # a perceptron widens
+        "mlp.fc2.weight": (2, 8, 1, 1),
+        "bn.weight": (2,),
+        "bn.bias": (2,),
+        "bn.running_mean": (2,),
+        "bn.running_var": (2,),
+    }
+    path = save_npz(tmp_path / "x", {"step": np.array(5.0)} | arrays_of(shapes))
+    _, report = run_json(capsys, path, "--rtol", "0.2")
+    assert report["product_upper"] > 0
+    path = save_npz(tmp_path / "y", arrays_of({"critic.fc.weight": (4, 4)}))
+    assert run_json(capsys, path)[1]["product_upper"] > 0  # the only network
+
+
+def test_batch_norms_that_differ_by_case_alone_are_not_mixed_up(tmp_path: Path) -> None:
+    arrays = arrays_of(batch_norm("B", 3) | batch_norm("b", 3) | {"fc.weight": (3, 3)})
+    found = read_path(save_npz(tmp_path / "x", arrays))
+    assert [layer.name for layer in found.layers] == ["fc.weight"]
+    assert {"B.weight", "b.weight", "B.running_var", "b.running_var"} <= set(found.obstacles)
+
+
+def test_a_bilinear_layer_is_no_kernel(tmp_path: Path) -> None:
+    """Its shape may be one: (64, 64, 3) is a convolution of three taps elsewhere."""
+    torch = pytest.importorskip("torch", minversion="2.10")
+    model = torch.nn.ModuleDict({"bilinear": torch.nn.Bilinear(64, 3, 64)})
+    model["fc"] = torch.nn.Linear(64, 2)
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    found = read_path(tmp_path / "x.pt")
+    assert "of three axes" in found.failed["bilinear.weight"]
+    assert [layer.name for layer in found.layers] == ["fc.weight"]
+
+
+def test_a_batch_norm_has_no_geometry(tmp_path: Path) -> None:
+    stored = Stored(arrays_of(batch_norm("bn", 3)))
+    with pytest.raises(ReadError, match="does not fit"):
+        described(understood(stored), Description({"bn.weight": {"groups": 3}}), "it")
+
+
+def test_circular_padding_that_repeats_outputs_needs_a_size(tmp_path: Path, capsys: Any) -> None:
+    """One sample on either side of a kernel of two: the first output comes twice, and no circle has that norm."""
+    torch = pytest.importorskip("torch", minversion="2.10")
+    layer = torch.nn.Conv2d(1, 1, 2, padding=1, padding_mode="circular", bias=False).double()
+    layer.weight.data = torch.tensor([[[[0.6, 0.3], [0.1, 0.0]]]], dtype=torch.float64)
+    jacobian = torch.func.jacrev(layer)(torch.zeros(1, 1, 6, 6, dtype=torch.float64))
+    exact = sigma(jacobian.reshape(-1, 36).detach().numpy())
+    torch.save(layer.state_dict(), tmp_path / "x.pt")
+    about = {"padding": 1, "padding_mode": "circular", "input_shape": [6, 6]}
+    (tmp_path / "x.json").write_text(json.dumps({"weight": about}))
+    choice = ("--layers", tmp_path / "x.json")
+    code, report = run_json(capsys, tmp_path / "x.pt", *choice)
+    assert (code, report["product_upper"]) == (1, None)
+    assert "input_shape must be given" in report["layers"][0]["error"]
+    code, report = run_json(capsys, tmp_path / "x.pt", *choice, "--input-shape", "file")
+    row = report["layers"][0]
+    assert row["lower"] <= exact <= row["upper"]
+    assert exact > 1.01  # as it would be on a circle: at most the sum of the entries
+
+
+@pytest.mark.parametrize("inner", [{"deep": {"weight": "W"}}, ["W"], "cycle"])
+def test_tensors_within_what_is_no_dict_of_tensors_are_not_passed_over(
+    tmp_path: Path, capsys: Any, inner: Any
+) -> None:
+    torch = pytest.importorskip("torch", minversion="2.10")
+    weight = torch.eye(3)
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(entry) for key, entry in value.items()}
+        return [filled(entry) for entry in value] if isinstance(value, list) else weight
+
+    value: Any = filled(inner)
+    if inner == "cycle":
+        value = [[], weight]
+        value[0].append(value)
+    torch.save({"fc.weight": weight, "more": value, "optimizer": [weight]}, tmp_path / "x.pt")
+    code, report = run_json(capsys, tmp_path / "x.pt")
+    assert (code, report["missing"], report["product_upper"]) == (1, ["more"], None)
+
+
+def test_a_number_and_its_digits_are_two_names(tmp_path: Path, capsys: Any) -> None:
+    torch = pytest.importorskip("torch", minversion="2.10")
+    torch.save({1: torch.eye(3), "1": 9 * torch.eye(3)}, tmp_path / "x.pt")
+    assert_refused(capsys, tmp_path / "x.pt", "two entries have the same name")
+    torch.save({1: {"a.weight": torch.eye(3)}, "1": {"a.weight": torch.eye(3)}}, tmp_path / "y.pt")
+    assert_refused(capsys, tmp_path / "y.pt", "several dicts of tensors (1, 1)")

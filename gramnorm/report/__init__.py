@@ -171,8 +171,10 @@ def _keywords(
         if padding_mode == "circular":  # the same-size operator: there is no padding to it
             keywords.pop("padding", None)
     if input_shape is None:
-        # Every size holds for any zero padding and any circle, whatever amount the file states.
-        if keywords.get("padding_mode", "zeros") in ("zeros", "circular"):
+        # Every size holds for any zero padding, whatever amount the file states. On a circle more padding than the
+        # kernel's reach repeats outputs, and is refused without a size.
+        mode = keywords.get("padding_mode", "zeros")
+        if mode == "zeros" or (mode == "circular" and isinstance(keywords.get("padding"), str)):
             keywords.pop("padding", None)
         return keywords
     if input_shape == "file":

@@ -42,6 +42,7 @@ _ADAPTER = re.compile(
 # vectors by which a spectral norm is estimated at each use; the gain of standardised weights has all axes of them
 _ESTIMATES = re.compile(rf"{_PATH}(?:(?:u|sv)\d*|(?P<gain>gain))")
 _FLAX = re.compile(r"(?:.*[./])?(?P<tail>[^./]+[./](?:kernel|embedding|w))[./](?:u|sigma|scale)")
+_TAIL = re.compile(r"(?:.*[./])?([^./]+[./][^./]+)")
 
 _PLAIN = "save the weight that the layer uses"
 _DEQUANTISE = "save the weight itself, in bfloat16 or wider"
@@ -124,10 +125,13 @@ def refuse_normalised(draft: Draft) -> None:
         The entries, changed in place.
     """
     names = list(draft)
+    by_tail: dict[str, list[str]] = {}
+    for name in names:
+        if tail := _TAIL.fullmatch(name):
+            by_tail.setdefault(tail[1], []).append(name)
     for name in names:
         if found := _FLAX.fullmatch(name):
-            last = re.compile(rf"(?:.*[./])?{re.escape(found['tail'])}")
-            roots = [root for root in names if last.fullmatch(root)]
+            roots = by_tail.get(found["tail"], [])
         elif (found := _ESTIMATES.fullmatch(name)) and (
             not found["gain"] or draft.has_weight(name)
         ):

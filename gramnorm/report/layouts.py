@@ -60,14 +60,13 @@ def readings(shape: tuple[int, ...]) -> frozenset[str]:
     Returns
     -------
     frozenset of str
-        Those with few taps, compared with the others; of these only the one with a square kernel if there is one.
+        Those with few taps, compared with the others; of these only the ones with a square kernel if there are any.
     """
     spatial = {"oihw": shape[2:], "hwio": shape[:-2], "ohwi": shape[1:-1]}
     most = max(2 * min(map(max, spatial.values())), _FEW)
     few = {layout for layout, sizes in spatial.items() if max(sizes) <= most}
     square = {layout for layout in few if len(set(spatial[layout])) == 1}
-    alone = len(shape) > 3 and len(square) == 1
-    return frozenset(square if alone else few)
+    return frozenset(square if len(shape) > 3 and square else few)
 
 
 def to_oihw(kernel: _Array, layout: str) -> _Array:

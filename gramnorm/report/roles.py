@@ -6,6 +6,7 @@ leave the network without a product: a number about a part of it, or about an ar
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,15 @@ from gramnorm.report.names import (
     parsed,
 )
 from gramnorm.report.obstacles import (
+    BILINEAR,
+    GATE,
     NOT_UNDERSTOOD,
+    SECOND,
     embeds,
     normalises,
     obstacle,
     recurs,
+    second_network,
 )
 
 __all__ = ["understood"]
@@ -97,13 +102,15 @@ class _File:
         self.stored = stored
         self.stated = stated
         self.names = {text: parsed(text) for text in (*stored.arrays, *stored.unusable)}
-        self.by_name: dict[Name, str] = {}
-        for text in stored.arrays:
-            self.by_name.setdefault(self.names[text], text)
+        self.counts = Counter(self.names[text] for text in stored.arrays)  # "B.weight", "b.weight"
+        self.by_name = {
+            self.names[text]: text for text in stored.arrays if self.counts[self.names[text]] == 1
+        }
         self.asked = layout
         pytorch = any(_PYTORCH.fullmatch(text) for text in self.names)
         self.known = layout or stored.layout or ("oihw" if pytorch else None)
         self.norms = self._batch_norms()
+        self.norm_paths = {self.names[text].path for text in self.norms}
         kernels = [
             readings(values.shape)
             for text, values in stored.arrays.items()
@@ -133,9 +140,16 @@ class _File:
             if isinstance(verdict, Layer) and verdict.name in self.given:
                 found.obstacles[text] = "arrays by themselves, which nothing calls layers"
         for text, name in self.names.items():
-            reason = None if text in found.failed or text in found.skipped else obstacle(name)
+            if text in found.failed or text in found.skipped:
+                continue
+            reason = obstacle(name) or (GATE if self._squeezes(name) else None)
             if reason is not None:
                 found.obstacles[text] = reason
+        second = {layer.name: second_network(self.names[layer.name]) for layer in found.layers}
+        if not all(second.values()):
+            found.obstacles.update(
+                {text: SECOND for text, is_second in second.items() if is_second}
+            )
         found.notes.extend(self._notes(found.layers))
         return found
 
@@ -168,7 +182,7 @@ class _File:
             if self.stored.arrays[mean].shape != values.shape:
                 continue
             scale = self._companion(name, SCALES)
-            if scale is None and self._has_unusable(name.path):
+            if scale is None and not self._is_whole(name):
                 continue
             found |= dict.fromkeys((text, mean))
             row = text if scale is None else scale
@@ -181,8 +195,12 @@ class _File:
         texts = (self.by_name.get(Name(name.path, word)) for word in words)
         return next((text for text in texts if text is not None), None)
 
-    def _has_unusable(self, path: tuple[str, ...]) -> bool:
-        return any(self.names[text].path == path for text in self.stored.unusable)
+    def _is_whole(self, variance: Name) -> bool:
+        """Say whether a variance without a scale is all there is of a batch norm, and not of a distribution."""
+        path = variance.path
+        doubled = any(self.counts[Name(path, word)] > 1 for word in SCALES)
+        unusable = any(self.names[text].path == path for text in self.stored.unusable)
+        return not (doubled or unusable) and (variance.word != "var" or normalises(variance))
 
     # One array.
 
@@ -196,8 +214,7 @@ class _File:
         if values.dtype.kind in "iub":
             verdict = self._of_integers(name, values)
         elif values.ndim < 2:
-            reason = harmless(text, values.ndim)
-            verdict = _Passed(reason) if reason else _Unknown(self._about_scale(name))
+            verdict = self._of_vectors(text, values)
         else:
             verdict = self._of_matrices(text, values)
         if isinstance(verdict, _Unknown) and text in self.given:
@@ -220,6 +237,21 @@ class _File:
             return []
         layout = self.known or ("hwio" if self.names[text].word in OF_TENSORFLOW else "oihw")
         return [self._layer(text, values, layout)]
+
+    def _of_vectors(self, text: str, values: _Array) -> _Verdict:
+        """Return what an array of floats with one axis or none is."""
+        name = self.names[text]
+        reason = harmless(text, values.ndim)
+        if reason is None:
+            return _Unknown(self._about_scale(name))
+        shifts = name.word in BIASES and name.path not in self.norm_paths
+        if shifts and normalises(name):
+            return _Unknown("a shift of a layer, group or RMS norm, say, without a scale")
+        if shifts and name.word == "beta" and self._companion(name, SCALES) is None:
+            return _Unknown("called beta beside no gamma: a shift, or a factor")
+        if name.indices and not np.all(values == np.round(values)):
+            return _Unknown(f"{NOT_UNDERSTOOD}: neither a counter nor indices")
+        return _Passed(reason)
 
     @staticmethod
     def _about_scale(name: Name) -> str:
@@ -246,7 +278,7 @@ class _File:
             return _Unknown("an embedding, a table that is looked up")
         if name.word not in WEIGHTS:
             return _Unknown()
-        if recurs(name) or Name(name.path, "recurrent_kernel") in self.by_name:
+        if recurs(name) or self.counts[Name(name.path, "recurrent_kernel")]:
             return _Unknown("a recurrent layer, which is passed as often as there are steps")
         if normalises(name):
             return _Unknown(self._about_scale(Name((), "scale")))
@@ -267,6 +299,23 @@ class _File:
             name.word == "depthwise_kernel" and Name(name.path, "pointwise_kernel") in self.by_name
         )
         return None if text is None or shared else self.stored.arrays[text]
+
+    def _squeezes(self, name: Name) -> bool:
+        """
+        Say whether this is ``fc1`` or ``fc2`` of a squeeze and excitation, as torchvision names them.
+
+        Both have one tap, and the first has fewer outputs than inputs; that of a perceptron has more.
+        """
+        if name.path[-1:] not in (("fc1",), ("fc2",)):
+            return False
+
+        def shape(fc: str) -> tuple[int, ...]:
+            text = self.by_name.get(Name((*name.path[:-1], fc), name.word))
+            return () if text is None else self.stored.arrays[text].shape
+
+        squeeze, excite = shape("fc1"), shape("fc2")
+        rows, columns = squeeze[:2] if len(squeeze) == 4 else (0, 0)
+        return rows < columns and squeeze[2:] == (1, 1) and excite == (columns, rows, 1, 1)
 
     @staticmethod
     def _convolves(name: Name) -> bool:
@@ -311,7 +360,8 @@ class _File:
         if doubtful and layout == "oihw" and votes != {"oihw"}:
             self.unconfirmed.append(text)
         sure = self.asked or text in self.stated or self._convolves(name)
-        if values.ndim == 3 and not sure and (votes != {"oihw"} or layout != "oihw"):
+        likely = votes == {"oihw"} and layout == "oihw" and obstacle(name) != BILINEAR
+        if values.ndim == 3 and not sure and not likely:
             return (
                 f"of three axes {shape}: a kernel in one dimension, or a stack of matrices? {_SAY}"
             )

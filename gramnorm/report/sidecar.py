@@ -215,7 +215,7 @@ def _described(layer: Layer, stated: dict[str, Any], where: str) -> Layer:
     shape = layer.weight.shape if shape == layer.stored_shape else shape
     kind = stated.get("kind", layer.kind)
     only_kind = set(stated) <= {"kind"}
-    if shape != layer.weight.shape or kind != layer.kind or (kind == "dense" and not only_kind):
+    if shape != layer.weight.shape or kind != layer.kind or (kind != "conv" and not only_kind):
         stated = {"shape": shape} | stated
         msg = f"{where} gives {layer.name!r} of shape {layer.weight.shape} what does not fit it: {stated}"
         raise ReadError(msg)

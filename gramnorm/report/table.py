@@ -204,8 +204,8 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     if any(row.assumed for row in rows):
         lines.append(
             "* the file does not say how the kernel is used: the upper bound holds for any stride, dilation and "
-            "groups, transposed or not, at every size, with zero or circular padding (not reflect, replicate or "
-            "symmetric); no lower bound does"
+            "groups, transposed or not, at every size, with zero padding, or circular padding by no more than the "
+            "kernel's reach (not reflect, replicate or symmetric); no lower bound does"
         )
     if any(row.kind == "batch norm" and row.error is None for row in rows):
         lines.append("batch norm: in evaluation mode, for every eps, which the file does not say")

@@ -86,9 +86,18 @@ def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Stored
     stored = Stored(layout="oihw")
     tensors = _dict_of_tensors(loaded, name, stored)
     total = 0
+    if len({str(key) for key in tensors}) < len(tensors):  # a number and its digits
+        msg = "two entries have the same name"
+        raise ReadError(msg)
     for key, tensor in tensors.items():
         if not _is_tensor(tensor):
-            stored.others[str(key)] = f"{type(tensor).__name__}, not a tensor"
+            kind = type(tensor).__name__
+            if "optim" not in str(key) and _within(tensor):
+                stored.unusable[str(key)] = (
+                    f"a {kind} with tensors in it: save each under a name of its own"
+                )
+            else:
+                stored.others[str(key)] = f"{kind}, not a tensor"
         elif reason := _reason_to_fail(tensor):
             few = harmless(str(key), tensor.ndim)
             (stored.others if few else stored.unusable)[str(key)] = few or reason
@@ -158,16 +167,16 @@ def _dict_of_tensors(loaded: Any, name: str, stored: Stored) -> dict[Any, Any]:
     if not isinstance(loaded, dict):
         msg = f"it holds a {type(loaded).__name__}, not a dict of tensors: {_NO_CODE}"
         raise ReadError(msg)
-    candidates: dict[str, dict[Any, Any]] = {
-        str(key): value for key, value in loaded.items() if _holds_weights(value)
-    }
+    candidates: list[tuple[str, dict[Any, Any]]] = [
+        (str(key), value) for key, value in loaded.items() if _holds_weights(value)
+    ]
     if _holds_weights(loaded):
-        candidates["the whole"] = loaded
+        candidates.append(("the whole", loaded))
     if len(candidates) > 1:
-        names = ", ".join(map(printable, candidates))
+        names = ", ".join(printable(key) for key, _ in candidates)
         msg = f"it holds several dicts of tensors ({names}): save the one to report on by itself"
         raise ReadError(msg)
-    for key, tensors in candidates.items():
+    for key, tensors in candidates:
         if tensors is not loaded:
             stored.notes.append(f"read the entry {key!r} of the checkpoint")
             others = [str(other) for other in loaded if str(other) != key]
@@ -179,6 +188,20 @@ def _dict_of_tensors(loaded: Any, name: str, stored: Stored) -> dict[Any, Any]:
 def _holds_weights(value: Any) -> bool:
     """Say whether this is a dict of tensors among which there are layers."""
     return isinstance(value, dict) and any(_is_tensor(v) and v.ndim > 1 for v in value.values())
+
+
+def _within(value: Any) -> bool:
+    """Say whether there are weights at any depth of this, which may hold itself."""
+    seen: set[int] = set()
+    rest = [value]
+    while rest:
+        value = rest.pop()
+        if _is_tensor(value) and value.ndim > 1:
+            return True
+        if isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            rest.extend(value.values() if isinstance(value, dict) else value)
+    return False
 
 
 def _is_tensor(value: Any) -> bool:
