@@ -19,8 +19,8 @@ from matplotlib import pyplot as plt
 
 import gramnorm as gn
 from gramnorm.report import Row, bound_layer
-from gramnorm.report.contents import Contents
-from gramnorm.report.readers import read_stream
+from gramnorm.report.files.contents import Contents
+from gramnorm.report.files.readers import read_stream
 
 
 def shipped() -> Contents:

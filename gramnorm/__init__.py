@@ -1,30 +1,30 @@
 """Certified bounds on the spectral norm of matrices and of convolutions, for any array library."""
 
 from gramnorm import classical
-from gramnorm.bracket import NormBracket
-from gramnorm.compose import (
-    block_norm_bound,
-    network_bound,
-    product_bound,
-    residual_bound,
-    sum_bound,
-)
-from gramnorm.conv import (
+from gramnorm._conv.bounds import (
     conv_gram_iteration,
     conv_norm_bound,
     conv_norm_bracket,
     conv_norm_value_and_grad,
     fir_norm,
 )
-from gramnorm.geometry import ConvGeometry
-from gramnorm.matrix import (
+from gramnorm._conv.geometry import ConvGeometry
+from gramnorm._matrix.bounds import (
     gram_iteration,
     matrix_norm_bound,
     matrix_norm_bracket,
     matrix_norm_value_and_grad,
 )
-from gramnorm.operators import operator_norm_lower_bound
-from gramnorm.rescaling import conv_spectral_rescaling, spectral_rescaling
+from gramnorm._matrix.operators import operator_norm_lower_bound
+from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
+from gramnorm._results import NormBracket
+from gramnorm.network import (
+    block_norm_bound,
+    network_bound,
+    product_bound,
+    residual_bound,
+    sum_bound,
+)
 
 __all__ = [
     "ConvGeometry",

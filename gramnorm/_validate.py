@@ -7,8 +7,8 @@ import numbers
 import operator
 from collections.abc import Sequence
 
-from gramnorm import _xp
-from gramnorm._typing import Array, Namespace
+from gramnorm._arrays import dtypes, libraries
+from gramnorm._arrays.types import Array
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
@@ -17,29 +17,29 @@ _MOST = 2**31  # so that products of two of them fit in 64 bits
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]] | None
 
 
-def array_argument(x: object, *, name: str) -> tuple[Namespace, Array]:
-    """Return the namespace of `x` and `x`, once it is an array of a supported type."""
-    xp = _xp.namespace_of(x, name=name)
+def array_argument(x: object, *, name: str) -> Array:
+    """Return `x`, once it is an array of a supported library and type."""
+    libraries.namespace_of(x, name=name)
     a: Array = x
-    if not _xp.is_supported(a.dtype, xp=xp):
+    if not dtypes.is_supported(a.dtype):
         msg = (
             f"{name} must hold bool, integer, real or complex floating numbers of at most double precision, "
             f"got dtype {a.dtype}; convert it first, e.g. {name}.astype('float64')"
         )
         raise TypeError(msg)
-    return xp, a
+    return a
 
 
-def concrete_argument(x: object, *, name: str, instead: str) -> tuple[Namespace, Array]:
-    """Return the namespace and values of `x` for a function that looks at the values."""
-    xp, a = array_argument(x, name=name)
-    if not _xp.has_values(a):
+def concrete_argument(x: object, *, name: str, instead: str) -> Array:
+    """Return the values of `x` for a function that looks at the values."""
+    a = array_argument(x, name=name)
+    if not libraries.has_values(a):
         msg = (
             f"{name} has no values here (it is traced by jit, grad or vmap, or on the meta device), but a "
             f"certified search must look at them; call this function eagerly, or use {instead}"
         )
         raise TypeError(msg)
-    return xp, _xp.plain(a)
+    return libraries.plain(a)
 
 
 def matrices(a: Array, *, name: str) -> None:

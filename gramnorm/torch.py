@@ -26,11 +26,11 @@ except ImportError as error:
     raise ImportError(msg) from error
 
 from gramnorm import _validate
-from gramnorm._rounding import Precision
-from gramnorm.conv import conv_norm_bound
-from gramnorm.geometry import ConvGeometry
-from gramnorm.matrix import matrix_norm_bound
-from gramnorm.rescaling import conv_spectral_rescaling, spectral_rescaling
+from gramnorm._conv.bounds import conv_norm_bound
+from gramnorm._conv.geometry import ConvGeometry
+from gramnorm._matrix.bounds import matrix_norm_bound
+from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
+from gramnorm._rigour.model import Precision
 
 __all__ = ["SpectralBound", "layer_norms", "lipschitz_penalty"]
 

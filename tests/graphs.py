@@ -34,9 +34,9 @@ from onnx.version_converter import convert_version
 
 from gramnorm.report import bound_layer
 from gramnorm.report.network import Constant, constant_of
-from gramnorm.report.onnx_nodes import Fixed, Varying
-from gramnorm.report.onnx_reader import _ON_CONSTANTS, _Walk, read_onnx
-from gramnorm.report.onnx_rules import RULES
+from gramnorm.report.onnx.nodes import Fixed, Varying
+from gramnorm.report.onnx.reader import _ON_CONSTANTS, _Walk, read_onnx
+from gramnorm.report.onnx.rules import RULES
 
 COUNT = 20_000
 FLOAT, DOUBLE, INT64 = (getattr(onnx.TensorProto, t) for t in ("FLOAT", "DOUBLE", "INT64"))

@@ -8,7 +8,9 @@ import pytest
 import scipy.sparse
 
 import gramnorm as gn
-from gramnorm import _assemble, _norms, _sums, _xp
+from gramnorm._arrays import libraries, linalg
+from gramnorm._conv import finite_matrix, sampling
+from gramnorm._rigour import sums
 
 
 def exact(a):
@@ -61,7 +63,7 @@ def test_sizes_beyond_31_bits_are_refused():
 
 
 def test_an_operator_with_too_many_outputs_to_assemble_has_a_valid_bracket(monkeypatch):
-    monkeypatch.setattr(_assemble, "ENTRIES", 10)
+    monkeypatch.setattr(finite_matrix, "ENTRIES", 10)
     bracket = gn.conv_norm_bracket(np.ones((2, 2, 5)), 50, padding="full")
     exact = 2 * (
         1 + 2 * np.cos(np.arange(1, 3) * np.pi / 55).sum()
@@ -163,7 +165,7 @@ def test_a_flat_symbol_is_settled_by_its_autocorrelation(taps):
 def test_a_spent_budget_leaves_a_valid_bracket(monkeypatch):
     kernel = np.random.default_rng(3).standard_normal((3, 3, 5, 5))
     reference = gn.conv_norm_bracket(kernel, rtol=1e-6)
-    monkeypatch.setattr(_norms, "EVALUATIONS", (100, 200))
+    monkeypatch.setattr(sampling, "EVALUATIONS", (100, 200))
     short = gn.conv_norm_bracket(kernel, rtol=1e-6)
     assert short.lower <= reference.upper
     assert reference.lower <= short.upper
@@ -175,8 +177,8 @@ def test_jax_is_asked_for_full_precision_in_every_product():
     jax = pytest.importorskip("jax")
 
     def products(a):
-        squares = _sums.inner_product(a, a, xp=jax.numpy)
-        return squares, _xp.gram_matrix(a, xp=jax.numpy), _xp.vecdot(a, a, xp=jax.numpy)
+        squares = sums.inner_product(a, a)
+        return squares, linalg.gram_matrix(a), libraries.vecdot(a, a)
 
     found = str(jax.make_jaxpr(products)(np.ones((2, 3, 3), np.float32)))
     assert found.count("dot_general") == 3

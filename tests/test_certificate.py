@@ -10,14 +10,15 @@ import math
 import types
 from fractions import Fraction
 
-import array_api_compat.numpy as xp
 import flint
 import numpy as np
 import pytest
 import scipy.linalg
 
 import gramnorm as gn
-from gramnorm import _cholesky, _residual, _rounding, _single, _sums, _xp
+from gramnorm._arrays import linalg
+from gramnorm._matrix import certificate, cholesky, residual
+from gramnorm._rigour import model, sums
 from tests import oracles
 from tests.families import FAMILIES, from_spectrum
 
@@ -88,7 +89,7 @@ def acceptance(q, dtype):
     The factorisation, the product that checks it and the bound on that product's rounding each err by
     gamma_(q+1) (3.2 times that in complex arithmetic) times ||R||_F^2 <= q level; the rest is O(sqrt(q)) u.
     """
-    inner = max(q, _cholesky.BLOCK) + 8
+    inner = max(q, cholesky.BLOCK) + 8
     return (10 if np.dtype(dtype).kind == "c" else 4) * inner * q * U
 
 
@@ -99,7 +100,7 @@ def acceptance(q, dtype):
 def test_a_level_below_the_eigenvalue_gives_no_bound_below_it(dtype):
     for name, s, top in cases(dtype):
         for distance in [*DISTANCES, 0.0]:
-            assert _cholesky.eigenvalue_bound(s, top * (1 - distance), xp=xp) >= top, (
+            assert cholesky.eigenvalue_bound(s, top * (1 - distance)) >= top, (
                 name,
                 distance,
             )
@@ -109,7 +110,7 @@ def test_a_level_below_the_eigenvalue_gives_no_bound_below_it(dtype):
 def test_a_level_clearly_below_the_eigenvalue_is_refused(dtype):
     for name, s, top in cases(dtype):
         for distance in (0.5, 1e-2, 1e-6, 1e-9):
-            assert _cholesky.eigenvalue_bound(s, top * (1 - distance), xp=xp) == math.inf, name
+            assert cholesky.eigenvalue_bound(s, top * (1 - distance)) == math.inf, name
 
 
 @pytest.mark.parametrize("dtype", DOUBLE)
@@ -118,7 +119,7 @@ def test_a_level_above_the_eigenvalue_is_accepted(dtype):
         assert acceptance(s.shape[0], dtype) < 2e-10 or s.shape[0] > 300
         for distance in [1.0, *DISTANCES]:
             level = top * (1 + distance)
-            bound = _cholesky.eigenvalue_bound(s, level, xp=xp)
+            bound = cholesky.eigenvalue_bound(s, level)
             assert bound >= top, (name, distance)
             if distance >= 0.99e-9:
                 assert bound <= level * (1 + acceptance(s.shape[0], dtype)), (name, distance)
@@ -129,23 +130,23 @@ def test_single_precision_gives_no_bound_below_the_eigenvalue(dtype):
     for name, s, top in cases(dtype):
         for distance in DISTANCES:
             for level in (top * (1 - distance), top, top * (1 + distance)):
-                assert _cholesky.eigenvalue_bound(s, level, xp=xp) >= top, (name, level)
+                assert cholesky.eigenvalue_bound(s, level) >= top, (name, level)
 
 
 def test_the_bound_scales_with_powers_of_two():
     for name, s, top in cases():
-        base = _cholesky.eigenvalue_bound(s, top * 1.001, xp=xp)
+        base = cholesky.eigenvalue_bound(s, top * 1.001)
         for k in (-100, 100):
-            scaled = _cholesky.eigenvalue_bound(s * 2.0**k, top * 1.001 * 2.0**k, xp=xp)
+            scaled = cholesky.eigenvalue_bound(s * 2.0**k, top * 1.001 * 2.0**k)
             assert scaled == base * 2.0**k, name
 
 
 def test_only_the_lower_triangle_defines_the_matrix():
     for name, s, top in cases():
         spoilt = s + np.triu(np.full_like(s, 1e-13), 1)
-        bound = _cholesky.eigenvalue_bound(spoilt, top * (1 + 1e-6), xp=xp)
+        bound = cholesky.eigenvalue_bound(spoilt, top * (1 + 1e-6))
         assert top <= bound <= top * (1 + 2e-6), name
-        assert _cholesky.eigenvalue_bound(s - np.triu(s, 1), top * (1 - 1e-6), xp=xp) >= top, name
+        assert cholesky.eigenvalue_bound(s - np.triu(s, 1), top * (1 - 1e-6)) >= top, name
 
 
 def projected(block):
@@ -180,10 +181,10 @@ FACTORS = {
 
 
 def replace_factor(monkeypatch, factor):
-    def cholesky(a, *, xp):
+    def cholesky(a):
         return factor(a)
 
-    monkeypatch.setattr(_xp, "cholesky_or_none", cholesky)
+    monkeypatch.setattr(linalg, "cholesky_or_none", cholesky)
 
 
 def lying(factor):
@@ -201,14 +202,14 @@ def test_a_wrong_factor_gives_no_bound_below_the_eigenvalue(monkeypatch, factor,
     replace_factor(monkeypatch, lying(factor))
     for name, s, top in cases(dtype):
         for distance in (0.9, 0.1, 1e-4, 1e-8, 1e-12, -1e-12, -1e-4):
-            bound = _cholesky.eigenvalue_bound(s, level_of(top, distance, dtype), xp=xp)
+            bound = cholesky.eigenvalue_bound(s, level_of(top, distance, dtype))
             assert bound >= top, (name, distance)
 
 
 def test_a_factor_in_single_precision_still_proves_what_it_can(monkeypatch):
     replace_factor(monkeypatch, lying("rounded to single"))
     for name, s, top in cases():
-        bound = _cholesky.eigenvalue_bound(s, top * 1.01, xp=xp)
+        bound = cholesky.eigenvalue_bound(s, top * 1.01)
         assert bound <= top * (1.01 + 4 * 2.0**-24 * len(s)), name  # 2 u32 ||R||_F^2
 
 
@@ -217,7 +218,7 @@ def test_no_factor_or_one_that_is_not_finite_proves_nothing(monkeypatch, value):
     replace_factor(monkeypatch, lambda a: None if value is None else np.full_like(a, value))
     with np.errstate(all="ignore"):
         for name, s, top in cases():
-            assert _cholesky.eigenvalue_bound(s, top * 2, xp=xp) == math.inf, name
+            assert cholesky.eigenvalue_bound(s, top * 2) == math.inf, name
 
 
 def test_one_entry_of_the_factor_that_is_not_a_number_proves_nothing(monkeypatch):
@@ -228,12 +229,12 @@ def test_one_entry_of_the_factor_that_is_not_a_number_proves_nothing(monkeypatch
 
     replace_factor(monkeypatch, spoilt)
     for name, s, top in cases():
-        assert _cholesky.eigenvalue_bound(s, top * 2, xp=xp) == math.inf, name
+        assert cholesky.eigenvalue_bound(s, top * 2) == math.inf, name
 
 
 def mutant(old, new):
-    """Return the module `_cholesky` with a piece of its source replaced."""
-    source = inspect.getsource(_cholesky)
+    """Return the module `cholesky` with a piece of its source replaced."""
+    source = inspect.getsource(cholesky)
     assert source.count(old) == 1, f"the mutation has lost its target: {old}"
     module = types.ModuleType("mutant")
     exec(compile(source.replace(old, new), "mutant", "exec"), vars(module))
@@ -247,7 +248,7 @@ NO_ROUNDING = (" + up(rounding)", "")
 def violations(module, dtype):
     """Count the bounds below the exact eigenvalue, and how many there were."""
     below = [
-        module.eigenvalue_bound(s, level_of(top, distance, dtype), xp=xp) < top
+        module.eigenvalue_bound(s, level_of(top, distance, dtype)) < top
         for _, s, top in cases(dtype)
         for distance in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     ]
@@ -258,7 +259,7 @@ def violations(module, dtype):
 @pytest.mark.parametrize("dtype", DOUBLE)
 def test_without_the_defect_a_wrong_factor_gives_a_false_bound(monkeypatch, factor, dtype):
     replace_factor(monkeypatch, lying(factor))
-    assert violations(_cholesky, dtype)[0] == 0
+    assert violations(cholesky, dtype)[0] == 0
     below, asked = violations(mutant(*NO_DEFECT), dtype)
     assert below >= 0.6 * asked  # the others are saved by the bound on rounding
 
@@ -266,7 +267,7 @@ def test_without_the_defect_a_wrong_factor_gives_a_false_bound(monkeypatch, fact
 def flattering_product(column):
     """Return a product that errs towards `column`, as far as the rounding model lets it."""
 
-    def product(x, y, *, xp):
+    def product(x, y):
         wide = np.result_type(x.dtype, np.longdouble)
         exact = x.astype(wide) @ y.astype(wide)
         allowed = (x.shape[1] - 4) * U * (np.abs(x) @ np.abs(y))  # 4 u less: stored once more
@@ -289,14 +290,14 @@ def test_products_at_the_edge_of_the_rounding_model_give_no_false_bound(monkeypa
             root = vectors * np.sqrt(np.maximum(values, 0))
             factor = np.linalg.qr(root.conj().T, mode="r").conj().T
             replace_factor(monkeypatch, lambda _, factor=factor: factor)
-            monkeypatch.setattr(_xp, "matmul", flattering_product(shifted))
-            assert _cholesky.eigenvalue_bound(s, level, xp=xp) >= 1
-            below += bare.eigenvalue_bound(s, level, xp=xp) < 1
+            monkeypatch.setattr(linalg, "matmul", flattering_product(shifted))
+            assert cholesky.eigenvalue_bound(s, level) >= 1
+            below += bare.eigenvalue_bound(s, level) < 1
     assert below >= 2  # without the bound on rounding
 
 
-def no_rounding(dtype, *, xp):
-    return _rounding.Precision(unit=0.0, tiny=0.0, complex=np.dtype(dtype).kind == "c")
+def no_rounding(dtype):
+    return model.Precision(unit=0.0, tiny=0.0, complex=np.dtype(dtype).kind == "c")
 
 
 # ------------------------------------------------------------------------------- a vector's proof
@@ -362,7 +363,7 @@ def ordinary(dtype, shape, seed=0):
 def test_the_rayleigh_quotient_and_the_residual_are_enclosed(dtype, shape):
     for name, b in ordinary(dtype, shape):
         for x in vectors(b, dtype):
-            found = _residual.quotient(b, x, frobenius=frobenius(b), xp=xp)
+            found = residual.quotient(b, x, frobenius=frobenius(b))
             rho, residual2 = exact_quotient(b, x)
             assert Fraction(found.lower) <= rho <= Fraction(found.upper), name
             assert Fraction(found.residual) ** 2 >= residual2, name
@@ -372,7 +373,7 @@ def test_the_rayleigh_quotient_and_the_residual_are_enclosed(dtype, shape):
 def test_the_enclosure_of_the_quotient_is_a_few_roundings_wide(dtype):
     for name, b in ordinary(dtype, (9, 9)):
         x = next(vectors(b, dtype))
-        found = _residual.quotient(b, x, frobenius=frobenius(b), xp=xp)
+        found = residual.quotient(b, x, frobenius=frobenius(b))
         # ||B||_F <= 3 ||B x||: errors of kappa(9) <= 42 u in the image and 44 u in each norm, squared
         assert found.upper - found.lower <= 1200 * U * found.upper, name
         assert found.residual <= 2000 * U * found.upper, name
@@ -380,11 +381,11 @@ def test_the_enclosure_of_the_quotient_is_a_few_roundings_wide(dtype):
 
 @pytest.mark.parametrize("side", ["lower", "upper", "residual"])
 def test_without_its_rounding_the_enclosure_of_the_quotient_fails(monkeypatch, side):
-    monkeypatch.setattr(_residual, "precision_of", no_rounding)
+    monkeypatch.setattr(residual, "precision_of", no_rounding)
     failures = 0
     for _, b in ordinary("float32", (9, 9)):
         for x in vectors(b, "float32"):
-            found = _residual.quotient(b, x, frobenius=frobenius(b), xp=xp)
+            found = residual.quotient(b, x, frobenius=frobenius(b))
             rho, residual2 = exact_quotient(b, x)
             failures += {
                 "lower": Fraction(found.lower) > rho,
@@ -418,7 +419,7 @@ def test_kato_and_temple_are_never_below_the_eigenvalue(dtype, gap):
     second = 1 - gap
     for b, top in with_singular_values(second, dtype):
         for error in (0.0, 1e-12, 1e-9, 1e-6, 1e-4, 1e-2):
-            found = _residual.quotient(b, nearly(top, error), frobenius=frobenius(b), xp=xp)
+            found = residual.quotient(b, nearly(top, error), frobenius=frobenius(b))
             for nu in (
                 second**2,
                 math.nextafter(second**2, 2),
@@ -432,21 +433,21 @@ def test_kato_and_temple_are_never_below_the_eigenvalue(dtype, gap):
 def test_kato_and_temple_are_sharp_for_a_good_vector(dtype):
     for b, top in with_singular_values(0.5, dtype):
         for error in (0.0, 1e-9, 1e-6, 1e-4):
-            found = _residual.quotient(b, nearly(top, error), frobenius=frobenius(b), xp=xp)
+            found = residual.quotient(b, nearly(top, error), frobenius=frobenius(b))
             # r^2 <= error^2 (lambda_1 - lambda_n)^2 over the gap of 3/4, and rounding of q^(1/2) kappa
             assert found.kato_temple(0.25) <= 1 + 1.5 * error**2 + 1e-11
 
 
 def test_kato_and_temple_say_nothing_without_a_gap():
     for b, top in with_singular_values(0.5, "float64"):
-        found = _residual.quotient(b, nearly(top, 1e-6), frobenius=frobenius(b), xp=xp)
+        found = residual.quotient(b, nearly(top, 1e-6), frobenius=frobenius(b))
         for nu in (found.lower, found.upper, 1.0, 2.0, math.inf, math.nan):
             assert found.kato_temple(nu) == math.inf
 
 
 def test_without_the_residual_kato_and_temple_fail():
     for b, top in with_singular_values(0.5, "float64"):
-        found = _residual.quotient(b, nearly(top, 1e-4), frobenius=frobenius(b), xp=xp)
+        found = residual.quotient(b, nearly(top, 1e-4), frobenius=frobenius(b))
         assert dataclasses.replace(found, residual=0.0).kato_temple(0.25) < 1.0
 
 
@@ -462,7 +463,7 @@ def test_rescaled_row_sums_are_never_below_the_eigenvalue(dtype):
             np.eye(q)[q // 2],
         ):
             column = np.asarray(x, dtype=s.dtype)[:, None]
-            assert _residual.weighted_row_sum(s, column, xp=xp) >= top, name
+            assert residual.weighted_row_sum(s, column) >= top, name
 
 
 def test_rescaled_row_sums_are_sharp_for_a_positive_matrix():
@@ -470,7 +471,7 @@ def test_rescaled_row_sums_are_sharp_for_a_positive_matrix():
     for s in (np.ones((96, 96)), rng.uniform(0.1, 1, (60, 40))):
         gram = s.T @ s
         values, found = np.linalg.eigh(gram)
-        bound = _residual.weighted_row_sum(gram, found[:, -1:], xp=xp)
+        bound = residual.weighted_row_sum(gram, found[:, -1:])
         assert bound <= values[-1] * 1.01  # the weights have 1e-3 of their largest added
 
 
@@ -481,11 +482,11 @@ ROUTES = {"squaring": 96, "eigenvector": 96, "lanczos": 0}
 
 def single(b, rtol, route, monkeypatch):
     """Bracket one scaled matrix by the route named."""
-    monkeypatch.setattr(_single, "SQUARED", ROUTES[route])
+    monkeypatch.setattr(certificate, "SQUARED", ROUTES[route])
     square = frobenius(b) ** 2
     if route == "eigenvector":
-        return _single.certificate(b, b.conj().T @ b, frobenius2=square, rtol=rtol, xp=xp)
-    return _single.bracket(b, frobenius2=square, rtol=rtol, xp=xp)
+        return certificate.certificate(b, b.conj().T @ b, frobenius2=square, rtol=rtol)
+    return certificate.bracket(b, frobenius2=square, rtol=rtol)
 
 
 def assert_valid(a, lower, upper, name):
@@ -514,14 +515,14 @@ def test_a_loose_gap_is_reached_on_every_route(monkeypatch, route):
 
 @pytest.mark.parametrize("size", [0.0, 1e-8, 1.0])
 def test_a_poor_vector_costs_width_and_not_validity(monkeypatch, size):
-    def poor(gram, rtol, *, xp):
+    def poor(gram, rtol):
         x = np.linalg.eigh(gram)[1][:, -1:] * size
         return x + np.random.default_rng(0).standard_normal(x.shape)
 
-    monkeypatch.setattr(_single, "top_vector", poor)
+    monkeypatch.setattr(certificate, "top_vector", poor)
     for name, b in ordinary("float64", (12, 8), seed=4):
         gram = b.conj().T @ b
-        found = _single.certificate(b, gram, frobenius2=frobenius(b) ** 2, rtol=1e-6, xp=xp)
+        found = certificate.certificate(b, gram, frobenius2=frobenius(b) ** 2, rtol=1e-6)
         assert_valid(b, found.lower, found.upper, name)
 
 
@@ -531,19 +532,21 @@ def test_a_wrong_factorisation_costs_width_and_not_validity(monkeypatch):
         for name in ("gaussian", "orthogonal", "top_pair", "top_cluster", "hadamard"):
             b = FAMILIES[name](np.random.default_rng(5), 24, 24, "float64")
             gram = b.T @ b
-            found = _single.certificate(b, gram, frobenius2=frobenius(b) ** 2, rtol=1e-6, xp=xp)
+            found = certificate.certificate(b, gram, frobenius2=frobenius(b) ** 2, rtol=1e-6)
             assert_valid(b, found.lower, found.upper, (factor, name))
 
 
 def test_without_the_defect_a_wrong_factorisation_breaks_the_bracket(monkeypatch):
     b = FAMILIES["gaussian"](np.random.default_rng(5), 120, 120, "float64")
     norm = oracles.sigma(b)
-    monkeypatch.setattr(_single, "SQUARED", 0)  # straight to the certificate
+    monkeypatch.setattr(certificate, "SQUARED", 0)  # straight to the certificate
     replace_factor(monkeypatch, lying("of another matrix"))
     # a vector that is far from the top gives the factorisation a level that is too low
-    monkeypatch.setattr(_single, "top_vector", lambda gram, *_, **__: np.ones((len(gram), 1)))
+    monkeypatch.setattr(certificate, "top_vector", lambda gram, *_, **__: np.ones((len(gram), 1)))
     assert gn.matrix_norm_bracket(b).upper >= norm * (1 - 1e-14)
-    monkeypatch.setattr(_single._cholesky, "eigenvalue_bound", mutant(*NO_DEFECT).eigenvalue_bound)
+    monkeypatch.setattr(
+        certificate.cholesky, "eigenvalue_bound", mutant(*NO_DEFECT).eigenvalue_bound
+    )
     assert gn.matrix_norm_bracket(b).upper < norm * 0.99
 
 
@@ -688,7 +691,7 @@ def test_a_top_vector_in_a_tiny_block_is_found(n, excess):
         found = gn.matrix_norm_bracket(a, rtol=rtol)
         assert found.lower <= 1 + excess <= found.upper, (n, excess)
         assert found.converged, (n, excess)
-        if n > _single.SQUARED and excess > 1e-3:  # well separated
+        if n > certificate.SQUARED and excess > 1e-3:  # well separated
             assert found.n_products <= 2, "the vector missed it, and the Gram iteration had to help"
 
 
@@ -771,7 +774,7 @@ def quotient_of_image(seed):
     y = np.cumsum(parts, axis=-1, dtype=np.float32)[:, :, -1]
     exact = np.einsum("pqk,qnk->pn", *(v.astype(np.longdouble) for v in (kernel, read)))
     size = np.sqrt(np.sum(exact**2) / np.sum(x.astype(np.longdouble) ** 2))
-    return _sums.image_quotient(kernel, x, y, copies=1, xp=_xp.numpy_namespace()), size
+    return sums.image_quotient(kernel, x, y, copies=1), size
 
 
 def test_the_quotient_of_a_rounded_image_is_not_above_that_of_the_image():
@@ -781,6 +784,6 @@ def test_the_quotient_of_a_rounded_image_is_not_above_that_of_the_image():
 
 
 def test_without_its_rounding_that_quotient_is_above(monkeypatch):
-    monkeypatch.setattr(_sums, "precision_of", no_rounding)
+    monkeypatch.setattr(sums, "precision_of", no_rounding)
     found = [quotient_of_image(seed) for seed in range(50)]
     assert sum(bound > exact for bound, exact in found) > 5

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from gramnorm import _assemble, _gradient, _single, classical
+from gramnorm import classical
+from gramnorm._conv import finite_matrix
+from gramnorm._matrix import certificate, gradients
 from tests import oracles
 
 ETA = 5e-324
@@ -90,7 +92,7 @@ def test_a_gram_matrix_of_any_size_has_its_certificate(scale, kind):
     gram = a.conj().T @ a
     for rtol in (1e-3, 1e-9):
         error = 1e-13 * np.trace(gram).real * scale
-        one = _single.gram_certificate(gram * scale, error=error, rtol=rtol, xp=compat)
+        one = certificate.gram_certificate(gram * scale, error=error, rtol=rtol)
         norm = np.linalg.norm(a, 2) * math.sqrt(scale)
         assert one.lower <= norm * (1 + 1e-12)
         assert one.upper >= norm * (1 - 1e-12)
@@ -101,10 +103,10 @@ def test_a_gram_matrix_of_any_size_has_its_certificate(scale, kind):
 def test_a_gram_matrix_of_zeros_has_its_certificate(n):
     for value in (0.0, ETA):
         gram = np.full((n, n), value)
-        one = _single.gram_certificate(gram, error=1e-300, rtol=1e-3, xp=compat)
+        one = certificate.gram_certificate(gram, error=1e-300, rtol=1e-3)
         assert one.lower == 0.0
         assert math.sqrt(1e-300) <= one.upper <= 1e-70
-    plain = _single.top_vector(np.zeros((n, n)), 1e-3, xp=compat)
+    plain = certificate.top_vector(np.zeros((n, n)), 1e-3)
     assert np.linalg.norm(plain) == pytest.approx(1.0)
 
 
@@ -117,7 +119,7 @@ def test_stacks_with_dead_and_broken_blocks(monkeypatch, side, part):
         a = a * np.asarray(scales)[:, None, None]
     a[4] = np.where(np.isnan(a[4]), 0.0, a[4])
     if part is not None:
-        monkeypatch.setattr("gramnorm._stack.MEMORY", 16 * side * side * part)
+        monkeypatch.setattr("gramnorm._matrix.choose.MEMORY", 16 * side * side * part)
     for rtol in (None, 1e-2, 1e-13):
         bracket = gn.matrix_norm_bracket(a, rtol=rtol, vectors=True)
         for i in (0, 1, 2, 3, 6):
@@ -251,7 +253,7 @@ def singular(a):
 @pytest.mark.parametrize("shape", [(6, 5), (130, 100), (200, 194)])
 @pytest.mark.parametrize("squared", [192, 0])
 def test_matrices_are_bracketed_where_solvers_give_up(monkeypatch, shape, squared):
-    monkeypatch.setattr(_single, "SQUARED", squared)
+    monkeypatch.setattr(certificate, "SQUARED", squared)
     a = rng(3).standard_normal(shape)
     norm = singular(a)
     for rtol in (1e-2, 1e-6, 1e-12):
@@ -270,7 +272,7 @@ def test_matrices_are_bracketed_where_solvers_give_up(monkeypatch, shape, square
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular", "replicate"])
 def test_convolutions_are_bracketed_where_solvers_give_up(monkeypatch, padding_mode):
-    monkeypatch.setattr(_single, "SQUARED", 16)
+    monkeypatch.setattr(certificate, "SQUARED", 16)
     kernel, size = depthwise((14, 14), 1e-90, channels=3)
     options = {"groups": 3, "stride": 2, "padding": 1, "padding_mode": padding_mode}
     dense = oracles.conv_matrix(kernel, size, **options)
@@ -330,8 +332,8 @@ def test_a_shift_that_is_an_eigenvalue_has_a_gradient():
     rtol = 1e-6
     a[-2, -2] = math.sqrt(4 * (1 + rtol / 8))
     with mock.patch.object(np.linalg, "solve", gives_up):
-        expected = _gradient.of_norm(a[None], np.asarray([2.0]), rtol=rtol, xp=compat)
-    found = _gradient.of_norm(a[None], np.asarray([2.0]), rtol=rtol, xp=compat)
+        expected = gradients.of_norm(a[None], np.asarray([2.0]), rtol=rtol)
+    found = gradients.of_norm(a[None], np.asarray([2.0]), rtol=rtol)
     assert np.sum(found * a) == pytest.approx(2.0)
     assert np.allclose(found, expected, atol=1e-3)
 
@@ -440,4 +442,4 @@ def test_assembled_matrices_with_dead_groups_in_every_library(be):
     norm = np.linalg.norm(dense, 2)
     assert float(be.to_numpy(bracket.lower)) <= norm * (1 + 1e-13)
     assert float(be.to_numpy(bracket.upper)) >= norm * (1 - 1e-13)
-    assert _assemble.ORDER > 230
+    assert finite_matrix.ORDER > 230

@@ -9,8 +9,8 @@ import pytest
 
 import gramnorm as gn
 from gramnorm.report import bound_layer
-from gramnorm.report.contents import Layer
-from gramnorm.report.readers import read_path
+from gramnorm.report.files.contents import Layer
+from gramnorm.report.files.readers import read_path
 
 pytestmark = pytest.mark.no_backend
 

@@ -42,11 +42,11 @@ def main() -> None:
     print(value, gradient, gn.matrix_norm_bound(x), classical.METHODS, step_size(np.ones((1, 1, 3, 3))))
 '''
 REVEALED = [
-    "gramnorm.bracket.NormBracket",
+    "gramnorm._results.NormBracket",
     "int",
     "str",
     "tuple[int, ...] | None",
-    "gramnorm.geometry.ConvGeometry",
+    "gramnorm._conv.geometry.ConvGeometry",
 ]
 MISUSE = """
 import gramnorm as gn

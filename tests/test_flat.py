@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from gramnorm import _search
-from gramnorm._symbol import Symbol
+from gramnorm._conv import every_size
+from gramnorm._conv.symbol import Symbol
 from tests import oracles
 
 NOISES = [0.0, 1e-4, 1e-2, 0.1]
@@ -36,7 +36,7 @@ def symbol_of(kernel, groups=1):
     count = kernel[0, 0].size
     blocks = kernel.reshape(groups, -1, kernel.shape[1], count)
     offsets = np.stack(np.unravel_index(np.arange(count), kernel.shape[2:]), axis=-1)
-    return Symbol(blocks.transpose(3, 0, 1, 2), offsets.astype(np.int64), xp=np)
+    return Symbol(blocks.transpose(3, 0, 1, 2), offsets.astype(np.int64))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
@@ -123,7 +123,7 @@ def test_nearly_flat_symbols_of_other_geometries(options):
 def test_squares_save_most_of_the_cells(monkeypatch):
     kernel = nearly_orthogonal(np.random.default_rng(13), 16, (3, 3), 1e-2)
     with_squares = gn.conv_norm_bracket(kernel)
-    monkeypatch.setattr(_search, "FLAT", np.inf)
+    monkeypatch.setattr(every_size, "FLAT", np.inf)
     without = gn.conv_norm_bracket(kernel)
     assert with_squares.converged
     assert with_squares.n_products < without.n_products / 2

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gramnorm.report import bound_layer
-from gramnorm.report.contents import Contents, Layer
-from gramnorm.report.folds import (
+from gramnorm.report.files.contents import Contents, Layer
+from gramnorm.report.files.folds import (
     Fold,
     NotFoldableError,
     masked,
@@ -18,7 +18,7 @@ from gramnorm.report.folds import (
     stored_weight,
     weight_norm,
 )
-from gramnorm.report.sidecar import Description, described
+from gramnorm.report.files.sidecar import Description, described
 from tests.oracles import conv_matrix, sigma
 
 EXACTLY = np.vectorize(lambda x: mpmath.mpf(float(x)), otypes=[object])

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import gramnorm as gn
-from gramnorm import _assemble, _circle, _finite
-from gramnorm.geometry import Axis, ConvGeometry
+from gramnorm._conv import circle, finite, finite_matrix
+from gramnorm._conv.geometry import Axis, ConvGeometry
 from tests import oracles
 from tests.test_conv import ask, bound, compiles, stored_dtype
 
@@ -151,9 +151,9 @@ def test_small_operators_are_bracketed_and_converge(be, operator, kind):
 @pytest.fixture
 def no_matrices(monkeypatch):
     """Take away what makes small operators exact: they go the way of large ones."""
-    monkeypatch.setattr(_finite, "SMALL", 0)
-    monkeypatch.setattr(_assemble, "ORDER", 0)
-    monkeypatch.setattr(_circle, "FULL_GRID", 0)
+    monkeypatch.setattr(finite, "SMALL", 0)
+    monkeypatch.setattr(finite_matrix, "ORDER", 0)
+    monkeypatch.setattr(circle, "FULL_GRID", 0)
 
 
 @settings(drawn, suppress_health_check=[*HealthCheck])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from gramnorm import _xp
+from gramnorm._arrays import libraries
 from tests import made_dense, soundness
 
 DENSE_SEED = 7
@@ -66,7 +66,7 @@ def test_a_layout_of_numpy_holds_the_numbers_it_names_and_is_what_it_says(layout
 
 def reread(change):
     """Let the package take an array for what `change` makes of it."""
-    plain = _xp.plain
+    plain = libraries.plain
     return lambda x: plain(change(x))
 
 
@@ -112,5 +112,5 @@ def test_an_array_that_is_misread_is_found(monkeypatch, library, layout, dtypes,
         return found
 
     assert not any(wrong().values())
-    monkeypatch.setattr(_xp, "plain", reread(change))
+    monkeypatch.setattr(libraries, "plain", reread(change))
     assert all(wrong().values())

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gramnorm._exact import product_above
-from gramnorm.report import Row, bound_layer, cli, contents
-from gramnorm.report.contents import ReadError
+from gramnorm._rigour.fractions import product_above
+from gramnorm.report import Row, bound_layer, cli
+from gramnorm.report.files import contents
+from gramnorm.report.files.contents import ReadError
+from gramnorm.report.files.readers import read_path
 from gramnorm.report.network import Constant, constant_of
-from gramnorm.report.onnx_nodes import Fixed, Node, NotUnderstoodError, Varying
-from gramnorm.report.onnx_rules import apply_rule
-from gramnorm.report.readers import read_path
+from gramnorm.report.onnx.nodes import Fixed, Node, NotUnderstoodError, Varying
+from gramnorm.report.onnx.rules import apply_rule
 
 onnx = pytest.importorskip("onnx")
 helper = onnx.helper
@@ -1297,10 +1298,10 @@ class TestSearch:
     @pytest.mark.parametrize(
         ("module", "name", "wrong", "made"),
         [
-            ("onnx_entries", "repeats", lambda *_: 1, "with_constant"),
-            ("onnx_moves", "root_above", lambda _: 1.0, "gathered"),
-            ("onnx_windows", "root_above", lambda _: 0.3, "reduced"),
-            ("onnx_moves", "_kept", lambda n, *s: n and len(range(*slice(*s).indices(n))), "sliced"),
+            ("onnx.entries", "repeats", lambda *_: 1, "with_constant"),
+            ("onnx.moves", "root_above", lambda _: 1.0, "gathered"),
+            ("onnx.windows", "root_above", lambda _: 0.3, "reduced"),
+            ("onnx.moves", "_kept", lambda n, *s: n and len(range(*slice(*s).indices(n))), "sliced"),
             ("network", "length_above", max, "joined"),
         ],
     )  # fmt: skip

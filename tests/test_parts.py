@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gramnorm.report import bound_layer
-from gramnorm.report.contents import Contents, Stored
-from gramnorm.report.parts import folded
-from gramnorm.report.readers import read_path
+from gramnorm.report.files.contents import Contents, Stored
+from gramnorm.report.files.parts import folded
+from gramnorm.report.files.readers import read_path
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import run, run_json, some, write_npz
 

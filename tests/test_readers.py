@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gramnorm.report import bound_layer, contents
-from gramnorm.report.contents import Contents, Layer, ReadError, selected
+from gramnorm.report import bound_layer
+from gramnorm.report.files import contents
+from gramnorm.report.files.contents import Contents, Layer, ReadError, selected
+from gramnorm.report.files.readers import read_path, read_stream
+from gramnorm.report.files.safetensors import read_safetensors
+from gramnorm.report.files.sidecar import Description, described, parse_description, read_sidecar
+from gramnorm.report.files.torch import read_torch
 from gramnorm.report.network import constant_of
-from gramnorm.report.readers import read_path, read_stream
-from gramnorm.report.safetensors_reader import read_safetensors
-from gramnorm.report.sidecar import Description, described, parse_description, read_sidecar
-from gramnorm.report.torch_reader import read_torch
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import Bomb, assert_refused, run, run_json, some, write_npz, write_zip
 

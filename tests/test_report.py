@@ -20,18 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gramnorm as gn
-from gramnorm._decimal import decimal_text, relative_gap_above
-from gramnorm._exact import product_above
-from gramnorm.report import (
-    Row,
-    bound_layer,
-    cli,
-    contents,
-    table,
-)
-from gramnorm.report.contents import Layer, ReadError
-from gramnorm.report.npz import read_npz
-from gramnorm.report.readers import read_path
+from gramnorm._rigour.decimals import decimal_text, relative_gap_above
+from gramnorm._rigour.fractions import product_above
+from gramnorm.report import Row, bound_layer, cli, table
+from gramnorm.report.files import contents
+from gramnorm.report.files.contents import Layer, ReadError
+from gramnorm.report.files.npz import read_npz
+from gramnorm.report.files.readers import read_path
 
 pytestmark = pytest.mark.no_backend
 

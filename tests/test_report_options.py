@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gramnorm import _xp
+from gramnorm._arrays import libraries
 from tests.test_report import run, run_json, some, write_npz
 
 pty = pytest.importorskip("pty", reason="needs terminals of POSIX")
@@ -102,7 +102,7 @@ def test_documented_output_is_that_of_the_command(capsys: Any, file: str) -> Non
 
 
 class TestBackends:
-    @pytest.mark.parametrize("backend", sorted(set(_xp.BACKENDS) - {"cupy"}))
+    @pytest.mark.parametrize("backend", sorted(set(libraries.BACKENDS) - {"cupy"}))
     def test_brackets_of_every_library_overlap(
         self, network: Path, capsys: Any, caplog: Any, backend: str
     ) -> None:
@@ -120,7 +120,7 @@ class TestBackends:
     def test_library_that_would_change_the_values_refuses_them(self) -> None:
         jax = pytest.importorskip("jax")
         with jax.enable_x64(False), pytest.raises(ValueError, match="JAX_ENABLE_X64=1"):
-            _xp.placed(np.ones((2, 2)), backend="jax", device=None)
+            libraries.placed(np.ones((2, 2)), backend="jax", device=None)
 
     @pytest.mark.parametrize(
         ("backend", "device"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gramnorm.report import Row, bound_layer, failed_row
-from gramnorm.report.contents import Layer, ReadError
+from gramnorm.report.files.contents import Layer, ReadError
 from gramnorm.report.table import Report
 from tests.test_report import assert_refused, run, some, write_npz
 

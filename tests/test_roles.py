@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from gramnorm.report import bound_layer
-from gramnorm.report.batchnorm import batchnorm_bound
-from gramnorm.report.contents import Contents, Layer, ReadError, Stored
-from gramnorm.report.layouts import LAYOUTS, readings, to_oihw
-from gramnorm.report.names import Name, harmless, parsed
-from gramnorm.report.readers import read_path
-from gramnorm.report.roles import understood
-from gramnorm.report.sidecar import Description, described
+from gramnorm.report.files.batchnorm import batchnorm_bound
+from gramnorm.report.files.contents import Contents, Layer, ReadError, Stored
+from gramnorm.report.files.layouts import LAYOUTS, readings, to_oihw
+from gramnorm.report.files.names import Name, harmless, parsed
+from gramnorm.report.files.readers import read_path
+from gramnorm.report.files.roles import understood
+from gramnorm.report.files.sidecar import Description, described
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import assert_refused, run, run_json, some, write_npz
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from gramnorm import _rounding, _xp
+from gramnorm._arrays import linalg
+from gramnorm._rigour import model
 from tests import soundness
 
 pytestmark = pytest.mark.no_backend
@@ -22,9 +23,9 @@ def sparse_survey(**options):
 
 def rounding_off(monkeypatch):
     """Set every error term of the package to zero: constants and nudges."""
-    monkeypatch.setattr(_rounding, "HOST_UNIT", 0.0)
+    monkeypatch.setattr(model, "HOST_UNIT", 0.0)
     for name in ("gamma", "kappa", "underflow"):
-        monkeypatch.setattr(_rounding.Precision, name, lambda *_: 0.0)
+        monkeypatch.setattr(model.Precision, name, lambda *_: 0.0)
 
 
 def test_no_violation_as_it_stands():
@@ -44,7 +45,7 @@ def test_no_violation_in_sparse_matrices_as_they_stand():
 
 def with_values_sorted(x, values):
     """Write values sorted by place beside places that are not."""
-    return _xp.with_entries(x, values[np.lexsort((x.col, x.row))]).tocsr()
+    return linalg.with_entries(x, values[np.lexsort((x.col, x.row))]).tocsr()
 
 
 def with_last_of_duplicates(x, values):
@@ -56,19 +57,19 @@ def with_last_of_duplicates(x, values):
 
 @pytest.mark.parametrize("wrong", [with_values_sorted, with_last_of_duplicates])
 def test_entries_in_the_wrong_place_are_found(monkeypatch, wrong):
-    monkeypatch.setattr(_xp, "sparse_rows", wrong)
+    monkeypatch.setattr(linalg, "sparse_rows", wrong)
     report = sparse_survey()
     assert report.total("upper", "sparse") > 3
     assert report.total("lower", "sparse") > 3
 
 
 def test_a_matrix_that_is_changed_is_found(monkeypatch):
-    def sort_in_place(x, entries=_xp.sparse_entries):
+    def sort_in_place(x, entries=linalg.sparse_entries):
         if x.format in ("csr", "csc"):
             x.sort_indices()
         return entries(x)
 
-    monkeypatch.setattr(_xp, "sparse_entries", sort_in_place)
+    monkeypatch.setattr(linalg, "sparse_entries", sort_in_place)
     report = sparse_survey()
     assert report.violations == 0
     assert all("changed" in failure or "read-only" in failure for failure in report.failures)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 import gramnorm as gn
-from gramnorm._exact import product_above, root_above, sum_above
-from gramnorm.geometry import ConvGeometry
-from gramnorm.report.batchnorm import batchnorm_bound
-from gramnorm.report.contents import Layer, one_line
+from gramnorm._conv.geometry import ConvGeometry
+from gramnorm._rigour.fractions import product_above, root_above, sum_above
+from gramnorm.report.files.batchnorm import batchnorm_bound
+from gramnorm.report.files.contents import Layer, one_line
 
 __all__ = ["Row", "bound_layer", "failed_row"]
 

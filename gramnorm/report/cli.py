@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from gramnorm import _xp
+from gramnorm._arrays import libraries
 from gramnorm.report import Row, bound_layer, failed_row
-from gramnorm.report.contents import Contents, ReadError, one_line, printable, selected
+from gramnorm.report.files.contents import Contents, ReadError, one_line, printable, selected
+from gramnorm.report.files.readers import read_path, read_stream
+from gramnorm.report.files.sidecar import described, read_sidecar
 from gramnorm.report.network import constant_of
 from gramnorm.report.options import SHIPPED, parser, version
 from gramnorm.report.plain import write_csv, write_markdown
 from gramnorm.report.plot import draw_bars, draw_symbol, require_plots, require_symbol
 from gramnorm.report.progress import progress
-from gramnorm.report.readers import read_path, read_stream
-from gramnorm.report.sidecar import described, read_sidecar
 from gramnorm.report.table import (
     MissingPackageError,
     Report,
@@ -136,11 +136,11 @@ def _rows(contents: Contents, **choices: Any) -> list[Row]:
 
 def _place(backend: str, device: str | None) -> Callable[[np.ndarray[Any, Any]], Any]:
     """Return what moves an array to the library and device, once it has moved one number."""
-    place = functools.partial(_xp.placed, backend=backend, device=device)
+    place = functools.partial(libraries.placed, backend=backend, device=device)
     try:
         place(np.ones((1, 1), np.float32))
     except ImportError as error:
-        msg = f'--backend {backend} needs the package {backend}: pip install "gramnorm[{_xp.BACKENDS[backend]}]"'
+        msg = f'--backend {backend} needs the package {backend}: pip install "gramnorm[{libraries.BACKENDS[backend]}]"'
         raise MissingPackageError(msg) from error
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         msg = f"--backend {backend} cannot use the device {device or 'it takes by itself'}: {one_line(error)}"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import gramnorm as gn
-from gramnorm._exact import length_above, product_above, sum_above
+from gramnorm._rigour.fractions import length_above, product_above, sum_above
 from gramnorm.report import Row
-from gramnorm.report.obstacles import SHORTCUT
+from gramnorm.report.files.obstacles import SHORTCUT
 
 __all__ = ["Constant", "Network", "Step", "constant_of"]
 

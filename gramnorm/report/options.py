@@ -5,8 +5,8 @@ import importlib.metadata
 import math
 from typing import NoReturn
 
-from gramnorm import _xp
-from gramnorm.report.layouts import LAYOUTS
+from gramnorm._arrays import libraries
+from gramnorm.report.files.layouts import LAYOUTS
 
 __all__ = ["SHIPPED", "parser", "version"]
 
@@ -88,7 +88,7 @@ def _how(report: argparse.ArgumentParser) -> None:
     )
     report.add_argument(
         "--backend",
-        choices=_xp.BACKENDS,
+        choices=libraries.BACKENDS,
         default="numpy",
         help="the library to compute with (default: numpy)",
     )

@@ -4,8 +4,8 @@ import csv
 import re
 from typing import IO
 
-from gramnorm._decimal import decimal_text
-from gramnorm.report.contents import printable
+from gramnorm._rigour.decimals import decimal_text
+from gramnorm.report.files.contents import printable
 from gramnorm.report.table import Report, cells, closing_lines
 
 __all__ = ["write_csv", "write_markdown"]

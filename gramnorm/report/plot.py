@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from gramnorm._decimal import decimal_text
-from gramnorm._exact import product_above
+from gramnorm._rigour.decimals import decimal_text
+from gramnorm._rigour.fractions import product_above
 from gramnorm.report import Row
-from gramnorm.report.contents import Layer, ReadError, printable
+from gramnorm.report.files.contents import Layer, ReadError, printable
 from gramnorm.report.table import MissingPackageError, Report
 
 __all__ = ["draw_bars", "draw_symbol", "require_plots", "require_symbol", "symbol_norms"]

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
-from gramnorm.report.contents import Layer, printable
+from gramnorm.report.files.contents import Layer, printable
 
 __all__ = ["progress"]
 

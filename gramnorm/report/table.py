@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
-from gramnorm._decimal import decimal_text, relative_gap_above
-from gramnorm._exact import product_above
+from gramnorm._rigour.decimals import decimal_text, relative_gap_above
+from gramnorm._rigour.fractions import product_above
 from gramnorm.report import Row
-from gramnorm.report.contents import printable
+from gramnorm.report.files.contents import printable
 from gramnorm.report.network import Constant
 
 __all__ = [

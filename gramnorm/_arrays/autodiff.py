@@ -1,0 +1,88 @@
+"""Automatic differentiation of PyTorch and JAX: constants, and functions with a gradient of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat as compat
+
+from gramnorm._arrays.types import Array
+
+
+def without_gradient(x: Array) -> Array:
+    """Return the values of `x` as a constant for automatic differentiation."""
+    if compat.is_torch_array(x):
+        return x.detach()
+    if compat.is_jax_array(x):
+        import jax
+
+        return jax.lax.stop_gradient(x)
+    return x
+
+
+def is_differentiated(x: object) -> bool:
+    """Say whether automatic differentiation follows `x` (or jit traces it)."""
+    if compat.is_jax_array(x):
+        import jax
+
+        return isinstance(x, jax.core.Tracer)
+    if compat.is_torch_array(x):
+        import torch
+
+        return bool(x.requires_grad) and torch.is_grad_enabled()
+    return False
+
+
+def with_gradient(
+    value: Callable[[Array], Array], gradient: Callable[[Array, Array], Array], x: Array
+) -> Array:
+    """Return ``value(x)``, whose derivative for automatic differentiation is ``gradient(x, value)``.
+
+    The gradient G of each of a stack of real values is that of the pairing Re tr G^H dX. It is a constant:
+    differentiating twice is an error in torch, and not zero.
+    """
+    if compat.is_jax_array(x):
+        return _jax_with_gradient(value, gradient)(x)
+    import torch
+
+    class Value(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, a: Array) -> Array:
+            ctx.found = value(a.detach())
+            ctx.save_for_backward(a)
+            return ctx.found.clone()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, cotangent: Array) -> Array:
+            (a,) = ctx.saved_tensors
+            result = gradient(a.detach(), ctx.found)
+            return (_spread(cotangent, result) * result).to(a.dtype)  # of half precision
+
+    return Value.apply(x)  # type: ignore[no-untyped-call]
+
+
+def _jax_with_gradient(
+    value: Callable[[Array], Array], gradient: Callable[[Array, Array], Array]
+) -> Callable[[Array], Array]:
+    import jax
+
+    def forward(a: Array) -> tuple[Array, tuple[Array, Array]]:
+        found = value(a)
+        return found, (a, found)
+
+    def backward(kept: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
+        result = gradient(*kept)
+        slope = _spread(cotangent, result) * jax.numpy.conj(result)  # JAX pairs without conjugates
+        return (slope.astype(kept[0].dtype),)
+
+    function = jax.custom_vjp(value)
+    function.defvjp(forward, backward)
+    return function
+
+
+def _spread(cotangent: Array, gradient: Array) -> Array:
+    """Return one number per value as an array that multiplies the gradients."""
+    extra = gradient.ndim - cotangent.ndim
+    return cotangent.reshape((*cotangent.shape, *(1 for _ in range(extra))))

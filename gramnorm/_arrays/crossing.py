@@ -1,0 +1,64 @@
+"""Values on their way to the host and back: the only crossing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+import numpy.typing as npt
+
+from gramnorm._arrays.dtypes import bits, is_complex
+from gramnorm._arrays.libraries import device_of, has_values, namespace
+from gramnorm._arrays.types import Array, DType, HostFloats, HostInts
+
+
+def host_array(x: Array) -> npt.NDArray[Any]:
+    """Return `x` as a NumPy array of its own type, not to be written to; a copy if it lives elsewhere."""
+    if isinstance(x, np.ndarray | np.generic):
+        return np.asarray(x)
+    if compat.is_torch_array(x):
+        # NumPy has no bfloat16
+        return np.asarray((x.float() if x.dtype.itemsize == 2 else x).numpy(force=True))
+    if compat.is_cupy_array(x):
+        return np.asarray(x.get())
+    return np.asarray(x) if compat.is_jax_array(x) else np.from_dlpack(x)
+
+
+def to_host(x: Array) -> HostFloats:
+    """Copy `x` to the host as NumPy float64: the synchronisation point of every driver."""
+    return host_array(x).astype(np.float64, copy=False)
+
+
+def values_or_none(x: object) -> HostFloats | None:
+    """Return the numbers of `x` on the host, or None where it has none to look at (traced, or no array)."""
+    try:
+        return to_host(x) if has_values(x) else None
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def from_host(values: npt.NDArray[Any], *, dtype: DType, like: Array) -> Array:
+    """Move host numbers to the library and device of `like`; the caller has rounded them to `dtype` already."""
+    xp, device = namespace(like), device_of(like)
+    if bits(dtype) == 64:
+        return xp.asarray(np.asarray(values), dtype=dtype, device=device)
+    # a device without float64 must not see one, not even on the way
+    if is_complex(dtype):
+        return xp.asarray(np.asarray(values, dtype=np.complex64), dtype=dtype, device=device)
+    host = np.asarray(values, dtype=np.float32)
+    return xp.astype(xp.asarray(host, dtype=xp.float32, device=device), dtype, copy=False)
+
+
+def indices(values: HostInts, *, like: Array) -> Array:
+    """Move host indices to the device of `like`; int32 because not every backend has int64."""
+    xp = namespace(like)
+    return xp.asarray(values.astype(np.int32), dtype=xp.int32, device=device_of(like))
+
+
+def select(x: Array, chosen: HostInts) -> Array:
+    """Return the chosen elements of the stack `x`; itself when they are all of it, in order."""
+    xp = namespace(x)
+    if np.array_equal(chosen, np.arange(x.shape[0])):
+        return x
+    return xp.take(x, indices(chosen, like=x), axis=0)

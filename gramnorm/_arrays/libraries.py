@@ -1,0 +1,185 @@
+"""The array boundary: the only module that knows array libraries by name.
+
+Kernels receive a namespace `xp` and call functions of the array API standard.  What the standard
+does not say, and what differs between libraries, is decided here: which inputs are accepted,
+where float64 exists, how a value reaches the host, whether subnormal numbers survive, and whether
+a float32 product is a float32 product.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+import numpy.typing as npt
+
+from gramnorm._arrays.autodiff import without_gradient
+from gramnorm._arrays.types import Array, Device, Namespace
+
+
+def namespace_of(x: object, *, name: str) -> Namespace:
+    """Return the array namespace of `x`, or explain which arrays are accepted."""
+    if isinstance(x, np.ndarray) and type(x) is not np.ndarray and not isinstance(x, np.memmap):
+        msg = (
+            f"{name} must be a plain array, got {type(x).__name__}, whose products or missing values "
+            f"mean something else; pass numpy.asarray({name}) after dealing with them"
+        )
+        raise TypeError(msg)
+    if is_sparse(x):
+        kind = type(x).__name__
+        msg = f"{name} is sparse ({kind}), which this function does not take; pass {name}.toarray()"
+        raise TypeError(msg)
+    if compat.is_torch_array(x) and str(x.layout) != "torch.strided":
+        msg = (
+            f"{name} is a sparse tensor, which this function does not take; pass {name}.to_dense()"
+        )
+        raise TypeError(msg)
+    try:
+        return compat.array_namespace(x)
+    except TypeError:
+        msg = (
+            f"{name} must be an array of a library that follows the array API standard (NumPy, CuPy, "
+            f"PyTorch, JAX, ...), got {type(x).__name__}; convert it first, e.g. numpy.asarray({name})"
+        )
+        raise TypeError(msg) from None
+
+
+_NUMPY = compat.array_namespace(np.empty(0))
+
+BACKENDS = {"numpy": "numpy", "cupy": "cuda12 or cuda13", "torch": "torch", "jax": "jax"}
+"""Libraries to which `placed` moves host arrays, and the extras that install them."""
+
+
+def placed(host: npt.NDArray[Any], *, backend: str, device: str | None) -> Array:
+    """Return a host array as one of a library, on a device of it, with the same values."""
+    make = {"numpy": _as_numpy, "cupy": _as_cupy, "torch": _as_torch, "jax": _as_jax}[backend]
+    array = make(host, device)
+    if str(array.dtype).removeprefix("torch.") != host.dtype.name:
+        wide = ": set the environment variable JAX_ENABLE_X64=1" * (backend == "jax")
+        msg = f"{backend} holds {host.dtype} values as {array.dtype}, which are others{wide}"
+        raise ValueError(msg)
+    return array
+
+
+def _as_numpy(host: npt.NDArray[Any], device: str | None) -> Array:
+    if device not in (None, "cpu"):
+        msg = f"numpy has the device cpu only, got {device!r}"
+        raise ValueError(msg)
+    return host
+
+
+def _as_torch(host: npt.NDArray[Any], device: str | None) -> Array:
+    import torch
+
+    return torch.tensor(
+        host.copy(), device=device
+    )  # a copy: torch warns of what it may not write to
+
+
+def _as_cupy(host: npt.NDArray[Any], device: str | None) -> Array:
+    import cupy
+
+    with cupy.cuda.Device(_device_number(device, "cuda")):
+        return cupy.asarray(host)
+
+
+def _as_jax(host: npt.NDArray[Any], device: str | None) -> Array:
+    import jax
+
+    kind = None if device is None else device.partition(":")[0]
+    return jax.device_put(host, jax.devices(kind)[_device_number(device, kind)])
+
+
+def _device_number(device: str | None, kind: str | None) -> int:
+    """Return n of "kind:n", 0 of "kind" or None."""
+    found, _, number = (device or str(kind)).partition(":")
+    if found != str(kind) or not (number or "0").isdecimal():
+        msg = f"device must be {kind!r} or such as '{kind}:0', got {device!r}"
+        raise ValueError(msg)
+    return int(number or "0")
+
+
+def numpy_namespace() -> Namespace:
+    """Return the namespace of host arrays."""
+    return compat.array_namespace(np.empty(0))
+
+
+def namespace(x: Array) -> Namespace:
+    """Return the array namespace of an array that has been checked, or of the entries of a sparse matrix."""
+    if type(x) is np.ndarray:
+        return _NUMPY
+    return compat.array_namespace(x.data if is_sparse(x) else x)
+
+
+def device_of(x: Array) -> Device:
+    """Return the device of `x`."""
+    return compat.device(x)
+
+
+def has_values(x: Array) -> bool:
+    """Say whether `x` holds numbers that can be looked at now (not traced or compiled, not on the meta device)."""
+    if compat.is_jax_array(x):
+        import jax
+
+        return not isinstance(x, jax.core.Tracer)
+    if compat.is_torch_array(x):
+        import torch
+
+        if torch.compiler.is_compiling():
+            return False
+        return x.device.type != "meta" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return True
+
+
+def plain(x: Array) -> Array:
+    """Return the values of `x`, as a constant for differentiation, stored without lazy flags or swapped bytes."""
+    x = without_gradient(x)
+    if compat.is_torch_array(x):
+        return x.resolve_conj().resolve_neg()
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        return x.astype(x.dtype.newbyteorder("="))
+    return x
+
+
+def plain_arithmetic(x: Array) -> contextlib.AbstractContextManager[object]:
+    """Compute in the types of the arrays, and report nothing: what goes wrong shows in the bounds."""
+    quiet = np.errstate(all="ignore")
+    if not compat.is_torch_array(x) or x.device.type == "meta":
+        return quiet
+    import torch
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.autocast(x.device.type, enabled=False))
+    stack.enter_context(quiet)
+    return stack
+
+
+def is_sparse(x: object) -> bool:
+    """Say whether `x` is a sparse array or matrix of SciPy or CuPy, without importing either."""
+    home = type(x).__module__
+    return home.startswith(("scipy.sparse", "cupyx.scipy.sparse")) and hasattr(x, "tocsr")
+
+
+def vecdot(a: Array, b: Array) -> Array:
+    """Return the inner products along the last axis in the full precision of the arrays' type."""
+    xp = namespace(a)
+    if compat.is_jax_namespace(xp):
+        return xp.vecdot(a, b, axis=-1, precision="highest")
+    return xp.vecdot(a, b, axis=-1)
+
+
+def is_on_cpu(x: Array) -> bool:
+    """Say whether `x` lives on the host, where factorisations are cheap and values are at hand."""
+    xp = namespace(x)
+    if compat.is_torch_array(x):
+        return bool(x.device.type == "cpu")
+    if compat.is_jax_array(x):
+        return all(d.platform == "cpu" for d in x.devices())
+    return not compat.is_cupy_namespace(xp)
+
+
+def has_linalg(x: Array) -> bool:
+    """Say whether the library of `x` offers the linear algebra extension."""
+    return hasattr(namespace(x), "linalg")

@@ -1,0 +1,130 @@
+"""Products and factorisations in the full precision of the arrays' type, of dense and of sparse matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+import numpy.typing as npt
+
+from gramnorm._arrays.crossing import host_array, to_host
+from gramnorm._arrays.dtypes import is_complex, real_part
+from gramnorm._arrays.libraries import is_sparse, namespace, vecdot
+from gramnorm._arrays.types import Array, HostFloats
+
+
+def adjoint(x: Array) -> Array:
+    """Return the conjugate transpose of the last two axes."""
+    xp = namespace(x)
+    if is_sparse(x):
+        return x.conj().T
+    x = xp.matrix_transpose(x)
+    return xp.conj(x) if is_complex(x.dtype) else x
+
+
+def sparse_entries(x: Array) -> Array:
+    """Return the entries of the sparse `x` one by one, in coordinates (COO) and arrays of our own.
+
+    Their order and whether a place occurs twice are the caller's; nothing has sorted or added them up.
+    """
+    own = x.copy().tocoo(
+        copy=False
+    )  # the copy is checked, and what lies behind the last row is cut
+    return with_entries(own, own.data)
+
+
+def with_entries(x: Array, values: Array) -> Array:
+    """Return the coordinates of the COO matrix `x` with other values, the k-th in the place of the k-th."""
+    return type(x)((values, (x.row, x.col)), shape=x.shape)
+
+
+def sparse_rows(x: Array, values: Array) -> Array:
+    """Return `with_entries` in compressed rows, in order, entries that share a place added up."""
+    return with_entries(x, values).tocsr()
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Multiply in the full precision of the arrays' type."""
+    xp = namespace(a)
+    if is_sparse(a):
+        return a @ b
+    if compat.is_jax_namespace(xp):
+        return xp.matmul(a, b, precision="highest")  # the default may be TF32 or bfloat16
+    return xp.matmul(a, b)
+
+
+def gram_matrix(a: Array) -> Array:
+    """Return A^H A for each matrix of a stack, or of one sparse matrix as a dense one."""
+    if isinstance(a, np.ndarray):  # the same, without three layers of calls
+        return np.matmul(a.mT.conj() if a.dtype.kind == "c" else a.mT, a)
+    gram = matmul(adjoint(a), a)
+    return gram.toarray() if is_sparse(gram) else gram
+
+
+def square_sum(a: Array) -> float:
+    """Return the sum of |a_i|^2 over all entries as computed in one go."""
+    xp = namespace(a)
+    if isinstance(a, np.ndarray):
+        return float(np.vdot(a, a).real)
+    flat = xp.reshape(a, (-1,))
+    return float(host_array(vecdot(flat, flat)).real)
+
+
+def attempted(solver: Callable[..., Any], *arrays: Array) -> Any | None:
+    """Return what a solver of a library finds, or None where it gives up.
+
+    Its iteration may not converge, its matrix may be singular: whatever is proved here is proved without it, less
+    sharply.  So solvers are called here and nowhere else.
+    """
+    try:
+        return solver(*arrays)
+    except (np.linalg.LinAlgError, RuntimeError):  # PyTorch's own error is a RuntimeError
+        return None
+
+
+def cholesky_or_none(a: Array) -> Array | None:
+    """Return a lower Cholesky factor, or None when the library does not give a finite one."""
+    xp = namespace(a)
+    factor = attempted(xp.linalg.cholesky, a)
+    if factor is None:
+        return None
+    finite = to_host(xp.isfinite(real_part(factor[-1, -1])))
+    return factor if finite else None  # JAX and CuPy return NaN
+
+
+def inverse_or_none(a: Array) -> Array | None:
+    """Return what the library takes for the inverse, or None when it gives none."""
+    xp = namespace(a)
+    return attempted(xp.linalg.inv, a)
+
+
+def largest_singular_value_or_none(stack: Array) -> float | None:
+    """Return the largest of what the library takes for the singular values of matrices, or None."""
+    xp = namespace(stack)
+    values = attempted(xp.linalg.svdvals, stack)
+    found = math.nan if values is None else float(to_host(xp.max(values)))
+    return found if math.isfinite(found) else None
+
+
+def eigenvectors_or_none(
+    host: npt.NDArray[Any],
+) -> tuple[HostFloats, npt.NDArray[np.inexact]] | None:
+    """Return what NumPy takes for the eigenvalues, ascending, and eigenvectors of a Hermitian host matrix, or None."""
+    found = attempted(np.linalg.eigh, host)
+    if found is None or not np.all(np.isfinite(found[1])):
+        return None
+    return found[0], found[1]
+
+
+def solved_basis_or_none(
+    host: npt.NDArray[Any], right: npt.NDArray[Any]
+) -> npt.NDArray[np.inexact] | None:
+    """Return an orthonormal basis of what NumPy takes for the columns X with ``host @ X = right``, or None."""
+    columns = attempted(np.linalg.solve, host, right)
+    if columns is None or not np.all(np.isfinite(columns)):
+        return None
+    found = attempted(np.linalg.qr, columns)
+    return None if found is None else np.asarray(found[0])

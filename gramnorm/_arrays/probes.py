@@ -1,0 +1,72 @@
+"""What a device does that no documentation promises: subnormal numbers, and products in full precision."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import array_api_compat as compat
+import numpy as np
+
+from gramnorm._arrays.crossing import from_host, to_host
+from gramnorm._arrays.dtypes import components
+from gramnorm._arrays.libraries import device_of, namespace
+from gramnorm._arrays.linalg import matmul
+from gramnorm._arrays.types import Array, Device, DType, HostBools, Namespace
+
+
+def float32_products_are_exact(x: Array) -> bool:
+    """Say whether a product of float32 arrays beside `x` keeps 24 bits: no TF32, no bfloat16.
+
+    A matrix filled with 1 + 2^-12 tells: TF32 and bfloat16 round its entries to 1.
+    """
+    xp = namespace(x)
+    if compat.is_torch_array(x):
+        import torch
+
+        # Which shapes take the short cut is the library's choice, so the switch decides, not a trial.
+        try:
+            return torch.get_float32_matmul_precision() == "highest" and not (
+                torch.backends.cuda.matmul.allow_tf32
+            )
+        except RuntimeError:  # the newer switches have been used
+            return False
+    return _product_probe(xp, device_of(x))
+
+
+@functools.cache
+def _product_probe(xp: Namespace, device: Device) -> bool:
+    a = xp.full((64, 64), 1.0 + 2.0**-12, dtype=xp.float32, device=device)
+    product = to_host(matmul(a, a))
+    return bool(np.all(np.abs(product - 64.0 * (1.0 + 2.0**-12) ** 2) < 64 * 2.0**-18))
+
+
+def flushes_subnormals(x: Array, dtype: DType) -> bool:
+    """Say whether arithmetic in the real type `dtype`, there or on the host, loses subnormals.
+
+    JAX on a CPU always does; a process in which some library switched the processor's
+    flush-to-zero mode on does as well, so the question is asked at each call.
+    """
+    xp = namespace(x)
+    tiny = float(xp.finfo(dtype).smallest_normal)
+    probe = from_host(np.asarray([tiny / 4]), dtype=dtype, like=x)
+    scaled = to_host(probe * 16.0)
+    on_host = np.asarray([math.ldexp(1.0, -1060)]) * 2.0**100
+    return bool(scaled[0] == 0.0) or bool(on_host[0] == 0.0)
+
+
+def nonzero_by_bits(x: Array) -> HostBools:
+    """Say for each element of the stack `x` whether it has a non-zero entry, subnormals included.
+
+    Where subnormals are flushed even ``x == 0`` holds for them; the bit patterns do not lie.
+    """
+    xp = namespace(x)
+    kinds = {2: "int16", 4: "int32", 8: "int64"}
+    if not hasattr(x, "view"):  # no way to look: they may all be
+        return np.ones(x.shape[0], dtype=np.bool_)
+    found = np.zeros(x.shape[0], dtype=np.bool_)
+    for part in components(x):
+        bits = part.view(getattr(xp, kinds[part.dtype.itemsize]))
+        magnitude = xp.bitwise_left_shift(bits, xp.ones_like(bits))  # -0.0 is zero as well
+        found |= to_host(xp.any(magnitude != 0, axis=(-2, -1))) != 0
+    return found

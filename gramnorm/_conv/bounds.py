@@ -1,0 +1,461 @@
+"""Bounds on the spectral norm of convolutions, as operators: not of the reshaped kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+
+from gramnorm import _validate
+from gramnorm._arrays import autodiff, dtypes, libraries
+from gramnorm._arrays.types import Array
+from gramnorm._conv.choose import Search, fixed_step_gradient, fixed_step_value
+from gramnorm._conv.geometry import ConvGeometry
+from gramnorm._matrix.bounds import with_gradient
+from gramnorm._results import NormBracket
+
+__all__ = [
+    "conv_gram_iteration",
+    "conv_norm_bound",
+    "conv_norm_bracket",
+    "conv_norm_value_and_grad",
+    "fir_norm",
+]
+
+
+def conv_norm_bound(
+    kernel: Array,
+    /,
+    input_shape: int | Sequence[int] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: _validate.Padding = None,
+    padding_mode: str = "zeros",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: int | Sequence[int] = 0,
+    rtol: float | None = None,
+) -> Array:
+    """Return a certified upper bound on the spectral norm of a convolution.
+
+    This is the `upper` of `conv_norm_bracket`, which describes the operator, the guarantee and the errors.
+
+    Parameters
+    ----------
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a transposed
+        convolution ``(c_in, c_out / groups, *spatial)``.
+    input_shape : int or sequence of int, optional
+        Samples of the input per spatial axis; by default every size at once.
+    stride : int or sequence of int, optional
+        Step between outputs per axis.
+    padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
+        Padding per axis at a given `input_shape`; "same" by default, none needed for "circular".
+    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
+        What lies beyond the input.
+    dilation : int or sequence of int, optional
+        Distance between taps per axis.
+    groups : int, optional
+        Number of independent blocks of channels.
+    transposed : bool, optional
+        Whether the operator is a transposed convolution.
+    output_padding : int or sequence of int, optional
+        Samples added at the end of the output of a transposed convolution.
+    rtol : float, optional
+        Relative gap asked for, 1e-3 by default.
+
+    Returns
+    -------
+    0-d array
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`.
+
+    See Also
+    --------
+    conv_norm_bracket : The same bound with a lower one and a convergence flag.
+
+    Examples
+    --------
+    The second difference has gain 4 at the highest frequency, whatever the size of the input:
+
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> bound = gn.conv_norm_bound(np.asarray([[[1.0, -2.0, 1.0]]]))
+    >>> bool(4.0 <= bound <= 4.004)
+    True
+    """
+    geometry = partial(
+        ConvGeometry.of,
+        input_shape=input_shape,
+        stride=stride,
+        padding=padding,
+        padding_mode=padding_mode,
+        dilation=dilation,
+        groups=groups,
+        transposed=transposed,
+        output_padding=output_padding,
+    )
+    search = Search(geometry, rtol)
+    if autodiff.is_differentiated(kernel):
+        return autodiff.with_gradient(search.upper, search.gradient, kernel)
+    return search.upper(kernel)
+
+
+def conv_norm_bracket(
+    kernel: Array,
+    /,
+    input_shape: int | Sequence[int] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: _validate.Padding = None,
+    padding_mode: str = "zeros",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: int | Sequence[int] = 0,
+    rtol: float | None = None,
+    vectors: bool = False,
+) -> NormBracket:
+    """Return certified lower and upper bounds on the spectral norm of a convolution.
+
+    The operator is the multi-channel cross-correlation of neural networks, or its transpose. Its norm depends on the
+    size and the padding of the input; without `input_shape` the bracket is that of the supremum over all sizes.
+
+    Parameters
+    ----------
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a transposed
+        convolution ``(c_in, c_out / groups, *spatial)``.
+    input_shape : int or sequence of int, optional
+        Samples of the input per spatial axis. By default every size at once: the supremum over frequencies,
+        which bounds zero padding of any size and amount, and circular convolution of any size that the stride
+        divides; "circular" with a stride needs the size, as the norm is larger where the stride does not divide it.
+    stride : int or sequence of int, optional
+        Step between outputs per axis; it need not divide anything.
+    padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
+        Padding per axis at a given `input_shape`. "valid" is none, "full" the kernel's reach on both sides, and
+        "same", the default, makes ``ceil(n / stride)`` outputs (transposed: ``n * stride``), the odd sample behind, as
+        in TensorFlow. Circular convolution needs no padding: output ``o`` starts at sample ``stride * o``, one output
+        for each of the ``ceil(n / stride)`` multiples of the stride below n. If padding is given, the periodic input is
+        extended by it, as in PyTorch, and outputs may repeat or be missing.
+    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
+        What lies beyond the input.
+    dilation : int or sequence of int, optional
+        Distance between taps per axis.
+    groups : int, optional
+        Number of independent blocks of channels; the norm is the largest of theirs.
+    transposed : bool, optional
+        Whether the operator is the transposed convolution, in PyTorch's conventions.
+    output_padding : int or sequence of int, optional
+        Samples added at the end of the output of a transposed convolution.
+    rtol : float, optional
+        Relative gap asked for, 1e-3 by default.
+    vectors : bool, optional
+        Whether to return vectors attaining the lower bound. Not implemented.
+
+    Returns
+    -------
+    NormBracket
+        0-d bounds in the namespace, device and real dtype (float32 at least) of `kernel`; `frequency` in radians per
+        sample of the input and axis where the norm is attained at one (every size, and circular padding whose stride
+        divides the size); `n_products` counts the blocks of the symbol evaluated. NaN for a kernel that holds NaN, inf
+        if it holds inf, exactly 0 for a zero or empty one and for an operator without outputs.
+
+    Raises
+    ------
+    TypeError
+        If `kernel` is not an array of numbers or has no values (inside ``jax.jit``), or an argument is of the
+        wrong kind.
+    ValueError
+        If shapes or sizes do not fit together, `rtol` is not positive, or the operator is undefined: reflect or
+        replicate padding without `input_shape` or of a transposed convolution, reflect padding that exceeds the
+        input, output padding of an ordinary convolution.
+    NotImplementedError
+        For vectors.
+
+    See Also
+    --------
+    fir_norm : The same for a filter bank, in the terms of control and signal processing.
+    conv_gram_iteration : A fixed number of steps, differentiable.
+
+    Notes
+    -----
+    **Guarantee.** ``lower <= norm <= upper`` under the rounding model of the theory page, for the operator with
+    its padding and size, converged or not.
+
+    *Every size*: the supremum of the norm of the symbol over all frequencies, by a search over cells of
+    frequencies (theory page, Theorem 6), at a cost that does not depend on any image; strides turn phases of the input
+    into channels (Lemma 10). *Circular*: the maximum over the grid of frequencies, the kernel wrapped where it is
+    longer than the input, at no more cost than every size.
+    *Zero padding at a given size*: the least of the supremum, a bound from scalar Toeplitz matrices that know the
+    size (Theorem 11), and, for operators with up to 4096 rows or columns, the Gram matrix; `lower` comes from a plane
+    wave under a window and from Golub-Kahan steps on the operator. *Reflect, replicate, and circular padding that is
+    not the above*: exact for small operators; beyond, the supremum times the square root of how often a sample is
+    repeated (Theorem 13), which is loose and seldom converges.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> laplacian = np.asarray([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[None, None]
+    >>> bracket = gn.conv_norm_bracket(laplacian, (32, 32), padding_mode="circular")
+    >>> bool(bracket.lower <= 8.0 <= bracket.upper), bool(bracket.converged)
+    (True, True)
+    >>> abs(bracket.frequency).round(4).tolist()
+    [3.1416, 3.1416]
+    """
+    if vectors:
+        msg = "vectors=True is not implemented for convolutions; `frequency` names the mode that attains `lower`"
+        raise NotImplementedError(msg)
+    geometry = partial(
+        ConvGeometry.of,
+        input_shape=input_shape,
+        stride=stride,
+        padding=padding,
+        padding_mode=padding_mode,
+        dilation=dilation,
+        groups=groups,
+        transposed=transposed,
+        output_padding=output_padding,
+    )
+    search = Search(geometry, rtol)
+    result = search.bracket(kernel)
+    if autodiff.is_differentiated(kernel):
+        result = with_gradient(result, search.gradient, kernel)
+    return result
+
+
+def conv_norm_value_and_grad(
+    kernel: Array,
+    /,
+    input_shape: int | Sequence[int] | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: _validate.Padding = None,
+    padding_mode: str = "zeros",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: int | Sequence[int] = 0,
+    steps: int | None = None,
+    rtol: float | None = None,
+) -> tuple[Array, Array]:
+    """Return an upper bound on the spectral norm of a convolution, and its gradient by the kernel.
+
+    For arrays without automatic differentiation (NumPy, CuPy); PyTorch and JAX differentiate `conv_norm_bound` and
+    `conv_gram_iteration` themselves, to the same gradients.
+
+    Parameters
+    ----------
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a transposed
+        convolution ``(c_in, c_out / groups, *spatial)``.
+    input_shape : int or sequence of int, optional
+        Samples of the input per spatial axis; by default every size at once.
+    stride : int or sequence of int, optional
+        Step between outputs per axis.
+    padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
+        Padding per axis at a given `input_shape`.
+    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
+        What lies beyond the input.
+    dilation : int or sequence of int, optional
+        Distance between taps per axis.
+    groups : int, optional
+        Number of independent blocks of channels.
+    transposed : bool, optional
+        Whether the operator is a transposed convolution.
+    output_padding : int or sequence of int, optional
+        Samples added at the end of the output of a transposed convolution.
+    steps : int, optional
+        If given, the value and gradient of ``conv_gram_iteration(kernel, input_shape, steps=steps)``, for
+        ``padding_mode="circular"``; else those of ``conv_norm_bound``.
+    rtol : float, optional
+        Relative gap asked for, as in `conv_norm_bound`.
+
+    Returns
+    -------
+    value : 0-d array
+        The bound, real, in float32 at least.
+    gradient : array of the shape of `kernel`
+        G of the type of `kernel` with ``value(K + dK) = value(K) + Re sum(conj(G) dK) + o(dK)``. 0 for a zero kernel,
+        NaN where the norm is NaN or inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv_norm_bracket`; ValueError also for `steps` with another padding than circular.
+
+    Notes
+    -----
+    **Guarantee.** The value is that of the function named above, with its guarantee. The gradient of the fixed-step
+    bound is exact up to rounding. That of the certified bound is the gradient of the norm of the symbol at the
+    frequency where it is largest (Danskin's theorem), and at a finite size with padding that of the top singular
+    vectors of the operator: of the norm itself, from which the bound is `rtol` away. Where several frequencies or
+    groups attain the maximum it is that of one of them, a subgradient. For a large input, of more than some 100 000
+    numbers, the gradient is that of the supremum.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> value, gradient = gn.conv_norm_value_and_grad(np.asarray([[[1.0, -2.0, 1.0]]]))
+    >>> bool(value >= 4.0), gradient.round(3).tolist()
+    (True, [[[1.0, -1.0, 1.0]]])
+    """
+    geometry = partial(
+        ConvGeometry.of,
+        input_shape=input_shape,
+        stride=stride,
+        padding=padding,
+        padding_mode=padding_mode,
+        dilation=dilation,
+        groups=groups,
+        transposed=transposed,
+        output_padding=output_padding,
+    )
+    a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
+    if steps is None:
+        search = Search(geometry, rtol)
+        value = search.upper(a)
+        return value, search.gradient(a, value)
+    count = _validate.positive_int(steps, name="steps", least=0)
+    here = geometry(tuple(a.shape))
+    _validate.fixed_steps(here.padding_mode, padding, transposed=here.transposed)
+    _validate.divides(here.stride, here.input_shape)
+    value = fixed_step_value(a, here, steps=count)
+    return value, fixed_step_gradient(a, here, value, steps=count)
+
+
+def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
+    """Return certified lower and upper bounds on the H-infinity norm of a FIR filter bank.
+
+    The norm is the largest gain of the transfer matrix ``H(z) = sum_k taps[k] z^-k`` on the unit circle, over all
+    frequencies and directions of the input.
+
+    Parameters
+    ----------
+    taps : array, shape (N, p, m) or (N,)
+        Impulse response of a filter with m inputs and p outputs, or of a single filter; real or complex.
+    rtol : float, optional
+        Relative gap asked for, 1e-3 by default.
+
+    Returns
+    -------
+    NormBracket
+        0-d bounds in the namespace, device and real dtype (float32 at least) of `taps`. `frequency`, shape (1,), is the
+        peak frequency in radians per sample, in [0, pi] for real and in (-pi, pi] for complex taps, at which `lower` is
+        attained.
+
+    Raises
+    ------
+    TypeError
+        If `taps` is not an array of numbers or has no values (inside ``jax.jit``).
+    ValueError
+        If `taps` has another number of axes or `rtol` is not positive.
+
+    See Also
+    --------
+    conv_norm_bracket : The same search with strides, groups and any number of axes.
+
+    Notes
+    -----
+    **Guarantee.** ``lower <= norm <= upper`` for all frequencies of the continuum, not of a grid, rounding included
+    (theory page, Theorem 6).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> bracket = gn.fir_norm(np.asarray([1.0, -2.0, 1.0]))  # gain 4 at the highest frequency
+    >>> bool(bracket.lower <= 4.0 <= bracket.upper), bracket.frequency.round(4).tolist()
+    (True, [3.1416])
+    """
+    a = _validate.concrete_argument(taps, name="taps", instead="conv_gram_iteration")
+    xp = libraries.namespace(a)
+    if a.ndim not in (1, 3):
+        msg = f"taps must have shape (N, outputs, inputs) or (N,), got shape {tuple(a.shape)}"
+        raise ValueError(msg)
+    a = a[:, None, None] if a.ndim == 1 else a
+    bracket = conv_norm_bracket(xp.permute_dims(a, (1, 2, 0)), rtol=rtol)
+    if bracket.frequency is None:
+        return bracket
+    # the symbol has exp(+i k theta); a real filter has the same gain at both
+    theta = -bracket.frequency
+    theta = xp.where(theta == -math.pi, -theta, theta)
+    if not dtypes.is_complex(a.dtype):
+        theta = xp.abs(theta)
+    return dataclasses.replace(bracket, frequency=theta)
+
+
+def conv_gram_iteration(
+    kernel: Array,
+    /,
+    input_shape: int | Sequence[int],
+    *,
+    steps: int,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Array:
+    """Return the upper bound on the norm of a circular convolution that fixed Gram steps give.
+
+    The largest, over the frequencies of the input's grid, of the fixed-step bound of the symbol's blocks. In
+    exact arithmetic at most ``c^(1 / 2^(steps + 1))`` times the norm, c the smaller number of channels per
+    group. Differentiable, usable under ``jax.jit`` and ``vmap``, never waits for the device.
+
+    Parameters
+    ----------
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
+    input_shape : int or sequence of int
+        Samples of the (periodic) input per spatial axis.
+    steps : int
+        Number of Gram products, at least 0.
+    stride : int or sequence of int, optional
+        Step between outputs per axis; divides `input_shape`.
+    dilation : int or sequence of int, optional
+        Distance between taps per axis.
+    groups : int, optional
+        Number of independent blocks of channels.
+
+    Returns
+    -------
+    0-d array
+        The value, in the namespace, device and real dtype (float32 at least) of `kernel`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv_norm_bracket`; ValueError also for negative `steps` and a stride that does not divide the size.
+
+    See Also
+    --------
+    conv_norm_bound : An upper bound that rounding cannot push below the norm.
+
+    Notes
+    -----
+    **Guarantee.** Upper bound for circular padding in exact arithmetic only; no rounding margin is added. It is
+    no bound for zero padding, whose norm may be larger. The cost grows with the input: every frequency is
+    evaluated, as in Delattre et al. (ICML 2023, arXiv:2305.16173).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> value = gn.conv_gram_iteration(np.asarray([[[1.0, -2.0, 1.0]]]), 8, steps=4)
+    >>> bool(abs(value - 4.0) < 1e-12)
+    True
+    """
+    a = _validate.array_argument(kernel, name="kernel")
+    count = _validate.positive_int(steps, name="steps", least=0)
+    geometry = ConvGeometry.of(
+        tuple(a.shape),
+        input_shape,
+        stride=stride,
+        padding_mode="circular",
+        dilation=dilation,
+        groups=groups,
+    )
+    _validate.divides(geometry.stride, geometry.input_shape)
+    return fixed_step_value(a, geometry, steps=count)

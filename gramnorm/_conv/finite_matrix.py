@@ -1,0 +1,170 @@
+"""Small convolutions as matrices: the Gram matrix on the smaller side, without the matrix itself.
+
+A convolution of finite size is A = sum_k (L_{1,k_1} x L_{2,k_2} x ...) x K_k with one 0/1 matrix per axis and tap
+that copies inputs to outputs, whatever the padding.  Hence
+
+    A^H A = sum_{k,l} (L_{1,k_1}^T L_{1,l_1} x ...) x K_k^H K_l,
+
+one product of taps and one product per axis.  Its largest eigenvalue is the squared norm, up to rounding
+that is known beforehand (docs/theory.md, section 4).  Kernels with so many taps that their pairs cost more are
+gathered into the operator itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gramnorm._arrays import crossing, dtypes, libraries, linalg
+from gramnorm._arrays.types import Array, HostFloats
+from gramnorm._conv.geometry import Axis
+from gramnorm._matrix import certificate
+from gramnorm._matrix.choose import bracket_stack
+from gramnorm._rigour import sums
+from gramnorm._rigour.model import down, precision_of, up
+
+ORDER = 4096
+"""Most rows of a Gram matrix."""
+
+ENTRIES = 2**25
+"""Most numbers in an intermediate result."""
+
+
+def order(axes: Sequence[Axis], channels: tuple[int, int]) -> int:
+    """Return the smaller side of the operator of a group with (c_out, c_in) channels."""
+    return min(
+        channels[0] * math.prod(a.outputs for a in axes),
+        channels[1] * math.prod(a.size for a in axes),
+    )
+
+
+def is_affordable(
+    axes: Sequence[Axis], channels: tuple[int, int], groups: int, *, most: int
+) -> bool:
+    """Say whether an operator with a side of at most `most` can be bracketed as a matrix in little memory."""
+    if order(axes, channels) > most:
+        return False
+    return (
+        _can_be_gathered(axes, channels, groups) or _largest_step(axes, channels, groups) <= ENTRIES
+    )
+
+
+def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[float, float, int]:
+    """Bracket the norm of the operator with taps (T, groups, c_out, c_in); return its cost as well."""
+    groups, channels = taps.shape[1], (taps.shape[2], taps.shape[3])
+    real = dtypes.real_dtype(taps.dtype)
+    if _largest_step(axes, channels, groups) > ENTRIES:
+        a = gathered_matrix(taps, axes)
+        lower, upper, cost = bracket_stack(a, rtol=rtol, dtype=real)
+        return float(np.max(lower)), float(np.max(upper)), cost
+    gram, error = gram_matrix(taps, axes)
+    if (
+        gram.shape[1] > certificate.SQUARED
+        and libraries.is_on_cpu(gram)
+        and libraries.has_linalg(gram)
+    ):
+        found = [
+            certificate.gram_certificate(gram[g, ...], error=float(error[g]), rtol=rtol)
+            for g in range(groups)
+        ]
+        best = max(found, key=lambda one: one.upper)
+        low = max(one.lower for one in found)
+        if best.upper - low <= rtol * low:
+            return low, best.upper, best.products
+    lower, upper, cost = bracket_stack(gram, rtol=1.8 * rtol, dtype=real)
+    low = down(math.sqrt(max(float(np.max(lower - error)), 0.0)))
+    return low, up(math.sqrt(float(np.max(upper + error)))), cost
+
+
+def gathered_matrix(taps: Array, axes: Sequence[Axis]) -> Array:
+    """Return the operator of each group, where no two taps of an output read the same sample."""
+    xp = libraries.namespace(taps)
+    count, groups, c_out, c_in = taps.shape
+    table = np.zeros((1, 1), dtype=np.int64)
+    for axis in axes:
+        source = axis.sources()
+        tap = np.full((axis.outputs, axis.size), -1, dtype=np.int64)
+        k, o = np.nonzero(source >= 0)
+        tap[o, source[k, o]] = k
+        missing = (table[:, None, :, None] < 0) | (tap[None, :, None, :] < 0)
+        joined = table[:, None, :, None] * axis.taps + tap[None, :, None, :]
+        table = np.where(missing, -1, joined).reshape(len(table) * axis.outputs, -1)
+    with_zero = xp.concat([taps, xp.zeros_like(taps[:1, ...])], axis=0)
+    entries = crossing.select(with_zero, np.where(table < 0, count, table).reshape(-1))
+    entries = xp.reshape(entries, (*table.shape, groups, c_out, c_in))
+    entries = xp.permute_dims(entries, (2, 3, 0, 4, 1))
+    return xp.reshape(entries, (groups, c_out * table.shape[0], c_in * table.shape[1]))
+
+
+def _can_be_gathered(axes: Sequence[Axis], channels: tuple[int, int], groups: int) -> bool:
+    entries = groups * math.prod(channels) * math.prod(float(a.outputs * a.size) for a in axes)
+    return entries <= ENTRIES / 2 and all(a.coincidences() == 1 for a in axes)
+
+
+def _largest_step(axes: Sequence[Axis], channels: tuple[int, int], groups: int) -> float:
+    """Return how many numbers the largest intermediate result on the way to the Gram matrix has."""
+    side = _by_inputs(axes, channels)
+    sizes = [a.size if side else a.outputs for a in axes]
+    entries = float(groups * channels[1 if side else 0] ** 2)
+    entries *= math.prod(float(a.taps) ** 2 for a in axes)
+    largest = max(entries, *(float(a.taps * n) ** 2 for a, n in zip(axes, sizes, strict=True)))
+    largest = max(largest, *(float(a.taps) * a.outputs * a.size for a in axes))
+    for a, n in zip(axes, sizes, strict=True):
+        entries *= float(n) ** 2 / a.taps**2
+        largest = max(largest, entries)
+    return largest
+
+
+def gram_matrix(taps: Array, axes: Sequence[Axis]) -> tuple[Array, HostFloats]:
+    """Return the Gram matrix of each group on the smaller side, and bounds on the errors of their norms."""
+    xp = libraries.namespace(taps)
+    count, groups, c_out, c_in = taps.shape
+    by_inputs = _by_inputs(axes, (c_out, c_in))
+    if not by_inputs:
+        taps = linalg.adjoint(taps)  # A A^H is the Gram matrix of A^H
+    inner, c = taps.shape[2:]
+    rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, inner, count * c))
+    sizes = [a.taps for a in axes]
+    dims = len(sizes)
+    gram = xp.reshape(linalg.gram_matrix(rows), (groups, *sizes, c, *sizes, c))
+    pairs = (i for a in range(dims) for i in (1 + a, 2 + dims + a))
+    gram = xp.permute_dims(gram, (0, *pairs, 1 + dims, 2 + 2 * dims))
+    links, uses = [], np.ones(())
+    for axis in axes:
+        link = axis.links().reshape(axis.taps, axis.outputs, axis.size)
+        links.append(link if by_inputs else link.swapaxes(1, 2))
+        uses = np.multiply.outer(uses, link.sum(axis=(1, 2)))
+    for link in links:
+        # (k, l) of the first axis left become (i, i'), at the end
+        shape = (groups, link.shape[0] ** 2, *gram.shape[3:])
+        gram = xp.permute_dims(xp.reshape(gram, shape), (0, *range(2, len(shape)), 1))
+        moved = crossing.from_host(_pairs(link), dtype=taps.dtype, like=taps)
+        gram = linalg.matmul(gram, moved)
+    points = [link.shape[2] for link in links]
+    gram = xp.reshape(gram, (groups, c, c, *(n for n in points for _ in range(2))))
+    half = range(3, 3 + 2 * dims, 2)
+    gram = xp.permute_dims(gram, (0, 1, *half, 2, *(i + 1 for i in half)))
+    q = c * math.prod(points)
+
+    prec = precision_of(taps.dtype)
+    _, squares = sums.square(taps)
+    # || sum_k L_k x |K_k| ||_F^2, where taps that read the same sample may add up
+    size = uses.reshape(1, -1) @ squares * math.prod(a.coincidences() for a in axes)
+    loss = math.expm1(sum(math.log1p(prec.kappa(n)) for n in (inner, *(k * k for k in sizes))))
+    error = loss * size[0] + 2 * q * count**2 * prec.underflow(inner + sum(sizes))
+    return xp.reshape(gram, (groups, q, q)), up(error, count**2 + 8)
+
+
+def _by_inputs(axes: Sequence[Axis], channels: tuple[int, int]) -> bool:
+    inputs = channels[1] * math.prod(a.size for a in axes)
+    return inputs <= channels[0] * math.prod(a.outputs for a in axes)
+
+
+def _pairs(link: HostFloats) -> HostFloats:
+    """Return L_k^T L_l for all pairs of taps, shape (taps^2, size^2), from links (taps, outputs, size)."""
+    taps, outputs, size = link.shape
+    columns = link.transpose(1, 0, 2).reshape(outputs, taps * size)
+    products = (columns.T @ columns).reshape(taps, size, taps, size)
+    return products.transpose(0, 2, 1, 3).reshape(taps**2, size**2)

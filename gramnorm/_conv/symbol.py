@@ -1,0 +1,192 @@
+"""The symbol of a convolution, F(theta) = sum_k K_k exp(i k . theta), at chosen frequencies.
+
+Frequencies are exact fractions of a turn, so the phases are reduced in integers before the only
+inexact steps.  The sum is a matrix product of phases with taps: no FFT, and an error that is known
+before it is computed (docs/theory.md, section 3):
+
+    |F_computed - F| <= (kappa(T) (1 + omega) + omega) sum_k |K_k|   entrywise,
+
+for T taps and phases that are wrong by omega at most.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from gramnorm._arrays import crossing, dtypes, libraries, linalg, probes
+from gramnorm._arrays.types import Array, HostInts
+from gramnorm._conv.flat import Autocorrelation, autocorrelation
+from gramnorm._rigour import sums
+from gramnorm._rigour.model import HOST_UNIT, precision_of, up
+
+NARROW_BLOCKS, NARROW_SIDE = 16, 32
+"""From so many blocks of such a size on, single precision goes first."""
+
+
+def phases(
+    offsets: HostInts, numerators: HostInts, denominators: HostInts
+) -> npt.NDArray[np.complex128]:
+    """Return exp(2 pi i sum_a offsets_a numerators_a / denominators_a), shape (frequencies, taps).
+
+    Per axis they are wrong by at most 20 u: 3 pi u for the three roundings of the angle, reduced to
+    [-pi, pi], 4 sqrt(2) u for sine and cosine within 4 units in the last place, and 3 u for the product
+    of two axes, with a margin for the higher orders.
+    """
+    result = np.ones((numerators.shape[0], offsets.shape[0]), dtype=np.complex128)
+    for k, j, n in zip(offsets.T, numerators.T, denominators, strict=True):
+        if n == 1:
+            continue
+        steps, which = np.unique(k, return_inverse=True)
+        residue = (j[:, None] * steps[None, :]) % n
+        residue = np.where(2 * residue > n, residue - n, residue)
+        angle = 2.0 * math.pi * (residue / n)
+        result *= (np.cos(angle) + 1j * np.sin(angle))[:, which]
+    return result
+
+
+def polyphase(
+    taps: Array, kernel_size: tuple[int, ...], stride: tuple[int, ...]
+) -> tuple[Array, HostInts]:
+    """Return a kernel of stride 1 with the same norm: the phases of the input become channels.
+
+    Tap k = s q + p reads sample s (o + q) + p, that is sample o + q of phase p (theory, Lemma 10).
+
+    Parameters
+    ----------
+    taps : array, shape (T, groups, c_out, c_in)
+        Taps in the order of the kernel.
+
+    Returns
+    -------
+    array, shape (Q, groups, c_out, phases * c_in), and host ints, shape (Q, axes)
+        Taps by position, and their offsets q.
+    """
+    xp = libraries.namespace(taps)
+    table, offsets = np.zeros((1, 1), dtype=np.int64), np.zeros((1, 0), dtype=np.int64)
+    for k, s in zip(kernel_size, stride, strict=True):
+        steps = -(-k // s)
+        tap = s * np.arange(steps)[:, None] + np.arange(min(k, s))[None, :]
+        missing = (table[:, None, :, None] < 0) | (tap[None, :, None, :] >= k)
+        joined = table[:, None, :, None] * k + tap[None, :, None, :]
+        table = np.where(missing, -1, joined).reshape(table.shape[0] * steps, -1)
+        old, new = np.repeat(offsets, steps, axis=0), np.tile(np.arange(steps), len(offsets))
+        offsets = np.concatenate([old, new[:, None]], axis=1)
+    count, groups, c_out, c_in = taps.shape
+    if any(s > 1 for s in stride):
+        with_zero = xp.concat([taps, xp.zeros_like(taps[:1, ...])], axis=0)
+        index = np.where(table < 0, count, table).reshape(-1)
+        taps = xp.reshape(crossing.select(with_zero, index), (*table.shape, groups, c_out, c_in))
+        taps = xp.permute_dims(taps, (0, 2, 3, 1, 4))
+        taps = xp.reshape(taps, (table.shape[0], groups, c_out, -1))
+    return taps, offsets
+
+
+class Symbol:
+    """The blocks of a convolution at given frequencies.
+
+    Parameters
+    ----------
+    taps : array, shape (T, blocks, p, q)
+        Taps in the working precision, one block per group, with entries of size at most about 1.
+    offsets : host ints, shape (T, axes)
+        Position of each tap.
+    taps_error : float
+        What errors of the taps themselves make of a block at most, in the spectral norm.
+
+    Attributes
+    ----------
+    error : float
+        Bound, in the spectral norm, on the difference between a computed block and the exact one.
+    """
+
+    def __init__(self, taps: Array, offsets: HostInts, *, taps_error: float = 0.0) -> None:
+        xp = libraries.namespace(taps)
+        self.taps = taps
+        self._narrow: Symbol | None = None
+        if taps.shape[2] < taps.shape[3]:
+            taps = xp.matrix_transpose(taps)  # the same norms, and a smaller Gram matrix
+        self._xp = xp
+        self.offsets = offsets
+        self.blocks = int(taps.shape[1])
+        self.block_shape: tuple[int, int] = (int(taps.shape[2]), int(taps.shape[3]))
+        self.real = not dtypes.is_complex(taps.dtype)
+        work = dtypes.complex_dtype(taps.dtype)
+        count = taps.shape[0]
+        self._flat = xp.astype(xp.reshape(taps, (count, -1)), work)
+        self._oriented = taps
+        self._taps_error = taps_error
+        self.error = self._error_bound(taps) + taps_error
+
+    def host_taps(self, block: int) -> npt.NDArray[np.inexact]:
+        """Return the taps of a block on the host, in double precision, shape (T, p, q) as given."""
+        taps = crossing.host_array(self.taps[:, block, ...])
+        return taps.astype(np.float64 if self.real else np.complex128)
+
+    def narrow_first(self, frequencies: int) -> Iterator[Symbol]:
+        """Yield the symbol in single precision, where that saves time, and then itself."""
+        xp = self._xp
+        double = dtypes.bits(self.taps.dtype) == 64
+        large = frequencies * self.blocks >= NARROW_BLOCKS and min(self.block_shape) >= NARROW_SIDE
+        if double and large and probes.float32_products_are_exact(self.taps):
+            if self._narrow is None:
+                kind = xp.float32 if self.real else xp.complex64
+                # each entry of a tap is off by u of single precision, or by what underflowed
+                size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
+                lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
+                taps = xp.astype(self.taps, kind)
+                off = self._taps_error + lost
+                self._narrow = Symbol(taps, self.offsets, taps_error=off)
+            yield self._narrow
+        yield self
+
+    def sum_bound(self) -> float:
+        """Return the bound sum_k ||K_k||_F on the norm at every frequency."""
+        _, squares = sums.square(self.taps)
+        return up(float(np.max(np.sum(np.sqrt(squares), axis=0))), len(self.offsets) + 8)
+
+    def _error_bound(self, taps: Array) -> float:
+        xp = self._xp
+        prec = precision_of(self._flat.dtype)
+        count, axes = len(self.offsets), int(self.offsets.shape[1])
+        p, q = self.block_shape
+        total = xp.sum(xp.abs(taps), axis=0)  # entrywise sum of moduli
+        # T sums of moduli, each of them a root
+        _, squares = sums.square(total)
+        frobenius = math.sqrt(float(np.max(squares))) * (1 + prec.gamma(count + 8))
+        omega = 20 * axes * HOST_UNIT + (0.0 if prec.unit == HOST_UNIT else 1.5 * prec.unit)
+        relative = prec.kappa(count) * (1 + omega) + omega
+        return up(relative * frobenius + prec.underflow(count) * math.sqrt(2.0 * p * q), 16)
+
+    def at(self, numerators: HostInts, denominators: HostInts) -> Array:
+        """Return the blocks at the angles 2 pi numerators / denominators, shape (frequencies * blocks, p, q)."""
+        xp = self._xp
+        weights = phases(self.offsets, numerators, denominators)
+        work = self._flat.dtype
+        if dtypes.bits(work) < 64:
+            weights = weights.astype(np.complex64)
+        moved = xp.asarray(weights, dtype=work, device=libraries.device_of(self._flat))
+        values = linalg.matmul(moved, self._flat)
+        return xp.reshape(values, (numerators.shape[0] * self.blocks, *self.block_shape))
+
+    @functools.cached_property
+    def autocorrelation(self) -> Autocorrelation | None:
+        """Autocorrelation of the taps with no fewer rows than columns; None if there is too much of it."""
+        return autocorrelation(self._oriented, self.offsets)
+
+    def flat_bound(self) -> float:
+        """Return a bound on the norm at every frequency that is sharp if the symbol is a scaled unitary."""
+        found = self.autocorrelation
+        return math.inf if found is None else up(math.sqrt(found.ceiling))
+
+    def squared(self, centre: float) -> Symbol | None:
+        """Return the symbol F^H F - centre I of Hermitian blocks, or None if there is too much of it."""
+        found = self.autocorrelation
+        if found is None:
+            return None
+        taps, error = found.less(centre)
+        return Symbol(taps, found.lags, taps_error=error)

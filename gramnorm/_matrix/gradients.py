@@ -1,0 +1,140 @@
+"""Gradients of norms in closed form, for arrays without automatic differentiation.
+
+With S = A^H A and s = 2^t the t-step Gram bound is (tr S^s)^(1 / 2s), and its gradient in the pairing
+Re tr X^H Y is (docs/theory.md, Theorem 14)
+
+    A S^(s-1) / (tr S^s)^(1 - 1/2s),     S^(s-1) = S S^2 S^4 ... S^(s/2),
+
+a product of the iterates.  For growing t it tends to the mean of u v^H over the top singular pairs: the
+gradient of the norm if the largest singular value is simple, and else a subgradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from gramnorm._arrays import crossing, dtypes, libraries, linalg
+from gramnorm._arrays.types import Array, HostFloats
+from gramnorm._matrix import certificate
+from gramnorm._matrix.choose import divisor, peaks
+from gramnorm._matrix.gram import frobenius
+
+HostArray = npt.NDArray[np.inexact]
+
+
+def of_fixed_steps(a: Array, value: Array, *, steps: int) -> Array:
+    """Return the gradient of the Gram bound `value` after fixed steps for each matrix of a stack; 0 at zero."""
+    return _oriented(a, value, lambda b: _product_of_iterates(b, steps))
+
+
+def of_norm(a: Array, value: Array, *, rtol: float) -> Array:
+    """Return the mean of u v^H over the top singular pairs of each matrix of a stack (b, m, n); 0 at zero.
+
+    Singular values within about `rtol` of the largest count as equal to it.
+    """
+    xp = libraries.namespace(a)
+    one_by_one = libraries.is_on_cpu(a) and min(a.shape[1:]) > certificate.SQUARED
+
+    def direction(b: Array) -> Array:
+        if one_by_one:
+            return xp.stack([_from_vectors(b[k, ...], rtol) for k in range(b.shape[0])])
+        return _projected(b, rtol)
+
+    return _oriented(a, value, direction)
+
+
+def _oriented(a: Array, value: Array, direction: Callable[[Array], Array]) -> Array:
+    """Return direction(A) scaled so that its pairing with A is `value`: the bounds are homogeneous (Euler)."""
+    xp = libraries.namespace(a)
+    if 0 in a.shape:
+        return xp.zeros_like(a)
+    peak = peaks(a)
+    scale = divisor(peak)
+    usable = xp.isfinite(peak) & (peak > 0)
+    wide = a.shape[-2] < a.shape[-1]
+    b = a / xp.astype(scale[..., None, None], a.dtype)
+    b = xp.where(usable[..., None, None], b, xp.ones_like(b))
+    b = linalg.adjoint(b) if wide else b
+    d = direction(b)
+    both = zip(dtypes.components(d), dtypes.components(b), strict=True)
+    terms = [xp.sum(x * y, axis=(-2, -1)) for x, y in both]
+    pairing = sum(terms[1:], terms[0])
+    factor = value / scale / pairing
+    # zero has the gradient 0; NaN and inf have none
+    factor = xp.where(usable, factor, xp.where(peak == 0, xp.zeros_like(peak), peak - peak))
+    d = d * xp.astype(factor[..., None, None], a.dtype)
+    return linalg.adjoint(d) if wide else d
+
+
+def _product_of_iterates(b: Array, steps: int) -> Array:
+    """Return A G_1 G_2 ... G_t up to a factor."""
+    product = iterate = _normalised(b)
+    for _ in range(steps):
+        iterate = _normalised(linalg.gram_matrix(iterate))
+        product = _normalised(linalg.matmul(product, iterate))
+    return product
+
+
+def _projected(b: Array, rtol: float) -> Array:
+    """Return A G_t up to a factor, t so large that G_t is the projector on the top right singular vectors."""
+    xp = libraries.namespace(b)
+    gram = linalg.gram_matrix(b)
+    gram = gram / xp.astype(_trace(gram), b.dtype)
+    least = 1 - max(rtol**2, 8 * float(xp.finfo(b.dtype).eps))
+    rank: HostFloats = np.full(b.shape[0], np.inf)
+    for _ in range(2 + math.ceil(math.log2(1 / rtol) / 2)):
+        fourth = linalg.gram_matrix(linalg.gram_matrix(gram))
+        trace = _trace(fourth)  # sum of l^4 where the l add up to one: m^-3 for m equal ones
+        gram = fourth / xp.astype(trace, b.dtype)
+        previous, rank = rank, crossing.to_host(trace)[:, 0, 0] ** (-1 / 3)
+        # a projector, up to a factor: of rank one, or of a rank that no longer falls
+        if np.all((rank <= 1 + rtol / 4) | (rank > least * previous)):
+            break
+    return linalg.matmul(b, gram)
+
+
+def _trace(a: Array) -> Array:
+    xp = libraries.namespace(a)
+    diagonal = dtypes.real_part(xp.linalg.diagonal(a))
+    return xp.sum(diagonal, axis=-1)[:, None, None]
+
+
+def _normalised(a: Array) -> Array:
+    xp = libraries.namespace(a)
+    size = frobenius(a)
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    return a / xp.astype(size[..., None, None], a.dtype)
+
+
+def _from_vectors(b: Array, rtol: float) -> Array:
+    """Return A V V^H for the top right singular vector V of one matrix, or those of a cluster."""
+    gram = crossing.host_array(linalg.gram_matrix(b)).astype(
+        np.complex128 if dtypes.is_complex(b.dtype) else np.float64
+    )
+    vectors = _top_vectors(gram, rtol)
+    if vectors is None:
+        return _projected(b[None, ...], rtol)[0, ...]
+    moved = crossing.from_host(vectors, dtype=b.dtype, like=b)
+    return linalg.matmul(linalg.matmul(b, moved), linalg.adjoint(moved))
+
+
+def _top_vectors(gram: HostArray, rtol: float) -> HostArray | None:
+    """Return the top eigenvector, or those of a cluster, as columns; None where no solver finds any."""
+    v = crossing.host_array(certificate.top_vector(gram, rtol))[:, 0]
+    value = float(np.vdot(v, gram @ v).real) / float(np.vdot(v, v).real)
+    # inverse iteration: next to the eigenvalue a single step gains what the shift is nearer than the others; the
+    # second vector, generic, finds what else is there
+    shift = value * (1 + rtol / 8)
+    other = np.random.default_rng(1).standard_normal(len(gram))
+    shifted = shift * np.eye(len(gram)) - gram
+    basis = linalg.solved_basis_or_none(shifted, np.stack([v, other], axis=1))
+    if basis is not None:
+        two = linalg.eigenvectors_or_none(basis.conj().T @ gram @ basis)
+        if two is not None and two[0][0] < two[0][1] * (1 - 4 * rtol):
+            return np.asarray((basis @ two[1])[:, 1:])
+    every = linalg.eigenvectors_or_none(gram)
+    return None if every is None else every[1][:, every[0] >= every[0][-1] * (1 - 2 * rtol)]

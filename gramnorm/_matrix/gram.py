@@ -1,0 +1,182 @@
+"""Gram iteration with its rounding errors carried along.
+
+Squaring a matrix as ``P <- s P^H P`` squares its singular values (s a power of two that keeps
+the entries near 1), and a bracket on the largest singular value of the last iterate climbs back by
+
+    sigma(P_{j-1}) = sqrt(lambda(S_j) / s_j),   |lambda(S_j) - sigma(P_j)| <= eps_j,
+
+where S_j is the exact s_j P_{j-1}^H P_{j-1} and eps_j bounds what the computed P_j differs from
+it (docs/theory.md, Theorem 2).  The matrices stay on their device; the few scalars per matrix that a
+bracket needs come to the host once per step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gramnorm._arrays import crossing, dtypes, libraries, linalg
+from gramnorm._arrays.types import Array, HostBools, HostFloats, HostInts
+from gramnorm._matrix import moments
+from gramnorm._rigour import sums
+from gramnorm._rigour.model import Precision, down, precision_of, up
+
+
+def gram_values(a: Array, *, steps: int) -> Array:
+    """Return the Schatten-2^(steps+1) norm of each matrix of a stack, without rounding margin."""
+    xp = libraries.namespace(a)
+    if a.shape[-2] < a.shape[-1]:
+        a = xp.matrix_transpose(a)
+    sizes = []
+    for _ in range(steps):
+        size = frobenius(a)
+        size = xp.where(size == 0, xp.ones_like(size), size)  # a zero matrix stays zero
+        sizes.append(size)
+        a = a / xp.astype(size[..., None, None], a.dtype)
+        a = linalg.gram_matrix(a)
+    bound = frobenius(a)
+    for size in reversed(sizes):  # undo one squaring at a time: root, then scale
+        bound = size * _safe_sqrt(bound)
+    return bound
+
+
+def frobenius(a: Array) -> Array:
+    """Return the Frobenius norm of each matrix of a stack; its derivative at zero is 0."""
+    xp = libraries.namespace(a)
+    squares = [xp.sum(part * part, axis=(-2, -1)) for part in dtypes.components(a)]
+    return _safe_sqrt(sum(squares[1:], squares[0]))
+
+
+def _safe_sqrt(x: Array) -> Array:
+    xp = libraries.namespace(x)
+    # the derivative of sqrt at 0 is infinite; the detour keeps gradients of zero matrices finite
+    root = xp.sqrt(xp.where(x == 0, xp.ones_like(x), x))
+    return xp.where(x == 0, xp.zeros_like(x), root)
+
+
+class GramChain:
+    """The Gram iterates of a stack of matrices and the bounds they prove.
+
+    Parameters
+    ----------
+    a : array, shape (b, m, n)
+        Matrices in float32 or float64 (or complex), finite, with a norm between 2^-100 and 2^100; scaled in float32.
+
+    Attributes
+    ----------
+    noise : host floats, shape (b,)
+        The part of the relative width of the last bracket that is due to rounding.
+    """
+
+    def __init__(self, a: Array) -> None:
+        xp = libraries.namespace(a)
+        if a.shape[1] < a.shape[2]:
+            a = xp.matrix_transpose(a)
+        self._xp = xp
+        self._precision: Precision = precision_of(a.dtype)
+        self._iterate = a
+        self._levels: list[tuple[HostFloats, HostFloats]] = []  # (s_j, eps_j), j = 1 ... t
+        self._rank: HostFloats = np.full(a.shape[0], 1.0 * a.shape[2])  # effective, of the iterate
+        self._plateau: HostBools = np.zeros(a.shape[0], dtype=np.bool_)
+        self.noise: HostFloats = np.zeros(a.shape[0])
+
+    def keep(self, chosen: HostInts) -> None:
+        """Continue with the chosen matrices only."""
+        self._iterate = crossing.select(self._iterate, chosen)
+        self._levels = [(s[chosen], eps[chosen]) for s, eps in self._levels]
+        self._rank, self._plateau = self._rank[chosen], self._plateau[chosen]
+
+    def advance(self) -> tuple[HostFloats, HostFloats]:
+        """Form one more Gram product; return the (lower, upper) bounds that it proves."""
+        xp, p = self._xp, self._iterate
+        inner, q = p.shape[1], p.shape[2]
+        gram = linalg.gram_matrix(p)
+        # worth its passes over the matrices only where the Schatten norms have stopped to fall
+        clustered = np.mean(self._plateau) > 0.2
+        rows = [*_sizes(gram), *(moments.centred_sums(p, gram) if clustered else ())]
+        trace, largest, square, *centred = crossing.to_host(xp.stack(rows))
+
+        error, frobenius2 = self._product_error(trace, inner, q)
+        lower, upper = self._eigenvalues(square, frobenius2, error, q)
+        lower, upper = down(np.sqrt(lower)), up(np.sqrt(upper))  # of the iterate p
+        if clustered:
+            better = moments.upper_bound(
+                *centred,
+                frobenius2=frobenius2,
+                sigma=upper,
+                error=error,
+                departure=self._levels[-1][1],
+                rows=q,
+                precision=self._precision,
+            )
+            upper = np.minimum(upper, better)
+        bracket = self._climb(lower, upper, error / np.maximum(square, self._precision.tiny) ** 0.5)
+
+        self._note_rank(frobenius2, square)
+        scale = self._scale(largest)
+        self._levels.append((scale, up(error * scale) + 2 * q * self._precision.tiny))
+        self._iterate = gram
+        if np.any(scale != 1.0):
+            kind = dtypes.real_dtype(p.dtype)
+            factor = crossing.from_host(scale, dtype=kind, like=p)
+            self._iterate = gram * xp.astype(factor[:, None, None], p.dtype)
+        return bracket
+
+    def _note_rank(self, frobenius2: HostFloats, square: HostFloats) -> None:
+        """Keep (sum l)^2 / sum l^2 of the eigenvalues of P^H P, and whether squaring still lowers it."""
+        rank = frobenius2**2 / np.maximum(square, self._precision.tiny)
+        self._plateau = (rank > 1.3) & (rank > 0.65 * self._rank)
+        self._rank = rank
+
+    def _scale(self, largest: HostFloats) -> HostFloats:
+        """Return powers of two that bring the largest diagonal entries near 1; 1 while none is far."""
+        double = self._precision.unit == 2.0**-53
+        low, high, most = (2.0**-40, 2.0**40, 1000) if double else (2.0**-6, 2.0**12, 120)
+        if np.all((largest > low) & (largest < high)):
+            return np.ones_like(largest)
+        exponents = np.frexp(np.maximum(largest, self._precision.tiny))[1]
+        return np.asarray(np.ldexp(1.0, -np.clip(exponents, -most, most)))
+
+    def _product_error(
+        self, trace: HostFloats, inner: int, q: int
+    ) -> tuple[HostFloats, HostFloats]:
+        """Bound the error of Q = fl(P^H P) and ||P||_F^2, both in the Frobenius norm (Lemma 1)."""
+        prec = self._precision
+        loss = prec.kappa(inner) + 2 * prec.gamma(q + 2)
+        underflow = prec.underflow(inner) * q
+        # the trace of the product is the squared norm, up to the errors of its q entries and sum
+        frobenius2 = up((trace + 2 * underflow) / np.maximum(1.0 - loss, 0.0))
+        return up(prec.kappa(inner) * frobenius2 + underflow), frobenius2
+
+    def _eigenvalues(
+        self, square: HostFloats, frobenius2: HostFloats, error: HostFloats, q: int
+    ) -> tuple[HostFloats, HostFloats]:
+        """Bracket lambda_1(P^H P) by ||P^H P||_F and ||P^H P||_F^2 / tr P^H P."""
+        low, high = sums.enclosure(square, q, q, self._precision)
+        upper = up(np.sqrt(high) + error)
+        least = np.maximum(down(np.sqrt(low)) - up(error), 0.0)
+        positive = frobenius2 > 0
+        lower = down(np.divide(least**2, frobenius2, where=positive, out=np.zeros_like(least)))
+        return lower, upper
+
+    def _climb(
+        self, lower: HostFloats, upper: HostFloats, noise: HostFloats
+    ) -> tuple[HostFloats, HostFloats]:
+        """Carry bounds on sigma(P_t) back to sigma(P_0) (Theorem 2)."""
+        noise = noise / 2
+        for scale, eps in reversed(self._levels):
+            noise = (noise + eps / upper) / 2
+            upper = up(np.sqrt((upper + eps) / scale))
+            lower = down(np.sqrt(np.maximum(lower - up(eps), 0.0) / scale))
+        self.noise = 2 * noise + 2.0**-48  # and the nudges: this one decides, it proves nothing
+        return lower, upper
+
+
+def _sizes(gram: Array) -> tuple[Array, Array, Array]:
+    """Return trace, largest diagonal entry and squared Frobenius norm of each matrix."""
+    xp = libraries.namespace(gram)
+    diagonal = dtypes.real_part(xp.linalg.diagonal(gram))
+    return (
+        xp.sum(diagonal, axis=-1),
+        xp.max(diagonal, axis=-1),
+        sums.inner_product(gram, gram),
+    )

@@ -1,0 +1,94 @@
+"""Golub-Kahan / Lanczos: vectors whose Rayleigh quotient is nearly the largest eigenvalue.
+
+Nothing here is certified: a vector is a vector, and what it proves is evaluated elsewhere
+(`residual`).  Single precision is enough, because an error e in the vector costs e^2 in its quotient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from gramnorm._arrays import linalg
+
+Vector = npt.NDArray[np.inexact]
+
+
+def top_vector(
+    apply: Callable[[Vector], Vector], start: Vector, *, rtol: float, steps: int
+) -> Vector:
+    """Return the Ritz vector of the largest Ritz value of a Hermitian positive semidefinite operator.
+
+    Parameters
+    ----------
+    apply : callable
+        The operator.
+    start : vector
+        Where the Krylov space begins; fixed by the caller, so that results repeat.
+    rtol : float
+        The iteration stops when the Ritz value has settled to about this relative change.
+    steps : int
+        Most applications of the operator.
+
+    Returns
+    -------
+    vector
+        A vector of norm about 1.
+    """
+    n = start.size
+    steps = min(steps, n)
+    basis = np.zeros((steps + 1, n), dtype=start.dtype)
+    basis[0] = start / np.linalg.norm(start)
+    diagonal, off = np.zeros(steps), np.zeros(steps)
+    value, settled, count = 0.0, 0, 0
+    noise = max(1e-7, 32 * float(np.spacing(start.real.dtype.type(1))))
+    for k in range(steps):
+        w = apply(basis[k])
+        count = k + 1
+        diagonal[k] = np.vdot(basis[k], w).real
+        for _ in range(2):  # twice is enough: full orthogonality in working precision
+            w = w - (basis[: k + 1].conj() @ w) @ basis[: k + 1]
+        off[k] = np.linalg.norm(w)
+        # what is left of a space that is exhausted is rounding, and no direction: not orthogonal to it either
+        if not noise * np.max(diagonal[:count]) < off[k] < np.inf or count == steps:
+            break
+        basis[k + 1] = w / off[k]
+        if k % 4 == 3:  # the small eigenproblem costs as much as a step
+            previous, value = value, _ritz(diagonal[:count], off[: count - 1])[0]
+            settled = settled + 1 if value - previous <= rtol * value else 0
+            if settled == 2:
+                break
+    return _ritz(diagonal[:count], off[: count - 1])[1] @ basis[:count]
+
+
+def top_eigenpair(h: Vector) -> tuple[float, Vector]:
+    """Return the largest eigenvalue of a Hermitian positive semidefinite matrix and a vector, almost."""
+    found = linalg.eigenvectors_or_none(h)
+    if found is not None:
+        return found[0][-1].item(), found[1][:, -1]
+    vector = _column_of_a_power(h)
+    return np.vdot(vector, h @ vector).real.item(), vector
+
+
+def _column_of_a_power(h: Vector) -> Vector:
+    """Return a unit vector whose quotient misses the largest eigenvalue by a fraction ln(n) / 2^40.
+
+    In the largest column of H^P an eigenvalue l counts as l^P: what is below the largest by more has died out.
+    """
+    largest = np.max(np.abs(h))
+    for _ in range(40):
+        if largest == 0:
+            return np.asarray(np.eye(1, len(h), dtype=h.dtype)[0])
+        if not largest < np.inf:
+            return np.full(len(h), np.nan, dtype=h.dtype)
+        h = h / largest
+        h = h @ h
+        largest = np.max(np.abs(h))
+    column = h[:, np.argmax(np.abs(np.diagonal(h)))] / largest
+    return np.asarray(column / np.linalg.norm(column))
+
+
+def _ritz(diagonal: npt.NDArray[np.float64], off: npt.NDArray[np.float64]) -> tuple[float, Vector]:
+    return top_eigenpair(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))

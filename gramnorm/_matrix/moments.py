@@ -1,0 +1,97 @@
+"""The moment bound: an upper bound that is exact for clusters of equal singular values.
+
+For a Hermitian H >= 0 weight each eigenvalue l_i by w_i = l_i^2 and let S2 = sum w_i = ||H||_F^2,
+c0 = sum w_i l_i / S2, eta^2 = sum w_i (l_i - c0)^2 = ||H^2 - c0 H||_F^2.  Then (docs/theory.md,
+Lemma 4)
+
+    l_1 <= c0 + eta sqrt(1 / l_1^2 - 1 / S2),
+
+and since the right side decreases in l_1, every y with  c0 + eta sqrt(1 / y^2 - 1 / S2) <= y
+is an upper bound.  The Frobenius norm of m equal eigenvalues stalls at m^(1/2); this does not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gramnorm._arrays import libraries
+from gramnorm._arrays.types import Array, HostFloats
+from gramnorm._rigour import sums
+from gramnorm._rigour.model import Precision, down, up
+from gramnorm._rigour.sums import inner_product
+
+
+def centred_sums(p: Array, gram: Array) -> tuple[Array, Array, Array]:
+    """Return c, ||D||_F^2 and Re <P, D> with D = P^2 - c P, for Hermitian P with P^H P = `gram`."""
+    xp = libraries.namespace(p)
+    square = inner_product(p, p)
+    square = xp.where(square == 0, xp.ones_like(square), square)
+    centre = inner_product(p, gram) / square
+    # D before its norm: ||P^2||^2 - c^2 ||P||^2 would cancel
+    d = gram - xp.astype(centre[:, None, None], p.dtype) * p
+    return centre, inner_product(d, d), inner_product(p, d)
+
+
+def upper_bound(
+    centre: HostFloats,
+    spread2: HostFloats,
+    skew: HostFloats,
+    *,
+    frobenius2: HostFloats,
+    sigma: HostFloats,
+    error: HostFloats,
+    departure: HostFloats,
+    rows: int,
+    precision: Precision,
+) -> HostFloats:
+    """Bound sigma_1(P) from the `centred_sums` of an iterate P.
+
+    Parameters
+    ----------
+    centre, spread2, skew
+        c, ||D||_F^2 and Re <P, D> as computed.
+    frobenius2, sigma
+        Upper bounds on ||P||_F^2 and sigma_1(P).
+    error
+        Bound on ||Q - P^H P||_F for the computed Q.
+    departure
+        Bound on ||P - H||_F for an exactly Hermitian, positive semidefinite H.
+    """
+    norm = up(np.sqrt(frobenius2))
+    computed = up(np.sqrt(sums.enclosure(spread2, rows, rows, precision)[1]))
+    # H^2 - c H against the computed D: two roundings of D, the product, and P against H
+    deviation = up(
+        2 * precision.unit * (centre * norm + computed)
+        + error
+        + departure * (2 * sigma + departure + centre)
+        + 2 * rows * precision.tiny
+    )
+    eta = up(computed + deviation)
+    skewed = np.abs(skew) + sums.loss(rows, rows, precision) * norm * computed
+    skewness = up(skewed + norm * deviation + departure * eta)
+    # `norm` exceeds ||P||_F by kappa + 2 gamma of the trace that gave it, and by the nudges
+    least = norm * (1 - 4 * precision.kappa(rows + 16)) - departure
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        # the spread's own S2: ||H||_F^2 between (norm - departure)^2 and (norm + departure)^2
+        mean = up(centre + np.where(least > 0, skewness / least**2, np.inf))
+        inverse = 1.0 / up((norm + departure) ** 2)
+        y = _smallest_fixed_point(mean, eta, inverse, start=up(norm + departure))
+        y = up(
+            mean + 1.01 * (y - mean), 64
+        )  # any y will do: this has room for the nudges of the check
+        radicand = np.maximum(up(1.0 / y**2) - down(inverse), 0.0)
+        proved = (centre > 0) & (up(mean + up(eta * np.sqrt(radicand))) <= y)
+    return np.where(proved, up(y + departure), np.inf)
+
+
+def _smallest_fixed_point(
+    mean: HostFloats, eta: HostFloats, inverse: HostFloats, *, start: HostFloats
+) -> HostFloats:
+    """Solve mean + eta sqrt(1/y^2 - inverse) = y by Newton's method from the right."""
+    y = np.minimum(start, mean + eta / mean)
+    for _ in range(8):
+        distance = (y - mean) ** 2 + eta**2 * inverse
+        value = y**2 * distance - eta**2
+        slope = 2 * y * distance + 2 * y**2 * (y - mean)
+        y = np.where(slope > 0, y - value / slope, y)
+    return y

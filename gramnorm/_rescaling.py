@@ -1,0 +1,365 @@
+"""Weights rescaled to a spectral norm of at most 1, differentiably.
+
+With A = M M^H and p = 2^(steps - 1), the sums of moduli over the rows of A^p dominate it,
+
+    A^p <= diag(tau)^(2 p),   tau_i = (sum_j |A^p|_ij)^(1 / (2 p)),
+
+in the Loewner order, in which roots are monotone.  So A <= diag(tau)^2, and diag(tau)^-1 M has norm at most 1.
+For a convolution, M is the operator on the infinite lattice; A^p is a convolution too, and its rows are sums over
+lags and channels.  What rounding can have done to a power is added to its row sums and descends with them through
+the roots (docs/theory.md, Theorem 12).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gramnorm import _validate
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, linalg
+from gramnorm._arrays.types import Array, DType
+from gramnorm._conv.geometry import ConvGeometry
+from gramnorm._conv.symbol import phases, polyphase
+from gramnorm._matrix.choose import divisor, result_dtype
+from gramnorm._rigour.model import HOST_UNIT, down, precision_of, working_dtype
+
+__all__ = ["conv_spectral_rescaling", "spectral_rescaling"]
+
+
+def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
+    """Return the matrices with rescaled rows: 1 is a certified upper bound on their norms.
+
+    Row i is divided by ``tau_i = (sum_j |A^p|_ij)^(1/(2p))``, ``A = x x^H``, ``p = 2^(steps - 1)``. One step is the
+    rescaling of almost-orthogonal layers (AOL) on the side of the outputs; with more, the largest `tau` falls to the
+    norm. Differentiable, usable under ``jax.jit`` and ``vmap``, never waits for the device.
+
+    Parameters
+    ----------
+    x : array, shape (..., m, n)
+        Matrices, real or complex; integers and bool are promoted to the namespace's default real type.
+    steps : int
+        Number of Gram products, at least 1.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        The rescaled matrices, in the namespace, device and dtype of `x`. Rows of zeros stay, and a matrix that holds
+        NaN or inf becomes NaN.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not an array of real or complex numbers or `steps` is not an integer.
+    ValueError
+        If `x` has fewer than two axes or `steps` is less than 1.
+
+    See Also
+    --------
+    conv_spectral_rescaling : The same for the kernel of a convolution.
+    matrix_norm_bracket : Certifies the norm of the result.
+
+    Notes
+    -----
+    **Guarantee.** The norm of each matrix returned, as stored, is at most 1: for every finite input, rounding included,
+    under the rounding model of the theory page (Theorem 12). Computed in float64 where the device has it. The margin
+    for rounding, of the order of the unit of the dtype times ``sqrt(min(m, n))``, is a constant for differentiation.
+
+    This is the spectral rescaling of Delattre et al. [1]_; rescaling the columns instead, as in [2]_, is the same
+    function of the adjoint. A power of `A` is a matrix of m rows: the cost is one product with the adjoint and
+    ``steps - 1`` products of order m.
+
+    References
+    ----------
+    .. [1] B. Delattre, Q. Barthelemy, A. Allauzen, "Spectral Norm of Convolutional Layers with Circular and Zero
+       Paddings", 2024, arXiv:2402.00240.
+    .. [2] B. Prach, C. H. Lampert, "Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks",
+       ECCV 2022, arXiv:2208.03160.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> a = np.asarray([[3.0, 4.0], [0.0, 5.0]])
+    >>> w = gn.spectral_rescaling(a, steps=3)
+    >>> bool(0.99 <= gn.matrix_norm_bracket(w).lower <= 1.0)
+    True
+    """
+    a = _validate.array_argument(x, name="x")
+    xp = libraries.namespace(a)
+    _validate.matrices(a, name="x")
+    count = _validate.positive_int(steps, name="steps")
+    stack = xp.reshape(a, (1, math.prod(a.shape[:-2]), *a.shape[-2:]))
+    with libraries.plain_arithmetic(a):
+        values = _rescaled(stack, kernel_size=(), stride=(), steps=count)
+    return xp.reshape(values, a.shape)
+
+
+def conv_spectral_rescaling(
+    kernel: Array,
+    /,
+    *,
+    steps: int,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Array:
+    """Return the kernel with rescaled output channels: 1 is a certified upper bound on its norm.
+
+    Channel i is divided by ``tau_i``, the 2p-th root of the sum of moduli, over lags and channels, of the p-th power of
+    the autocorrelation, ``p = 2^(steps - 1)``. One step is the rescaling of almost-orthogonal layers (AOL) on the
+    side of the outputs. Differentiable, usable under ``jax.jit`` and ``vmap``, never waits for the device.
+
+    Parameters
+    ----------
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. For the kernel of a
+        transposed convolution, ``(c_in, c_out / groups, *spatial)``, the first axis is that of its input channels.
+    steps : int
+        Number of autocorrelations, at least 1.
+    stride : int or sequence of int, optional
+        Step between outputs per axis.
+    dilation : int or sequence of int, optional
+        Distance between taps per axis.
+    groups : int, optional
+        Number of independent blocks of channels.
+
+    Returns
+    -------
+    array, shape of `kernel`
+        The rescaled kernel, in the namespace, device and dtype of `kernel`. Channels of zeros stay, and a group that
+        holds NaN or inf becomes NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv_norm_bracket`; ValueError also for `steps` less than 1.
+
+    See Also
+    --------
+    spectral_rescaling : The same for matrices.
+    conv_norm_bracket : Certifies the norm of the result.
+
+    Notes
+    -----
+    **Guarantee.** The norm of the convolution with the kernel returned, as stored, is at most 1: for every finite
+    input, rounding included, under the rounding model of the theory page (Theorem 12), for zero padding of every size
+    and amount and circular padding of every size that the stride divides, transposed or not. Reflect and replicate
+    padding repeat samples and may exceed it.
+
+    This is the spectral rescaling of Delattre et al. [1]_. The lags grow to ``2^steps (k - 1) + 1`` per axis, k the
+    taps of the kernel in units of the stride, and the cost is that of about half as many complex products of order
+    ``c_out / groups``, whatever the size of the input.
+
+    References
+    ----------
+    .. [1] B. Delattre, Q. Barthelemy, A. Allauzen, "Spectral Norm of Convolutional Layers with Circular and Zero
+       Paddings", 2024, arXiv:2402.00240.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> w = gn.conv_spectral_rescaling(np.asarray([[[1.0, -2.0, 1.0]]]), steps=1)
+    >>> bool(0.999 <= gn.conv_norm_bracket(w).lower <= 1.0)
+    True
+    """
+    a = _validate.array_argument(kernel, name="kernel")
+    xp = libraries.namespace(a)
+    count = _validate.positive_int(steps, name="steps")
+    geometry = ConvGeometry.of(
+        tuple(a.shape), stride=stride, dilation=dilation, groups=groups
+    )  # with a size left open: zero padding of any amount
+    # outputs share samples only where d (k - l) is a multiple of s
+    plain = tuple(
+        s // math.gcd(s, d) for s, d in zip(geometry.stride, geometry.dilation, strict=True)
+    )
+    blocks = (geometry.groups, a.shape[0] // geometry.groups, a.shape[1])
+    taps = xp.permute_dims(xp.reshape(a, (*blocks, math.prod(geometry.kernel_size))), (3, 0, 1, 2))
+    with libraries.plain_arithmetic(a):
+        values = _rescaled(taps, kernel_size=geometry.kernel_size, stride=plain, steps=count)
+    return xp.reshape(xp.permute_dims(values, (1, 2, 3, 0)), a.shape)
+
+
+def _rescaled(
+    taps: Array,
+    *,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    steps: int,
+) -> Array:
+    """Rescale the rows of taps (T, b, p, q) of b convolutions; of b matrices, if there is no axis."""
+    xp = libraries.namespace(taps)
+    out = taps.dtype if dtypes.is_floating(taps.dtype) else result_dtype(taps)
+    if 0 in taps.shape:
+        return xp.astype(taps, out)
+    real = _working_type(taps)
+    work = dtypes.complex_dtype(real) if dtypes.is_complex(out) else real
+    taps = xp.astype(taps, work)
+    sizes = [xp.abs(autodiff.without_gradient(part)) for part in dtypes.components(taps)]
+    peak = xp.max(xp.stack(sizes), axis=(0, 1, 3, 4))
+    # scaled, the taps are what is rescaled: their own rounding is none of the result's
+    taps = taps / xp.astype(divisor(peak)[:, None, None], work)
+    values, _ = polyphase(taps, kernel_size, stride)
+    box = tuple(-(-k // s) for k, s in zip(kernel_size, stride, strict=True))
+    tau = row_scales(values, tuple(k for k in box if k > 1), steps=steps)
+    factor = _shrinkage(tuple(values.shape), work, out) / tau
+    peak = xp.broadcast_to(peak[:, None], factor.shape)
+    factor = xp.where(xp.isfinite(peak), factor, xp.full_like(factor, math.nan))
+    return xp.astype(taps * xp.astype(factor[..., None], work), out)
+
+
+def _working_type(a: Array) -> DType:
+    """Return the real type to compute in: float64 where there is one."""
+    xp = libraries.namespace(a)
+    if libraries.has_values(a):
+        return working_dtype(a, math.inf, 1.0)
+    return xp.float64 if dtypes.has_float64(a) else xp.float32
+
+
+def row_scales(x: Array, box: tuple[int, ...], *, steps: int) -> Array:
+    """Return tau, shape (b, p), with X X^H <= diag(tau)^2 for taps (K, b, p, q) on the box; 1 for rows of zeros."""
+    xp = libraries.namespace(x)
+    prec = precision_of(dtypes.real_dtype(x.dtype))
+    up = 1 + 8 * prec.unit  # a square root, a division and three more roundings
+    empty = xp.max(_tap_sizes(x), axis=-1) == 0
+    levels = []
+    for step in range(1, steps + 1):
+        error = _row_error(x, box)
+        lags = _gram_lags(x, box)
+        if step < steps:
+            largest = xp.max(_row_sums(autodiff.without_gradient(lags)), axis=-1, keepdims=True)
+            # the inverse of a subnormal number, of a group that is next to nothing beside others, overflows
+            least = xp.full_like(largest, prec.tiny)
+            scale = 1 / xp.where(largest > least, largest, least)
+            levels.append((scale, scale * error))
+            x = _two_sided(lags * xp.astype(scale[..., None], lags.dtype))
+            box = tuple(2 * k - 1 for k in box)
+    loss = 2 * prec.gamma(lags.shape[0] + lags.shape[-1] + 8)
+    bound = (_row_sums(lags) * (1 + loss) + error) * up
+    for scale, error in reversed(levels):
+        # P^2 <= diag(bound) / scale, and the exact product is below |P| + diag(error)
+        bound = (xp.sqrt(bound) + error) * up
+        bound = bound / scale
+    return xp.where(empty, xp.ones_like(bound), xp.sqrt(bound) * up)
+
+
+def _gram_lags(x: Array, box: tuple[int, ...]) -> Array:
+    """Return the taps of X X^H at lag zero and the lags after it in the order of the box, shape (L, b, p, p).
+
+    On a torus of as many points as there are lags nothing wraps, so the product is taken per frequency. Real taps
+    need half of the frequencies of the first axis.
+    """
+    xp = libraries.namespace(x)
+    half = not dtypes.is_complex(x.dtype)
+    blocks = x.shape[1:]
+    sizes = [2 * k - 1 for k in box]
+    counts = _frequencies(box, half=half)
+    forward, inverse = [], []
+    for axis, (k, n, m) in enumerate(zip(box, sizes, counts, strict=True)):
+        size, tap, j = np.asarray([n]), np.arange(k)[:, None], np.arange(m)[:, None]
+        lag = np.arange(0 if axis == 0 else 1 - k, k)[:, None]
+        forward.append(phases(tap, j, size))
+        weights = np.where((j[:, 0] > 0) & (m < n), 2.0, 1.0) / n  # half of them stand for two
+        inverse.append(np.conj(phases(j, lag, size)) * weights)
+    y = xp.reshape(x, (*box, *blocks))
+    if box:
+        y = xp.astype(y, dtypes.complex_dtype(y.dtype))
+    y = _transform(y, forward)
+    y = _transform(linalg.matmul(y, linalg.adjoint(y)), inverse)
+    y = dtypes.real_part(y) if half else y
+    y = xp.reshape(y, (-1, *y.shape[-3:]))
+    return y[math.prod(sizes[1:]) // 2 :, ...]  # lags before zero
+
+
+def _frequencies(box: tuple[int, ...], *, half: bool) -> list[int]:
+    return [k if half and axis == 0 else 2 * k - 1 for axis, k in enumerate(box)]
+
+
+def _transform(x: Array, matrices: Sequence[np.ndarray]) -> Array:
+    """Multiply the leading axes of `x` by host matrices, one each."""
+    xp = libraries.namespace(x)
+    dims = len(matrices)
+    for matrix in matrices:
+        moved = crossing.from_host(matrix, dtype=x.dtype, like=x)
+        y = linalg.matmul(moved, xp.reshape(x, (x.shape[0], -1)))
+        x = xp.reshape(y, (matrix.shape[0], *x.shape[1:]))
+        x = xp.permute_dims(x, (*range(1, dims), 0, *range(dims, x.ndim)))
+    return x
+
+
+def _two_sided(lags: Array) -> Array:
+    """Return all taps of the self-adjoint convolution with these, shape (2 L - 1, b, p, p): P_-m = P_m^H, exactly."""
+    xp = libraries.namespace(lags)
+    zero, rest = lags[0, ...], lags[1:, ...]
+    lower = xp.tril(zero, k=-1)
+    real = dtypes.real_part(zero)
+    ones = xp.eye(real.shape[-1], dtype=real.dtype, device=libraries.device_of(real))
+    zero = lower + linalg.adjoint(lower) + xp.astype(real * ones, zero.dtype)
+    before = xp.flip(linalg.adjoint(rest), axis=0)
+    return xp.concat([before, zero[None, ...], rest], axis=0)
+
+
+def _row_sums(lags: Array) -> Array:
+    """Return the sums of moduli over the rows of a self-adjoint convolution, shape (b, p)."""
+    xp = libraries.namespace(lags)
+    rest = xp.sum(xp.abs(lags[1:, ...]), axis=0)
+    return xp.sum(xp.abs(lags[0, ...]) + rest + xp.matrix_transpose(rest), axis=-1)
+
+
+def _tap_sizes(x: Array) -> Array:
+    """Return (sum_k |X_k|^2)^(1/2) entry by entry, a constant for differentiation, shape (b, p, q)."""
+    xp = libraries.namespace(x)
+    size = xp.abs(autodiff.without_gradient(x))
+    largest = xp.max(size, axis=0)
+    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
+    size = size / largest  # so that no square that counts underflows
+    return largest * xp.sqrt(xp.sum(size * size, axis=0))
+
+
+def _row_error(x: Array, box: tuple[int, ...]) -> Array:
+    """Bound the sums of moduli over the rows of what rounding adds to X X^H, scaled or not, shape (b, p).
+
+    The constants are those of theory, Theorem 12: `forward` and `inverse` for the two transforms, `product` for the
+    root mean square, over the frequencies, of what is wrong with the product, which the inverse transform spreads
+    over the lags.
+    """
+    xp = libraries.namespace(x)
+    taps, _, p, q = x.shape
+    prec = precision_of(dtypes.complex_dtype(x.dtype) if box else x.dtype)
+    omega = 24 * HOST_UNIT + (0.0 if prec.unit == HOST_UNIT else 1.5 * prec.unit)
+
+    def stages(inner: Sequence[int]) -> float:
+        losses = (prec.kappa(n) * (1 + omega) + omega for n in inner)
+        return math.expm1(sum(math.log1p(loss) for loss in losses))
+
+    half = not dtypes.is_complex(x.dtype)
+    root = math.sqrt(taps)
+    forward, inverse = root * stages(box), stages(_frequencies(box, half=half))
+    product = root * prec.kappa(q) * (1 + forward) ** 2 + forward * (2 + forward)
+    lags = math.prod(2 * k - 1 for k in box)
+    relative = (math.sqrt(lags // 2 + 1) + math.sqrt(lags // 2)) * product
+    relative += lags * inverse * (1 + product)
+    relative += prec.unit * (taps + relative)  # the scaling
+    relative *= 1 + 2 * prec.gamma(taps + p + q + 24)  # the sums below
+    underflow = (18 * max(len(box), 1) + 2 * p) * taps**2 * q * lags * p * prec.tiny
+    sizes = _tap_sizes(x)
+    return relative * xp.sum(sizes * xp.sum(sizes, axis=-2, keepdims=True), axis=-1) + underflow
+
+
+def _shrinkage(shape: tuple[int, ...], work: DType, out: DType) -> float:
+    """Return what makes room for the last roundings: of a product in `work` and of the conversion to `out`.
+
+    Entries of a contraction with rows and columns of length one at most err by a relative `unit`, or by `lost`.
+    """
+    taps, _, p, q = shape
+    info = dtypes.finfo(out)
+    unit = float(dtypes.finfo(work).eps) / 2
+    lost = float(info.smallest_normal)
+    if dtypes.bits(out) < dtypes.bits(work):
+        unit += (1 + unit) * float(info.eps) / 2
+    if lost > 2.0**-100:
+        lost *= float(info.eps)  # what is subnormal in float16 is normal elsewhere, and kept
+    room = 1 - taps * math.sqrt(p * q) * lost
+    return down(max(room, 0.0) / (1 + unit * math.sqrt(taps * min(p, q))))

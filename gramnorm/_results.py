@@ -1,0 +1,90 @@
+"""NormBracket: what a two-sided computation returns.
+
+Its text claims no more than its numbers: lower bounds are rounded down to the digits shown, upper ones up, so that
+``lower <= norm <= upper`` still holds as read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from gramnorm._arrays import crossing
+from gramnorm._arrays.types import Array, HostFloats
+from gramnorm._rigour.decimals import DIGITS, decimal_text, relative_gap_above
+
+__all__ = ["NormBracket"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NormBracket:
+    """Certified lower and upper bounds on spectral norms.
+
+    Attributes
+    ----------
+    lower, upper : array
+        ``lower <= norm <= upper`` for the arrays as stored, rounding included. Batch shape, in the
+        caller's namespace, device and real dtype; of arrays shorter than float32 in float32.
+    converged : array of bool
+        Whether ``upper - lower <= rtol * lower`` was reached. True also for the norms that are known exactly: 0
+        of a zero matrix, and inf of one that holds inf (both ends are inf). False for NaN. Where it is false
+        otherwise the bracket is as valid, only wider than asked for.
+    n_products : int
+        The cost in the method's own unit: matrix products of the longest Gram iteration for a
+        stack of matrices, blocks of the symbol evaluated for a convolution.
+    frequency : array or None
+        Convolutions: the angle, in radians per spatial axis, in (-pi, pi], at which `lower` is attained, up to its
+        own rounding to the dtype of the bounds; None where `lower` does not come from a single frequency.
+    left, right : array or None
+        Unit vectors attaining `lower`, if they were asked for.
+    """
+
+    lower: Array
+    upper: Array
+    converged: Array
+    n_products: int
+    frequency: Array | None = None
+    left: Array | None = None
+    right: Array | None = None
+
+    def __repr__(self) -> str:
+        """Return the bounds as text, rounded outward; the fields where there are no numbers to look at."""
+        fields = [self.lower, self.upper, self.converged]
+        found = [values for values in map(crossing.values_or_none, fields) if values is not None]
+        if len(found) < 3 or len({values.shape for values in found}) > 1:
+            return f"NormBracket(lower={fields[0]!r}, upper={fields[1]!r}, converged={fields[2]!r})"
+        return f"NormBracket({_of_one(*found) if found[0].ndim == 0 else _of_stack(*found)})"
+
+
+def _of_one(lower: HostFloats, upper: HostFloats, converged: HostFloats) -> str:
+    """Return the text of one bracket, with digits enough to see its gap."""
+    gap = relative_gap_above(float(lower), float(upper))
+    between = _between(float(lower), float(upper), gap, "norm")
+    return f"{between}, {'' if converged else 'not '}converged"
+
+
+def _of_stack(lower: HostFloats, upper: HostFloats, converged: HostFloats) -> str:
+    """Return the text of a stack: its shape, the range of its norms, the widest gap, how many converged."""
+    shape = f"shape {lower.shape}"
+    known = ~(np.isnan(lower) | np.isnan(upper))
+    if not np.any(known):
+        return f"{shape}, all nan" if lower.size else f"{shape}, empty"
+    low, high = lower[known], upper[known]
+    gap = max(map(relative_gap_above, low.tolist(), high.tolist()))
+    parts = [shape, _between(float(np.min(low)), float(np.max(high)), gap, "norms")]
+    if not np.all(known):
+        parts.append(f"{np.count_nonzero(~known)} nan")
+    return ", ".join([*parts, f"{np.count_nonzero(converged)} of {lower.size} converged"])
+
+
+def _between(lower: float, upper: float, gap: float, what: str) -> str:
+    """Return ``lower <= what <= upper, gap``: two digits of the gap are seen in the bounds as well."""
+    digits = DIGITS
+    if 0 < gap < math.inf:
+        digits = min(max(2 - math.floor(math.log10(gap)), 5), 17)
+    bounds = (
+        decimal_text(value, up=up, digits=digits) for value, up in ((lower, False), (upper, True))
+    )
+    return f" <= {what} <= ".join(bounds) + f", gap {decimal_text(gap, up=True, digits=2)}"

@@ -1,0 +1,117 @@
+"""From the caller's arrays to matrices a kernel can trust, and back to the caller's arrays.
+
+Elements whose norm is known at sight (NaN, inf, zero) are set aside; the others are scaled by an
+exact power of two so that the largest component lies in [1/2, 1), in the working precision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from gramnorm._arrays import crossing, dtypes, libraries, probes
+from gramnorm._arrays.types import Array, DType, HostFloats, HostInts
+from gramnorm._rigour.model import down, round_outward, scale_back, up
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A stack of b matrices, scaled, and what is needed to return to the original scale.
+
+    Attributes
+    ----------
+    values : array, shape (len(active), m, n)
+        The active matrices times 2^-exponents, working precision.
+    active : host ints
+        Positions of the matrices whose norm is not known at sight.
+    exponents : host floats, shape (b,)
+        Binary exponents of the scales.
+    known : host floats, shape (2, b)
+        Bounds known at sight: NaN, inf or 0; the others are overwritten.
+    loss : float
+        Bound on what underflow of the scaling and rounding of long integers did to a norm, scaled.
+    excess : float
+        Bound on what flushing of subnormal entries did to a norm, in the original scale.
+    """
+
+    values: Array
+    active: HostInts
+    exponents: HostFloats
+    known: HostFloats
+    loss: float
+    excess: float
+
+
+def normalise(a: Array, *, dtype: DType, gain: float = 1.0) -> Scaled:
+    """Scale the stack `a` of shape (b, m, n), in any supported type, into the real type `dtype`.
+
+    `gain` bounds the norm that is asked for in terms of the Frobenius norm of the entries: 1 for
+    matrices, the square root of the number of taps for the symbol of a convolution.
+    """
+    xp = libraries.namespace(a)
+    entries = gain * math.sqrt(2.1 * a.shape[1] * a.shape[2])
+    loss = 2 * entries * float(dtypes.finfo(dtype).smallest_normal)
+    work = dtypes.complex_dtype(dtype) if dtypes.is_complex(a.dtype) else dtype
+    if xp.isdtype(a.dtype, "bool") or xp.isdtype(a.dtype, "integral"):
+        if not xp.isdtype(a.dtype, "bool") and xp.iinfo(a.dtype).bits > 31:
+            loss += entries * float(dtypes.finfo(dtype).eps)  # entries are below 1
+        a = xp.astype(a, dtype)
+    source = dtypes.real_dtype(a.dtype)
+    peak = _peaks(a)
+    zero, excess = peak == 0, 0.0
+    if probes.flushes_subnormals(a, source):
+        # entries below the smallest normal number may have been read as zero
+        excess = entries * float(xp.finfo(source).smallest_normal)
+        flushed = zero & probes.nonzero_by_bits(a) if np.any(zero) else zero
+    else:
+        flushed = np.zeros_like(zero)
+    known = np.tile(np.where(np.isfinite(peak), 0.0, peak), (2, 1))
+    known[1, flushed] = excess
+    active = np.flatnonzero(np.isfinite(peak) & ~zero)
+    # clipped so that the scale and its inverse are normal numbers
+    limit = 1022 if dtypes.bits(dtype) == 64 else 126
+    exponents = np.where(np.isfinite(peak), np.frexp(peak)[1], 0)
+    exponents = np.clip(exponents, -limit, limit)
+    factor = crossing.from_host(np.ldexp(1.0, -exponents[active]), dtype=dtype, like=a)
+    values = xp.astype(crossing.select(a, active), work, copy=False)
+    values = values * xp.astype(factor[:, None, None], work)
+    return Scaled(values, active, exponents.astype(np.float64), known, loss, excess)
+
+
+def _peaks(a: Array) -> HostFloats:
+    """Return the largest component of each matrix; NaN or inf where there is one."""
+    xp = libraries.namespace(a)
+    axes = (-2, -1)
+    parts = dtypes.components(a)
+    largest = np.max([crossing.to_host(xp.max(xp.abs(part), axis=axes)) for part in parts], axis=0)
+    finite = np.all(
+        [crossing.to_host(xp.all(xp.isfinite(part), axis=axes)) for part in parts], axis=0
+    )
+    if np.all(finite):
+        return np.asarray(largest)
+    nan = np.any([crossing.to_host(xp.any(xp.isnan(part), axis=axes)) for part in parts], axis=0)
+    return np.where(finite, largest, np.where(nan, np.nan, np.inf))
+
+
+def restore(
+    lower: HostFloats, upper: HostFloats, scaled: Scaled, *, dtype: DType
+) -> tuple[HostFloats, HostFloats]:
+    """Return brackets of all b matrices in the original scale, rounded outward to `dtype`.
+
+    `lower` and `upper` belong to the active matrices; `upper` >= 0 in the scaled units.
+    """
+    low, high = scaled.known.copy()
+    if scaled.active.size:
+        back = scale_back(
+            np.maximum(down(lower) - scaled.loss, 0.0),
+            up(upper + scaled.loss),
+            scaled.exponents[scaled.active],
+        )
+        low[scaled.active] = np.maximum(back[0] - up(np.asarray(scaled.excess)), 0.0)
+        high[scaled.active] = up(back[1] + scaled.excess) if scaled.excess else back[1]
+        if scaled.excess:
+            tiny = float(dtypes.finfo(dtype).smallest_normal)
+            high[scaled.active] = np.maximum(high[scaled.active], tiny)
+    return round_outward(low, high, dtype=dtype)

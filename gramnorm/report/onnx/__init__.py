@@ -1,0 +1,1 @@
+"""ONNX: the layers of a graph, and a Lipschitz constant composed along it."""
