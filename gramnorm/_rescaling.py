@@ -7,7 +7,7 @@ With A = M M^H and p = 2^(steps - 1), the sums of moduli over the rows of A^p do
 in the Loewner order, in which roots are monotone.  So A <= diag(tau)^2, and diag(tau)^-1 M has norm at most 1.
 For a convolution, M is the operator on the infinite lattice; A^p is a convolution too, and its rows are sums over
 lags and channels.  What rounding can have done to a power is added to its row sums and descends with them through
-the roots (docs/theory.md, Theorem 12).
+the roots (docs/theory.md, Theorem 15).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
     Notes
     -----
     **Guarantee.** The norm of each matrix returned, as stored, is at most 1: for every finite input, rounding included,
-    under the rounding model of the theory page (Theorem 12). Computed in float64 where the device has it. The margin
+    under the rounding model of the theory page (Theorem 15). Computed in float64 where the device has it. The margin
     for rounding, of the order of the unit of the dtype times ``sqrt(min(m, n))``, is a constant for differentiation.
 
     This is the spectral rescaling of Delattre et al. [1]_; rescaling the columns instead, as in [2]_, is the same
@@ -144,7 +144,7 @@ def conv_spectral_rescaling(
     Notes
     -----
     **Guarantee.** The norm of the convolution with the kernel returned, as stored, is at most 1: for every finite
-    input, rounding included, under the rounding model of the theory page (Theorem 12), for zero padding of every size
+    input, rounding included, under the rounding model of the theory page (Theorem 15), for zero padding of every size
     and amount and circular padding of every size that the stride divides, transposed or not. Reflect and replicate
     padding repeat samples and may exceed it.
 
@@ -321,7 +321,7 @@ def _tap_sizes(x: Array) -> Array:
 def _row_error(x: Array, box: tuple[int, ...]) -> Array:
     """Bound the sums of moduli over the rows of what rounding adds to X X^H, scaled or not, shape (b, p).
 
-    The constants are those of theory, Theorem 12: `forward` and `inverse` for the two transforms, `product` for the
+    The constants are those of theory, Theorem 15: `forward` and `inverse` for the two transforms, `product` for the
     root mean square, over the frequencies, of what is wrong with the product, which the inverse transform spreads
     over the lags.
     """

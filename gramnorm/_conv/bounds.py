@@ -185,11 +185,11 @@ def conv_norm_bracket(
     its padding and size, converged or not.
 
     *Every size*: the supremum of the norm of the symbol over all frequencies, by a search over cells of
-    frequencies (theory page, Theorem 6), at a cost that does not depend on any image; strides turn phases of the input
-    into channels (Lemma 10). *Circular*: the maximum over the grid of frequencies, the kernel wrapped where it is
+    frequencies (theory page, Theorem 10), at a cost that does not depend on any image; strides turn phases of the input
+    into channels (Lemma 8). *Circular*: the maximum over the grid of frequencies, the kernel wrapped where it is
     longer than the input, at no more cost than every size.
     *Zero padding at a given size*: the least of the supremum, a bound from scalar Toeplitz matrices that know the
-    size (Theorem 11), and, for operators with up to 4096 rows or columns, the Gram matrix; `lower` comes from a plane
+    size (Theorem 12), and, for operators with up to 4096 rows or columns, the Gram matrix; `lower` comes from a plane
     wave under a window and from Golub-Kahan steps on the operator. *Reflect, replicate, and circular padding that is
     not the above*: exact for small operators; beyond, the supremum times the square root of how often a sample is
     repeated (Theorem 13), which is loose and seldom converges.
@@ -361,7 +361,7 @@ def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
     Notes
     -----
     **Guarantee.** ``lower <= norm <= upper`` for all frequencies of the continuum, not of a grid, rounding included
-    (theory page, Theorem 6).
+    (theory page, Theorem 10).
 
     Examples
     --------

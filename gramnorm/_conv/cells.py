@@ -1,7 +1,7 @@
 """Cells that cover the torus of frequencies, and how far a norm may fall inside them.
 
 Within distance w = sum_a (k_a - 1) / 2 |theta_a - c_a| of a maximiser the norm is at least cos(w) times the
-maximum (docs/theory.md, Theorem 6).  A set of constant w is a diamond.  So a cell is a diamond in the first two
+maximum (docs/theory.md, Theorem 10).  A set of constant w is a diamond.  So a cell is a diamond in the first two
 axes that matter, where diamonds tile and have twice the area of the square with the same w, times an interval in
 each further axis.
 """

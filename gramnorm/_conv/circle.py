@@ -1,7 +1,7 @@
 """The norm of a symbol on a grid of frequencies: its maximum, and bounds at every point.
 
 The frequencies of a circle of n samples are 2 pi j / n.  Boxes of grid points are bounded from one point inside by the
-corollary to Theorem 6, with a bound M on the supremum: the norm is nowhere above
+corollary to Theorem 10, with a bound M on the supremum: the norm is nowhere above
 
     M cos(max(arccos(||F(c)|| / M) - w, 0))
 
@@ -194,7 +194,7 @@ def _first_length(n: int, k: int, axes: int) -> int:
 
 
 def _within(w: float, supremum: float) -> Bound:
-    """Bound the norm everywhere in a cell: M cos(max(arccos(||F(c)|| / M) - w, 0)) (Theorem 6)."""
+    """Bound the norm everywhere in a cell: M cos(max(arccos(||F(c)|| / M) - w, 0)) (Theorem 10)."""
     if w == 0.0:
         return lambda norm: np.minimum(norm, supremum)
     w = up(w, 16)

@@ -1,6 +1,6 @@
 """The certified supremum of the norm of a symbol over all frequencies.
 
-Over a cell of frequencies with centre c, a maximiser of the norm inside the cell forces (docs/theory.md, Theorem 6)
+Over a cell of frequencies with centre c, a maximiser of the norm inside the cell forces (docs/theory.md, Theorem 10)
 
     sup ||F|| <= ||F(c)|| / cos(w),   w = max over the cell of sum_a (k_a - 1) / 2 |theta_a - c_a| < pi / 2,
 
@@ -116,7 +116,7 @@ def _climb(symbol: Symbol, best: Maximum, climbed: float) -> float:
 
 
 def _by_squares(symbol: Symbol, kernel_size: tuple[int, ...], best: Maximum) -> float:
-    """Bound the supremum by sup ||F||^2 <= c + sup ||F^H F - c I||; inf if the symbol is far from flat (Lemma 9)."""
+    """Bound the supremum by sup ||F||^2 <= c + sup ||F^H F - c I||; inf if the symbol is far from flat (Lemma 11)."""
     found, square = symbol.autocorrelation, best.lower**2
     if found is None or found.floor < FLAT * square:
         return math.inf
@@ -144,7 +144,7 @@ def _look_at(symbol: Symbol, best: Maximum, turns: HostFloats) -> None:
 
 
 def _around(cosine: float) -> Bound:
-    """Bound the supremum if it is attained in the cell: ||F(c)|| / cos w (Theorem 6)."""
+    """Bound the supremum if it is attained in the cell: ||F(c)|| / cos w (Theorem 10)."""
     if cosine == 1.0:
         return lambda norm: norm
     if cosine <= 0:

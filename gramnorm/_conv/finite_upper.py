@@ -5,7 +5,7 @@ samples.  For inputs x and outputs y that vanish outside their windows and s_j >
 
     |y^H T x| <= sum_j s_j |Y_j| |X_j| <= (sum_j s_j^(2 - 2 a) |Y_j|^2)^(1/2) (sum_j s_j^(2 a) |X_j|^2)^(1/2),
 
-two quadratic forms of *scalar* Toeplitz matrices of the size of the windows (docs/theory.md, Theorem 11).  They
+two quadratic forms of *scalar* Toeplitz matrices of the size of the windows (docs/theory.md, Theorem 12).  They
 know the size and nothing of the channels, so their largest eigenvalues are cheap, and below max_j s_j.
 """
 
@@ -40,7 +40,7 @@ def compression(
     slack: float,
     rtol: float,
 ) -> tuple[float, int]:
-    """Bound the norm of a correlation without dilation by Theorem 11; return the frequencies evaluated as well.
+    """Bound the norm of a correlation without dilation by Theorem 12; return the frequencies evaluated as well.
 
     `supremum` bounds the norm of the symbol, `lower` is known to be below the norm of the operator; norms of
     the symbol are computed to about a fraction `slack` of their distance from the supremum.

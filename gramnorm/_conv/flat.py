@@ -1,7 +1,7 @@
 """The autocorrelation of the taps of a symbol, for symbols with nearly the same norm at every frequency.
 
 With H_m = sum_k K_k^H K_{k+m} the square of the symbol is F^H F = sum_m H_m exp(i m . theta), so its eigenvalues lie in
-(docs/theory.md, Lemma 9)
+(docs/theory.md, Lemma 11)
 
     lambda_min(H_0) - sum_{m != 0} ||H_m||,   ||H_0|| + sum_{m != 0} ||H_m||,
 

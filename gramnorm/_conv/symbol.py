@@ -2,7 +2,7 @@
 
 Frequencies are exact fractions of a turn, so the phases are reduced in integers before the only
 inexact steps.  The sum is a matrix product of phases with taps: no FFT, and an error that is known
-before it is computed (docs/theory.md, section 3):
+before it is computed (docs/theory.md, Lemma 9):
 
     |F_computed - F| <= (kappa(T) (1 + omega) + omega) sum_k |K_k|   entrywise,
 
@@ -54,7 +54,7 @@ def polyphase(
 ) -> tuple[Array, HostInts]:
     """Return a kernel of stride 1 with the same norm: the phases of the input become channels.
 
-    Tap k = s q + p reads sample s (o + q) + p, that is sample o + q of phase p (theory, Lemma 10).
+    Tap k = s q + p reads sample s (o + q) + p, that is sample o + q of phase p (theory, Lemma 8).
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """One matrix at a time, on the host: scalars are Python floats and factorisations are cheap.
 
 Small matrices are squared a few times (Theorem 2).  Larger ones take one product S = B^H B, a Ritz
-vector, and the cheapest proof that the Ritz value is almost the norm: its residual (Theorem 8), rescaled row
-sums, or one checked Cholesky factorisation (Theorem 7) at the price of about one product more.
+vector, and the cheapest proof that the Ritz value is almost the norm: its residual (Theorem 7), rescaled row
+sums, or one checked Cholesky factorisation (Theorem 6) at the price of about one product more.
 """
 
 from __future__ import annotations

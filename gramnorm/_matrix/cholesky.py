@@ -1,7 +1,7 @@
 """A Cholesky factorisation that checks itself, as proof that no eigenvalue exceeds a number.
 
 If R is *any* matrix and  D = nu I - S - R R^H  then  nu I - S + ||D|| I >= R R^H >= 0, so
-lambda_1(S) <= nu + ||D||  (docs/theory.md, Theorem 7).  The factorisation goes by block columns:
+lambda_1(S) <= nu + ||D||  (docs/theory.md, Theorem 6).  The factorisation goes by block columns:
 
     C_k = (nu I - S)_k - sum_{j < k} R_j R_kj^H,    R_k = C_k R_kk^{-H},    D_k = C_k - R_k R_kk^H.
 

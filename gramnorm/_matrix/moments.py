@@ -2,7 +2,7 @@
 
 For a Hermitian H >= 0 weight each eigenvalue l_i by w_i = l_i^2 and let S2 = sum w_i = ||H||_F^2,
 c0 = sum w_i l_i / S2, eta^2 = sum w_i (l_i - c0)^2 = ||H^2 - c0 H||_F^2.  Then (docs/theory.md,
-Lemma 4)
+Lemma 5)
 
     l_1 <= c0 + eta sqrt(1 / l_1^2 - 1 / S2),
 

@@ -1,7 +1,7 @@
 """What one vector proves: a lower bound by its image, an upper bound by its residual.
 
 For H = B^H B and any x with rho = ||B x||^2 / ||x||^2:  sqrt(rho) <= sigma_1(B), and if
-nu >= lambda_2(H) lies below rho (Kato and Temple; docs/theory.md, Theorem 8)
+nu >= lambda_2(H) lies below rho (Kato and Temple; docs/theory.md, Theorem 7)
 
     lambda_1(H) <= rho + ||H x - rho x||^2 / (||x||^2 (rho - nu)).
 

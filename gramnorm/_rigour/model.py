@@ -78,7 +78,7 @@ def gram_units(shape: tuple[int, int], *, complex: bool) -> float:
     """Return the worst relative gap, in units of u, that rounding leaves for p x q matrices.
 
     The first Gram product enters the norm with half its relative error, q (p + q) u for a flat
-    spectrum (docs/theory.md, Theorem 3).
+    spectrum (docs/theory.md, Theorem 4).
     """
     p, q = max(shape), min(shape)
     return (4.0 if complex else 1.2) * q * (p + q)

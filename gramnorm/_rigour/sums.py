@@ -1,7 +1,7 @@
 """Sums of squares and inner products, enclosed: one lemma for all of them.
 
 The sum over the entries of m x n matrices A and B is taken in two stages, rows and then their sums.  Whatever the
-order within a stage (docs/theory.md, Lemma 18)
+order within a stage (docs/theory.md, Lemma 3)
 
     |fl(Re <A, B>) - Re <A, B>| <= gamma_n' <|A|, |B|> + 4 m n tiny,   n' = 2 (m + n) + 8,
 

@@ -64,7 +64,7 @@ class Setting:
         return cls(a, xp, geometry)
 
     def strides(self) -> tuple[int, ...]:
-        """Return the strides that are left without dilation, at no size (Lemma 10)."""
+        """Return the strides that are left without dilation, at no size (Lemma 8)."""
         pairs = zip(self.geometry.stride, self.geometry.dilation, strict=True)
         return tuple(s // math.gcd(s, d) for s, d in pairs)
 
@@ -136,7 +136,7 @@ def aol(kernel: Array, setting: Setting) -> float:
 
 
 def _row_sums(taps: Array, box: tuple[int, ...], *, steps: int) -> float:
-    """Return the largest tau of Theorem 12: X X^H <= diag(tau)^2 for the convolution X with these taps."""
+    """Return the largest tau of Theorem 15: X X^H <= diag(tau)^2 for the convolution X with these taps."""
     xp = libraries.namespace(taps)
     tau = row_scales(taps, tuple(k for k in box if k > 1), steps=steps)
     present = xp.any(taps != 0, axis=(0, 3))  # rows of zeros have tau = 1
@@ -165,7 +165,7 @@ def _subsets(axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def lip_grid(kernel: Array, setting: Setting, *, samples: int) -> float:
-    """Bound the sums over the grid (theory, Lemma 15); what the symbol errs by is added before the factor."""
+    """Bound the sums over the grid (theory, Lemma 16); what the symbol errs by is added before the factor."""
     xp = libraries.namespace(kernel)
     symbol = Symbol(*_polyphase(kernel, setting, setting.strides()))
     p, q = symbol.block_shape

@@ -1,6 +1,6 @@
 """Bounds on the norm of a convolution by methods of others: one signature, and the side in every name.
 
-After strides have become channels (docs/theory.md, Lemma 10) a convolution has the symbol F(theta) = sum_k K_k
+After strides have become channels (docs/theory.md, Lemma 8) a convolution has the symbol F(theta) = sum_k K_k
 exp(i k . theta) on a box of k_1 x ... x k_D taps.  For unit vectors u, v the number
 
     u^H F(theta) v = K(conj u, v, e_1, ..., e_D),   e_a = (exp(i j theta_a))_j,   ||e_a|| = sqrt(k_a),
@@ -86,7 +86,7 @@ def norm2toep_upper_bound(
     Notes
     -----
     **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of every size that the
-    stride divides, rounding included (theory page, Theorem 12). The source [1]_ has no stride, and no margin for
+    stride divides, rounding included (theory page, Theorem 15). The source [1]_ has no stride, and no margin for
     rounding. Here the autocorrelation is that of the smaller number of channels, and is formed by discrete Fourier
     transforms on a torus on which no lag wraps, instead of a sum over pairs of taps.
 
@@ -148,8 +148,8 @@ def aol_upper_bound(
     Notes
     -----
     **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of every size that the
-    stride divides, rounding included (theory page, Theorem 12). With a stride, the phases of the input are the channels
-    of the inputs (Lemma 10). Where these are no more than those of the outputs it is ``norm2toep_upper_bound(...,
+    stride divides, rounding included (theory page, Theorem 15). With a stride, the phases of the input are the channels
+    of the inputs (Lemma 8). Where these are no more than those of the outputs it is ``norm2toep_upper_bound(...,
     steps=1)``. The source is [1]_.
 
     References
@@ -282,7 +282,7 @@ def lip_grid_upper_bound(
     Notes
     -----
     **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of every size that the
-    stride divides, rounding included (theory page, Lemma 15). This is LipGrid [1]_, for kernels of any shape, in the
+    stride divides, rounding included (theory page, Lemma 16). This is LipGrid [1]_, for kernels of any shape, in the
     form in which it is a bound: the S frequencies per axis are all different and equispaced, no fewer than the taps,
     and the factor, that of [2]_, is never left out. For a square kernel it is ``1 / (1 - (k - 1) / S)``.
 

@@ -1,7 +1,7 @@
 """From bounds of parts to a bound of the whole: products, sums and block operators.
 
 Norms are submultiplicative and subadditive, and a block operator has at most the norm of the matrix of its blocks'
-norms (docs/theory.md, Theorem 16):
+norms (docs/theory.md, Theorem 17):
 
     ||A B|| <= ||A|| ||B||,    ||A + B|| <= ||A|| + ||B||,    ||[A_ij]|| <= || [ ||A_ij|| ]_ij ||.
 
@@ -84,7 +84,7 @@ def product_bound(*norms: Norm) -> Any:
     Notes
     -----
     **Guarantee.** Not below the exact product of the given numbers. Hence an upper bound on the norm of the
-    composition if each number is one on its part (theory page, Theorem 16). Differentiable in PyTorch and JAX.
+    composition if each number is one on its part (theory page, Theorem 17). Differentiable in PyTorch and JAX.
 
     Examples
     --------
@@ -194,7 +194,7 @@ def block_norm_bound(norms: Array, /) -> Array:
     Notes
     -----
     **Guarantee.** Not below the norm of `norms`, rounding included, and so not below that of any block operator
-    whose blocks have at most these norms (theory page, Theorem 16). Differentiable in PyTorch and JAX.
+    whose blocks have at most these norms (theory page, Theorem 17). Differentiable in PyTorch and JAX.
 
     Examples
     --------
@@ -249,7 +249,7 @@ def network_bound(graph: Any, norms: Mapping[str, Norm], /, *, ignore: Collectio
     **Guarantee.** An upper bound on the Lipschitz constant, in the Euclidean norm, of every network of that form
     whose layers have at most these norms and whose other functions have at most the constants stated; functions that
     the graph does not mention must be 1-Lipschitz. Chains multiply, sums add, a residual is one more than its branch;
-    concatenated branches give the root of the sum of squares, and parallel ones the largest (theory page, Theorem 16).
+    concatenated branches give the root of the sum of squares, and parallel ones the largest (theory page, Theorem 17).
 
     Examples
     --------

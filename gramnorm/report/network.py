@@ -3,7 +3,7 @@
 Two descriptions are understood: the nested data of `gramnorm.network_bound`, which a person writes, and a `Network` of
 steps, which the reader of a graph makes.  In the second every tensor is a function of all inputs of the graph taken as
 one vector; an input has the constant 1, and each step turns the constants of what it reads into that of what it writes
-(docs/theory.md, Theorem 16).  Where a step is not understood there is no constant, and its reason is kept.
+(docs/theory.md, Theorem 17).  Where a step is not understood there is no constant, and its reason is kept.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Rules for the nodes of an ONNX graph that move, select or join entries without changing them.
 
 Such a node has the constant 1, or the root of how often it repeats an entry; what is joined has the root of the sum of
-squares (docs/theory.md, Theorem 16).
+squares (docs/theory.md, Theorem 17).
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Rules for the nodes of an ONNX graph that add up entries: layers with weights, pooling, reductions.
 
 A layer's factor is the norm that the report finds for it.  Windows that overlap read an entry more than once, which
-counts (docs/theory.md, Lemma 17).
+counts (docs/theory.md, Lemma 18).
 """
 
 import math
@@ -178,7 +178,7 @@ def _pads(
 
 
 def pool(node: Node) -> Effect:
-    """Rule of MaxPool and AveragePool (docs/theory.md, Lemma 17)."""
+    """Rule of MaxPool and AveragePool (docs/theory.md, Lemma 18)."""
     x = node.varying(0)
     taps = integer_list(node, "kernel_shape", ())
     axes = len(taps)
