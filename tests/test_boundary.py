@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 
 import gramnorm as gn
-from gramnorm._arrays import libraries, linalg
+from gramnorm._arrays import linalg
 from gramnorm._conv import finite_matrix, sampling
 from gramnorm._rigour import sums
 
@@ -178,7 +178,7 @@ def test_jax_is_asked_for_full_precision_in_every_product():
 
     def products(a):
         squares = sums.inner_product(a, a)
-        return squares, linalg.gram_matrix(a), libraries.vecdot(a, a)
+        return squares, linalg.gram_matrix(a), linalg.vecdot(a, a)
 
     found = str(jax.make_jaxpr(products)(np.ones((2, 3, 3), np.float32)))
     assert found.count("dot_general") == 3

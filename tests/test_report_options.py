@@ -172,7 +172,7 @@ class TestTerminal:
 
     def test_interrupt_ends_quietly(self, large: Path) -> None:
         pytest.importorskip("rich")
-        code, out, shown = on_terminal(large, interrupt_at=b"w0")
+        code, out, shown = on_terminal(large, interrupt_at=b"[red]")  # whichever layer is seen
         # Python ends by the signal itself if it came during an import: 130 as well, in a shell
         assert code in (130, -signal.SIGINT)
         assert out == b""

@@ -23,7 +23,7 @@ def sparse_survey(**options):
 
 def rounding_off(monkeypatch):
     """Set every error term of the package to zero: constants and nudges."""
-    monkeypatch.setattr(model, "HOST_UNIT", 0.0)
+    monkeypatch.setattr(model, "_TWO_UNITS", 0.0)
     for name in ("gamma", "kappa", "underflow"):
         monkeypatch.setattr(model.Precision, name, lambda *_: 0.0)
 

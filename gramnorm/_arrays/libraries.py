@@ -9,6 +9,7 @@ a float32 product is a float32 product.
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import array_api_compat as compat
@@ -45,8 +46,6 @@ def namespace_of(x: object, *, name: str) -> Namespace:
         )
         raise TypeError(msg) from None
 
-
-_NUMPY = compat.array_namespace(np.empty(0))
 
 BACKENDS = {"numpy": "numpy", "cupy": "cuda12 or cuda13", "torch": "torch", "jax": "jax"}
 """Libraries to which `placed` moves host arrays, and the extras that install them."""
@@ -101,6 +100,7 @@ def _device_number(device: str | None, kind: str | None) -> int:
     return int(number or "0")
 
 
+@functools.cache
 def numpy_namespace() -> Namespace:
     """Return the namespace of host arrays."""
     return compat.array_namespace(np.empty(0))
@@ -109,7 +109,7 @@ def numpy_namespace() -> Namespace:
 def namespace(x: Array) -> Namespace:
     """Return the array namespace of an array that has been checked, or of the entries of a sparse matrix."""
     if type(x) is np.ndarray:
-        return _NUMPY
+        return numpy_namespace()
     return compat.array_namespace(x.data if is_sparse(x) else x)
 
 
@@ -160,14 +160,6 @@ def is_sparse(x: object) -> bool:
     """Say whether `x` is a sparse array or matrix of SciPy or CuPy, without importing either."""
     home = type(x).__module__
     return home.startswith(("scipy.sparse", "cupyx.scipy.sparse")) and hasattr(x, "tocsr")
-
-
-def vecdot(a: Array, b: Array) -> Array:
-    """Return the inner products along the last axis in the full precision of the arrays' type."""
-    xp = namespace(a)
-    if compat.is_jax_namespace(xp):
-        return xp.vecdot(a, b, axis=-1, precision="highest")
-    return xp.vecdot(a, b, axis=-1)
 
 
 def is_on_cpu(x: Array) -> bool:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gramnorm._arrays.crossing import host_array, to_host
 from gramnorm._arrays.dtypes import is_complex, real_part
-from gramnorm._arrays.libraries import is_sparse, namespace, vecdot
+from gramnorm._arrays.libraries import is_sparse, namespace
 from gramnorm._arrays.types import Array, HostFloats
 
 
@@ -56,6 +56,14 @@ def matmul(a: Array, b: Array) -> Array:
     return xp.matmul(a, b)
 
 
+def vecdot(a: Array, b: Array) -> Array:
+    """Return the inner products along the last axis in the full precision of the arrays' type."""
+    xp = namespace(a)
+    if compat.is_jax_namespace(xp):
+        return xp.vecdot(a, b, axis=-1, precision="highest")
+    return xp.vecdot(a, b, axis=-1)
+
+
 def gram_matrix(a: Array) -> Array:
     """Return A^H A for each matrix of a stack, or of one sparse matrix as a dense one."""
     if isinstance(a, np.ndarray):  # the same, without three layers of calls
@@ -66,9 +74,9 @@ def gram_matrix(a: Array) -> Array:
 
 def square_sum(a: Array) -> float:
     """Return the sum of |a_i|^2 over all entries as computed in one go."""
-    xp = namespace(a)
     if isinstance(a, np.ndarray):
         return float(np.vdot(a, a).real)
+    xp = namespace(a)
     flat = xp.reshape(a, (-1,))
     return float(host_array(vecdot(flat, flat)).real)
 

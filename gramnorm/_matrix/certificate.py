@@ -62,27 +62,31 @@ def _squaring(b: Array, frobenius2: float, rtol: float) -> Bracket:
     prec = precision_of(b.dtype)
     levels: list[tuple[float, float]] = []
     q = b.shape[1]
-    p, f2, steps = b, frobenius2, 0
+    p, f2, inner, steps = b, frobenius2, b.shape[0], 0
+    # what does not change: in this loop a call costs as much as what it returns
+    factors, grow, shrink = sums.factors(q, q, prec), up(1.0), down(1.0)
+    kappa, underflow = prec.kappa(inner), prec.underflow(inner) * q
+    later = prec.kappa(q), prec.underflow(q) * q
     while True:
         steps += 1
-        inner = p.shape[0]
         gram = linalg.gram_matrix(p)
-        low, high = sums.one_square(gram)
-        error = up(prec.kappa(inner) * f2 + prec.underflow(inner) * q)
-        upper = up(math.sqrt(high) + error)
-        lower = down(max(math.sqrt(low) - error, 0.0) ** 2 / f2)
+        low, high = sums.one_square(gram, *factors)
+        error = (kappa * f2 + underflow) * grow
+        upper = (math.sqrt(high) + error) * grow
+        lower = max(math.sqrt(low) - error, 0.0) ** 2 / f2 * shrink
         if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == _SQUARINGS:
             break
         scale = 1.0  # the next square has the fourth power: rescale before that leaves the range
         if prec.unit > HOST_UNIT or not 2.0**-100 < high < 2.0**100:
             scale = math.ldexp(1.0, -(math.frexp(high)[1] // 2))
         p = gram * scale if scale != 1.0 else gram
-        f2 = up(high * scale**2) + 2 * q * q * prec.tiny
-        levels.append((scale, up(error * scale) + 2 * q * prec.tiny))
+        f2 = high * scale**2 * grow + 2 * q * q * prec.tiny
+        levels.append((scale, error * scale * grow + 2 * q * prec.tiny))
+        kappa, underflow = later
     lower, upper = down(math.sqrt(lower)), up(math.sqrt(upper))
     for scale, eps in reversed(levels):
-        upper = up(math.sqrt((upper + eps) / scale))
-        lower = down(math.sqrt(max(lower - eps, 0.0) / scale))
+        upper = math.sqrt((upper + eps) / scale) * grow
+        lower = math.sqrt(max(lower - eps, 0.0) / scale) * shrink
     return Bracket(lower, upper, steps)
 
 
@@ -131,7 +135,7 @@ def _proof(gram: Array, x: Array, ritz: residual.Quotient, *, error: float, rtol
     target, products = ritz.lower * (1 + 1.6 * rtol), 1
 
     # lambda_2^2 <= ||S||_F^2 - lambda_1^2 for the exact S
-    size = up(math.sqrt(sums.one_square(gram)[1]) + error)
+    size = up(math.sqrt(sums.one_square_above(gram)) + error)
     if not (ritz.lower > 0 and math.isfinite(ritz.residual)):  # the vector is of no use
         return Bracket(0.0, up(math.sqrt(size)), products)
     second = up(math.sqrt(max(up(size**2) - down(ritz.lower**2), 0.0)))

@@ -92,7 +92,7 @@ def _bracket_in_range(a: Array, *, rtol: float, work: DType) -> certificate.Brac
     b = xp.astype(a[0, ...], kind, copy=False)
     if b.shape[0] < b.shape[1]:
         b = xp.matrix_transpose(b)
-    _, square = sums.one_square(b)
+    square = sums.one_square_above(b)
     # single precision: so that its subnormal numbers are next to nothing beside the norm
     least = 2.0**-200 if dtypes.bits(a.dtype) == 64 else 2.0**-100
     if not least < square < 2.0**200:  # false for NaN, inf and zero as well
@@ -110,7 +110,7 @@ def _each(a: Array, *, rtol: float) -> tuple[HostFloats, HostFloats, int]:
     for k in range(a.shape[0]):
         b = a[k, ...]
         b = xp.matrix_transpose(b) if b.shape[0] < b.shape[1] else b
-        found.append(_one(b, sums.one_square(b)[1], rtol=rtol))
+        found.append(_one(b, sums.one_square_above(b), rtol=rtol))
     lower = np.asarray([one.lower for one in found])
     upper = np.asarray([one.upper for one in found])
     return lower, upper, max((one.products for one in found), default=0)

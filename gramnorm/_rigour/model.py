@@ -25,6 +25,8 @@ from gramnorm._arrays.types import Array, DType, HostFloats
 HOST_UNIT = 2.0**-53
 """u of the host's float64."""
 
+_TWO_UNITS = 2 * HOST_UNIT
+
 _Scalar = TypeVar("_Scalar", float, HostFloats)
 
 
@@ -112,12 +114,12 @@ def up(x: _Scalar, roundings: int = 8) -> _Scalar:
 
     k roundings lose a factor (1 - u)^k at most, the product here another (1 - u): less than 1 + 2 k u restores.
     """
-    return x * (1 + 2 * roundings * HOST_UNIT)
+    return x * (1 + roundings * _TWO_UNITS)
 
 
 def down(x: _Scalar, roundings: int = 8) -> _Scalar:
     """Nudge non-negative host numbers below what 2 or more float64 roundings may have added."""
-    return x * (1 - 2 * roundings * HOST_UNIT)
+    return x * (1 - roundings * _TWO_UNITS)
 
 
 def round_outward(

@@ -27,7 +27,7 @@ ONE_SUM = 2**14
 def inner_product(a: Array, b: Array) -> Array:
     """Return Re <a, b> of each pair of matrices, summed in two stages: rows, then their sums."""
     xp = libraries.namespace(a)
-    rows = dtypes.real_part(libraries.vecdot(a, b))
+    rows = dtypes.real_part(linalg.vecdot(a, b))
     return xp.sum(rows, axis=-1)
 
 
@@ -52,17 +52,24 @@ def square(a: Array) -> tuple[HostFloats, HostFloats]:
     return enclosure(computed, m, n, precision_of(a.dtype))
 
 
-def one_square(a: Array) -> tuple[float, float]:
-    """Enclose ||A||_F^2 of one matrix, in scalars of the host."""
+def factors(m: int, n: int, prec: Precision) -> tuple[float, float, float]:
+    """Return what takes the sum of `one_square` over an m x n matrix below and above, and what underflow loses."""
+    relative = prec.gamma(2 * m * n + 8) if m * n <= ONE_SUM else loss(m, n, prec)
+    above = up(1 / (1 - relative)) if relative < 1 else math.inf
+    return down(1 / (1 + relative)), above, 2 * m * n * prec.tiny
+
+
+def one_square(a: Array, below: float, above: float, lost: float) -> tuple[float, float]:
+    """Enclose ||A||_F^2 of one matrix with these `factors`, in scalars of the host."""
+    small = math.prod(a.shape) <= ONE_SUM
+    computed = linalg.square_sum(a) if small else float(crossing.host_array(inner_product(a, a)))
+    return max(computed - lost, 0.0) * below, (computed + lost) * above
+
+
+def one_square_above(a: Array) -> float:
+    """Return an upper bound on ||A||_F^2 of one matrix."""
     m, n = a.shape
-    prec = precision_of(a.dtype)
-    if m * n <= ONE_SUM:
-        computed, relative = linalg.square_sum(a), prec.gamma(2 * m * n + 8)
-    else:
-        computed, relative = float(crossing.host_array(inner_product(a, a))), loss(m, n, prec)
-    lost = 2 * m * n * prec.tiny
-    low = down(max(computed - lost, 0.0) / (1 + relative))
-    return low, up((computed + lost) / (1 - relative)) if relative < 1 else math.inf
+    return one_square(a, *factors(m, n, precision_of(a.dtype)))[1]
 
 
 def host_norm(x: npt.NDArray[np.inexact]) -> tuple[float, float]:
