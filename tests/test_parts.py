@@ -13,8 +13,10 @@ import pytest
 
 from gramnorm.report import bound_layer
 from gramnorm.report.files.contents import Contents, Stored
+from gramnorm.report.files.obstacles import NOT_UNDERSTOOD
 from gramnorm.report.files.parts import folded
 from gramnorm.report.files.readers import read_path
+from gramnorm.report.files.roles import understood
 from tests.oracles import conv_matrix, sigma
 from tests.test_report import run, run_json, some, write_npz
 
@@ -689,3 +691,10 @@ def test_whatever_the_names_every_entry_is_accounted_for() -> None:
             assert name in found.words or values is arrays[name]
         folds += len(found.words)
     assert folds > 30
+
+
+def test_a_name_without_end_is_no_part_and_no_layer() -> None:
+    name = "_g_v" * 50_000  # minutes, if the pattern were tried on it
+    stored = Stored({name: np.ones((2, 2)), "fc.weight": np.ones((2, 2))})
+    assert folded(stored) == stored
+    assert understood(stored).obstacles == {name: NOT_UNDERSTOOD}

@@ -47,6 +47,8 @@ _HOOKED = re.compile(
     r"((?:.*[./])?[^./]*?[^./_])_((?:g|v|u|orig|mask|bar|mu|sigma|rho|epsilon)"
     r"(?:_(?:g|v|u|orig|mask|bar|mu|sigma|rho|epsilon))*)"
 )
+_LONGEST = 1000
+"""Characters of a name that is looked at: the pattern takes the square of its length, and real names are shorter."""
 
 
 def folded(stored: Stored) -> Stored:
@@ -168,7 +170,7 @@ def _fold_hooked(draft: Draft) -> None:
     """Fold parts whose names are that of the weight with a suffix."""
     groups: dict[str, dict[str, str]] = {}
     for name in draft:
-        if found := _HOOKED.fullmatch(name):
+        if len(name) <= _LONGEST and (found := _HOOKED.fullmatch(name)):
             groups.setdefault(found[1], {})[found[2]] = name
     for root, parts in groups.items():
         kind = _kind(draft, root, parts)
