@@ -1,9 +1,7 @@
-"""The array boundary: the only module that knows array libraries by name.
+"""The libraries themselves: which inputs are accepted, their namespaces and devices, arrays placed and taken plain.
 
-Kernels receive a namespace `xp` and call functions of the array API standard.  What the standard
-does not say, and what differs between libraries, is decided here: which inputs are accepted,
-where float64 exists, how a value reaches the host, whether subnormal numbers survive, and whether
-a float32 product is a float32 product.
+Kernels call functions of the array API standard in the namespace of their first array.  What the standard does not
+say, and what differs between libraries, is decided in this folder.
 """
 
 from __future__ import annotations

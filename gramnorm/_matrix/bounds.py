@@ -245,7 +245,7 @@ def _value_and_gradient(
         return matrix_norm_bracket(a, rtol=rtol).upper
 
     def gradient(a: Array, found: Array) -> Array:
-        xp = libraries.namespace_of(a, name="x")
+        xp = libraries.namespace(a)
         b = floating(a)
         gap = _validate.tolerance(rtol, default=1e-6 if dtypes.bits(b.dtype) == 64 else 1e-4)
         count = math.prod(a.shape[:-2])

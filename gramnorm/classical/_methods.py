@@ -25,18 +25,6 @@ from gramnorm._arrays.types import Array
 from gramnorm.classical import _kernels
 from gramnorm.classical._kernels import Side
 
-__all__ = [
-    "METHODS",
-    "Method",
-    "aol_upper_bound",
-    "circular_exact_norm",
-    "fantastic_four_upper_bound",
-    "lip_grid_upper_bound",
-    "norm2toep_upper_bound",
-    "power_iteration_lower_bound",
-    "tensor_norm_estimate",
-]
-
 Operator = Literal["every size", "one circle", "one size, any padding"]
 
 

@@ -29,8 +29,6 @@ from gramnorm._results import NormBracket
 from gramnorm._rigour.fractions import float_above, largest, length_above, product_above, sum_above
 from gramnorm._rigour.model import round_outward
 
-__all__ = ["block_norm_bound", "network_bound", "product_bound", "residual_bound", "sum_bound"]
-
 _INSTEAD = "ordinary products and sums, which carry no rounding margin"
 _DEEPEST = 100  # forms within forms: more is a mistake or an attack
 _FORMS = '{"chain": [...]}, {"sum": [...]}, {"residual": ...}, {"concatenate": [...]}, {"parallel": [...]}'
@@ -356,11 +354,11 @@ def _array(value: Any, *, name: str) -> Array:
 
 def _namespace(arrays: Sequence[Array]) -> Namespace:
     """Return the one namespace of all arrays."""
-    spaces = {libraries.namespace_of(a, name="norm").__name__: a for a in arrays}
+    spaces = {libraries.namespace(a).__name__: a for a in arrays}
     if len(spaces) > 1:
         msg = f"norms must be arrays of one library, got {', '.join(sorted(spaces))}; convert them first"
         raise TypeError(msg)
-    return libraries.namespace_of(arrays[0], name="norm")
+    return libraries.namespace(arrays[0])
 
 
 def _widest(arrays: Sequence[Array]) -> DType:
