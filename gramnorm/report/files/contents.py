@@ -29,6 +29,7 @@ __all__ = [
     "one_line",
     "printable",
     "selected",
+    "widened",
 ]
 
 MAX_BYTES = 4 * 2**30
@@ -164,6 +165,11 @@ def _nothing_left(contents: Contents, *, chosen_at_all: bool) -> str:
         f"nothing in it is recognised as the weight of a layer, of {names}{', ...' * (len(contents.obstacles) > 4)}: "
         "--include takes what you name for one, --layers says what it is"
     )
+
+
+def widened(halves: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return bfloat16 numbers by their bits: each is the upper half of a float32, which holds it exactly."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from gramnorm.report.files.contents import ReadError, Stored, check_total, one_line
+from gramnorm.report.files.contents import ReadError, Stored, check_total, one_line, widened
 from gramnorm.report.files.names import harmless
 
 __all__ = ["is_safetensors", "read_safetensors"]
@@ -103,8 +103,7 @@ def _format(content: bytes) -> str:
 def _values(tensor: dict[str, Any]) -> Any:
     """Return the values of a tensor in the machine's byte order."""
     if tensor["dtype"] == "BF16":
-        halves = np.frombuffer(tensor["data"], "<u2").astype(np.uint32)
-        flat: np.ndarray[Any, np.dtype[Any]] = (halves << 16).view(np.float32)
+        flat: np.ndarray[Any, np.dtype[Any]] = widened(np.frombuffer(tensor["data"], "<u2"))
     else:
         flat = np.frombuffer(tensor["data"], _TYPES[tensor["dtype"]])
         flat = flat if sys.byteorder == "little" else flat.astype(flat.dtype.newbyteorder("="))

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from gramnorm.report.files import contents as limits
-from gramnorm.report.files.contents import Contents, Layer, ReadError, damage_is
+from gramnorm.report.files.contents import Contents, Layer, ReadError, damage_is, widened
 from gramnorm.report.network import Network, Step
 from gramnorm.report.onnx.moves import permutation, reshaped
 from gramnorm.report.onnx.nodes import (
@@ -134,10 +134,10 @@ _Values = np.ndarray[Any, np.dtype[Any]]
 
 
 def _bfloat16(tensor: Any) -> _Values:
-    """Return entries of the type bfloat16, each the upper half of a float32 (before 1.19 onnx has integers there)."""
+    """Return entries of the type bfloat16 (before 1.19 onnx returns their bits as integers)."""
     raw = tensor.HasField("raw_data")
     bits = np.frombuffer(tensor.raw_data, "<u2") if raw else np.asarray(tensor.int32_data, "i8")
-    return (bits.astype(np.uint32) << 16).view(np.float32).reshape(tensor.dims)
+    return widened(bits).reshape(tensor.dims)
 
 
 def _listed(names: Sequence[str]) -> str:
