@@ -1,21 +1,59 @@
-"""NormBracket: what a two-sided computation returns.
+"""What a two-sided computation returns: Bounds to the package itself, NormBracket to its caller.
 
-Its text claims no more than its numbers: lower bounds are rounded down to the digits shown, upper ones up, so that
-``lower <= norm <= upper`` still holds as read.
+The text of a NormBracket claims no more than its numbers: lower bounds are rounded down to the digits
+shown, upper ones up, so that ``lower <= norm <= upper`` still holds as read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from gramnorm._arrays import crossing
-from gramnorm._arrays.types import Array, HostFloats
+from gramnorm._arrays.types import Array, HostBools, HostFloats
 from gramnorm._rigour.decimals import DIGITS, decimal_text, relative_gap_above
 
 __all__ = ["NormBracket"]
+
+Floats = TypeVar("Floats", float, HostFloats)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bounds(Generic[Floats]):
+    """``lower <= norm <= upper`` of one norm (Python floats) or of a stack (host arrays), and the cost.
+
+    Every search of the package returns one, with the cost in products or blocks of a symbol.
+    """
+
+    lower: Floats
+    upper: Floats
+    cost: int = 0
+
+    def is_within(self, rtol: float) -> bool | HostBools:
+        """Say whether the relative gap is at most `rtol`; of each norm of a stack."""
+        return self.upper - self.lower <= rtol * self.lower
+
+    def narrowed(self, other: Bounds[Floats]) -> Bounds[Floats]:
+        """Return what is better of two bounds on the same norm, at the cost of both."""
+        lower = np.maximum(self.lower, other.lower)
+        upper = np.minimum(self.upper, other.upper)
+        if isinstance(self.lower, float):
+            return Bounds(float(lower), float(upper), self.cost + other.cost)
+        return Bounds(lower, upper, self.cost + other.cost)
+
+
+def of_direct_sum(parts: Iterable[Bounds[float]]) -> Bounds[float]:
+    """Return bounds on the norm of a direct sum: the largest of its parts, at the cost of all."""
+    found = list(parts)
+    return Bounds(
+        max((one.lower for one in found), default=0.0),
+        max((one.upper for one in found), default=0.0),
+        sum(one.cost for one in found),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
