@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from tests import oracles
-from tests.test_conv import stored_dtype
+from tests.conv.test_conv import stored_dtype
+from tests.harness import oracles
 
 
 def some(shape, dtype="float64", seed=0):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import gramnorm as gn
 from gramnorm import _rescaling
 from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
-from tests import oracles
-from tests.families import DTYPES, FAMILIES, KERNELS, family_matrices, matrices
+from tests.harness import oracles
+from tests.harness.families import DTYPES, FAMILIES, KERNELS, family_matrices, matrices
 
 NARROW = {"float64": "float32", "complex128": "complex64"}
 GEOMETRIES = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from tests import oracles
+from tests.harness import oracles
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402

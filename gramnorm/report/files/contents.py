@@ -35,7 +35,7 @@ __all__ = [
 MAX_BYTES = 4 * 2**30
 """Of all arrays, unpacked: a few megabytes of a file can state terabytes."""
 
-# What damaged bytes raise, found by truncating and flipping (tests/test_report.py).
+# What damaged bytes raise, found by truncating and flipping (tests/report/test_report.py).
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError)
 _DAMAGED_HEADER = (SyntaxError, tokenize.TokenError, TypeError, ValueError, OverflowError, KeyError)
 _NOT_SUPPORTED = (NotImplementedError, RuntimeError, RecursionError)  # encryption, deep nesting

@@ -1,0 +1,847 @@
+"""Search for graphs of ONNX whose constant is too small: ``python -m tests.harness.graphs``.
+
+Random small graphs (every operator with a rule, odd attributes, sizes known and not, constants that the graph
+computes, versions from 7 on) are run by onnxruntime, which shares no code with the reader.  Three things are compared:
+the constant with ratios of differences along the worst directions found, each believed size with the size that comes
+out, and each constant folded by the reader with the value that comes out.  Exit status 1 if one is wrong, or if
+anything but a refusal was raised.
+"""
+
+import argparse
+import collections
+import contextlib
+import io
+import itertools
+import math
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError
+from onnx import helper, numpy_helper
+from onnx.backend.test.loader import load_model_tests
+from onnx.version_converter import convert_version
+
+from gramnorm.report import bound_layer
+from gramnorm.report.network import Constant, constant_of
+from gramnorm.report.onnx.nodes import Fixed, Varying
+from gramnorm.report.onnx.reader import _ON_CONSTANTS, _Walk, read_onnx
+from gramnorm.report.onnx.rules import RULES
+
+COUNT = 20_000
+FLOAT, DOUBLE, INT64 = (getattr(onnx.TensorProto, t) for t in ("FLOAT", "DOUBLE", "INT64"))
+INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
+ODD = (-INT64_MAX - 1, -INT64_MAX, -INT32_MAX - 1, -9, 9, 100, INT32_MAX, INT64_MAX - 1, INT64_MAX)
+VERSIONS = tuple(range(7, 23))
+MOST_ENTRIES = 300  # of a tensor
+IR_VERSION = 8
+KINDS = ("pytorch-operator", "pytorch-converted", "simple", "node")
+
+
+# ------------------------------------------------------------------------------ onnxruntime as the truth
+
+
+def runner(model: Any) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+    """Return the function that a model is, as onnxruntime computes it node by node."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with _refusals():
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        with _refusals(), np.errstate(all="ignore"):
+            return session.run(None, feeds)
+
+    return run
+
+
+class UnusableError(Exception):
+    """A graph that onnxruntime refuses, or that makes too much."""
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime has many kinds
+        raise UnusableError(str(error)) from error
+
+
+def steepest(
+    run: Callable[[dict[str, np.ndarray]], list[np.ndarray]],
+    shapes: dict[str, tuple[int, ...]],
+    rng: np.random.Generator,
+    *,
+    scales: Sequence[float] = (0.3, 3.0),
+) -> float:
+    """Return the largest ratio of differences found, less what the rounding of the run may add to it.
+
+    Jacobians by differences give directions; ratios along them are what counts, so that a kink does no harm.
+    """
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    n = sum(sizes)
+
+    def at(x: np.ndarray) -> np.ndarray:
+        parts = zip(shapes.items(), np.split(x, np.cumsum(sizes)[:-1]), strict=True)
+        found = run({name: p.reshape(s).astype(np.float32) for (name, s), p in parts})
+        return np.concatenate([np.ravel(y).astype(float) for y in found])
+
+    best = 0.0
+    for scale in scales:
+        x = (scale * rng.standard_normal(n)).astype(np.float32).astype(float)
+        base = at(x)
+        step = 2.0**-6 * scale
+        places = range(n) if n <= MOST_ENTRIES else rng.integers(n, size=40)
+        moves = [np.eye(1, n, i)[0] for i in places]
+        columns = np.stack([(at(x + step * e) - base) / step for e in moves], axis=1)
+        if not np.all(np.isfinite(columns)):
+            continue
+        vectors = np.linalg.svd(columns, full_matrices=False)[2][:1] @ np.stack(moves)
+        for v, size in itertools.product((*vectors, rng.standard_normal(n)), (step, scale)):
+            moved = (x + size * v / np.linalg.norm(v)).astype(np.float32).astype(float)
+            y, distance = at(moved), np.linalg.norm(moved - x)
+            noise = 2.0**-20 * (np.linalg.norm(y) + np.linalg.norm(base))
+            ratio = (np.linalg.norm(y - base) - noise) / distance
+            best = max(best, float(ratio)) if np.isfinite(ratio) else best
+    return best
+
+
+# ------------------------------------------------------------------------------------- random graphs
+
+
+@dataclass
+class Builder:
+    """A graph that grows node by node, with the shape that each varying tensor really has."""
+
+    rng: np.random.Generator
+    version: int
+    nodes: list[Any] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    open_arrays: list[str] = field(default_factory=list)  # also inputs of the graph
+    count: int = 0
+
+    def name(self) -> str:
+        self.count += 1
+        return f"t{self.count}"
+
+    def maybe(self, chance: float) -> bool:
+        return bool(self.rng.random() < chance)
+
+    def pick(self, *choices: Any) -> Any:
+        return choices[self.rng.integers(len(choices))]
+
+    def axis(self, rank: int, *, negative: bool | None = None) -> int:
+        negative = self.version >= 11 if negative is None else negative
+        axis = int(self.rng.integers(rank)) if rank else 0
+        return axis - rank if negative and self.maybe(0.3) else axis
+
+    def odd(self, value: int, chance: float = 0.06) -> int:
+        return int(self.pick(*ODD)) if self.maybe(chance) else value
+
+    def array(self, value: Any, dtype: Any = np.float32) -> str:
+        """Return the name of a constant: stored, stored and open, from a node, or made by nodes."""
+        value, name = np.asarray(value, dtype), self.name()
+        kind = self.rng.random()
+        if kind < 0.5:
+            self.arrays[name] = value
+            if kind < 0.05:
+                self.open_arrays.append(name)
+        elif kind < 0.7 or value.ndim != 1 or value.size < 1:
+            self.make("Constant", [], [name], value=numpy_helper.from_array(value))
+        else:
+            self._made(value, name)
+        return name
+
+    def _made(self, value: np.ndarray, name: str) -> None:
+        """Add nodes that make a vector out of other constants."""
+        parts = [self.name() for _ in range(3)]
+        kind = self.pick("Concat", "Gather", "Cast", "Reshape", "Squeeze")
+        if kind == "Concat":
+            cut = int(self.rng.integers(value.size + 1))
+            self.arrays |= {parts[0]: value[:cut], parts[1]: value[cut:]}
+            self.make(kind, parts[:2], [name], axis=0)
+        elif kind == "Gather":
+            order = self.rng.permutation(value.size)
+            self.arrays |= {
+                parts[0]: value[np.argsort(order)],
+                parts[1]: order - value.size * self.maybe(0.2),
+            }
+            self.make(kind, parts[:2], [name])
+        elif kind == "Cast" and value.dtype == np.int64 and np.all(abs(value) < INT32_MAX):
+            self.arrays[parts[0]] = value.astype(np.int32)
+            self.make(kind, parts[:1], [name], to=INT64)
+        elif kind == "Squeeze":
+            self.arrays[parts[0]] = value[:, None]
+            self.node(kind, parts[:1], [name], axes=([1], 13))
+        else:
+            self.arrays |= {parts[0]: value[None], parts[1]: np.asarray([-1])}
+            self.make("Reshape", parts[:2], [name])
+
+    def make(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
+    ) -> None:
+        made = helper.make_node(op, list(inputs), list(outputs))
+        for key, value in attributes.items():
+            empty = isinstance(value, list) and not value
+            kind = {"attr_type": onnx.AttributeProto.INTS} if empty else {}
+            made.attribute.append(helper.make_attribute(key, value, **kind))
+        self.nodes.append(made)
+
+    def node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **lists: Any) -> None:
+        """Add a node whose integers, (values, version), are attributes before the version and inputs from there on."""
+        inputs, attributes = list(inputs), {}
+        for key, value in lists.items():
+            if not isinstance(value, tuple):
+                attributes[key] = value
+            elif self.version < value[1]:
+                attributes |= {} if value[0] is None else {key: list(value[0])}
+            else:
+                inputs.append("" if value[0] is None else self.array(value[0], np.int64))
+        while inputs and not inputs[-1]:
+            inputs.pop()
+        self.make(op, inputs, outputs, **attributes)
+
+    def model(self, outputs: Sequence[str], declared: dict[str, Any]) -> Any:
+        """Return the model with these outputs, of unknown shapes, and inputs as declared."""
+        info = helper.make_tensor_value_info
+        stored = [numpy_helper.from_array(v, k) for k, v in self.arrays.items()]
+        given = [info(k, FLOAT, s) for k, s in declared.items()]
+        given += [
+            info(k, helper.np_dtype_to_tensor_dtype(self.arrays[k].dtype), self.arrays[k].shape)
+            for k in self.open_arrays
+        ]
+        graph = helper.make_graph(
+            self.nodes, "g", given, [info(k, FLOAT, None) for k in outputs], stored
+        )
+        opset = [helper.make_opsetid("", self.version)]
+        return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+
+    def grow(self) -> None:
+        """Add one random operator, or nothing where onnxruntime refuses it."""
+        before = (list(self.nodes), dict(self.arrays), list(self.open_arrays))
+        x = self.pick(*self.shapes)
+        maker = unknown if self.maybe(0.01) else self.pick(*MAKERS)
+        try:
+            outputs = maker(self, x, self.shapes[x])
+            self._measure(outputs, before)
+        except UnusableError:
+            self.nodes, self.arrays, self.open_arrays = before
+
+    def check(self, model: Any, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
+        """Return what a model makes of random inputs; raise UnusableError if onnxruntime refuses it."""
+        feeds = {k: self.rng.standard_normal(s).astype("f4") for k, s in shapes.items()}
+        return runner(model)(feeds)
+
+    def _measure(self, outputs: Sequence[str], before: Any) -> None:
+        """Enter the shapes of new tensors, as onnxruntime makes them out of those that are there."""
+        new = Builder(self.rng, self.version, self.nodes[len(before[0]) :], self.arrays)
+        found = self.check(new.model(outputs, self.shapes), self.shapes)
+        if any(y.size > MOST_ENTRIES or y.size == 0 or y.dtype != np.float32 for y in found):
+            raise UnusableError
+        self.shapes |= {k: y.shape for k, y in zip(outputs, found, strict=True)}
+
+
+Maker = Callable[[Builder, str, tuple[int, ...]], list[str]]
+
+
+def entrywise(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Functions of one number, and softmax."""
+    y, v = b.name(), b.version
+    alpha = float(b.rng.uniform(-2, 2))
+    kind = b.pick(
+        ("Relu", {}), ("Tanh", {}), ("Sigmoid", {}), ("Abs", {}), ("Neg", {}), ("Softplus", {}), ("Softsign", {}),
+        ("Sin", {}), ("Cos", {}), ("Atan", {}), ("Elu", {"alpha": alpha}), ("LeakyRelu", {"alpha": alpha}),
+        ("LeakyRelu", {}), ("Selu", {}), ("Selu", {"alpha": alpha, "gamma": 2 * alpha}), ("Identity", {}),
+        ("HardSigmoid", {"alpha": alpha, "beta": 0.3}), ("HardSigmoid", {}), ("Erf", {}) if v >= 9 else ("Relu", {}),
+        ("Celu", {"alpha": abs(alpha) + 0.1}) if v >= 12 else ("Elu", {}),
+        ("HardSwish", {}) if v >= 14 else ("Selu", {}), ("Mish", {}) if v >= 18 else ("Tanh", {}),
+        ("Gelu", {"approximate": b.pick("none", "tanh")}) if v >= 20 else ("Softsign", {}),
+        ("Softmax", {"axis": b.axis(len(shape))} if shape and b.maybe(0.7) else {}), ("Dropout", {}),
+    )  # fmt: skip
+    b.make(kind[0], [x], [y], **kind[1])
+    return [y]
+
+
+def clipped(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y, low, high = b.name(), float(b.rng.normal()), float(b.rng.normal()) + 1
+    if b.version < 11:
+        b.make("Clip", [x], [y], min=low, max=high)
+    else:
+        b.make("Clip", [x, b.array(low), b.array(high)][: int(b.rng.integers(1, 4))], [y])
+    return [y]
+
+
+def gated(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Multiply a tensor by its own gate."""
+    t, y = b.name(), b.name()
+    kind = b.pick(
+        ("Sigmoid", {}),
+        ("HardSigmoid", {"alpha": float(b.rng.normal()), "beta": float(b.rng.normal())}),
+    )
+    b.make(kind[0], [x], [t], **kind[1])
+    b.make("Mul", b.pick([x, t], [t, x]), [y])
+    return [y]
+
+
+def cast(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    t, y = b.name(), b.name()
+    b.make("Cast", [x], [t], to=DOUBLE)
+    b.make("Cast", [t], [y], to=FLOAT)
+    return [y]
+
+
+def partner_shape(b: Builder, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape that broadcasts with another, mostly."""
+    dims = [n if b.maybe(0.5) else 1 for n in shape]
+    dims = [int(b.rng.integers(2, 4)) if n == 1 and b.maybe(0.15) else n for n in dims]
+    return tuple(
+        ([int(b.rng.integers(1, 4))] if b.maybe(0.15) else [])
+        + dims[int(b.rng.integers(len(dims) + 1)) :]
+    )
+
+
+def with_constant(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Join a tensor and a constant, which may repeat each other."""
+    y = b.name()
+    op = b.pick("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "PRelu")
+    value = b.rng.standard_normal(partner_shape(b, shape))
+    value = np.where(np.abs(value) < 0.25, 0.25, value) if op == "Div" else value
+    c = b.array(value)
+    b.make(op, [c, x] if op not in ("Div", "PRelu") and b.maybe(0.4) else [x, c], [y])
+    return [y]
+
+
+def together(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Add up tensors that broadcast, or take their extremes."""
+    y = b.name()
+    fit = []
+    for name, other in b.shapes.items():
+        with contextlib.suppress(ValueError):
+            np.broadcast_shapes(shape, other)
+            fit.append(name)
+    op = b.pick("Add", "Sub", "Max", "Min", "Sum")
+    several = 1 if op in ("Add", "Sub") else int(b.rng.integers(0, 3))
+    b.make(op, [x, *(b.pick(*fit) for _ in range(several))], [y])
+    return [y]
+
+
+def normalised(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y, c = b.name(), shape[1] if len(shape) > 1 else 1
+    vectors = [b.rng.standard_normal(c) for _ in range(3)] + [b.rng.uniform(0.01, 2, c)]
+    more = {"training_mode": 0} if b.version >= 14 and b.maybe(0.2) else {}
+    more |= {"epsilon": 0.125} if b.maybe(0.5) else {}
+    b.make("BatchNormalization", [x, *map(b.array, vectors)], [y], **more)
+    return [y]
+
+
+def flattened(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y = b.name()
+    b.make("Flatten", [x], [y], **({"axis": b.axis(len(shape) + 1)} if b.maybe(0.7) else {}))
+    return [y]
+
+
+def reshaped(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Zeros, one or two -1, and targets that are read off the shape."""
+    y, size = b.name(), math.prod(shape)
+    if shape and b.maybe(0.25):
+        s, part, rest = b.name(), b.name(), b.name()
+        b.make("Shape", [x], [s])
+        b.make("Gather", [s, b.array([int(b.rng.integers(len(shape)))], np.int64)], [part])
+        b.make("Concat", [part, b.array([-1], np.int64)] if b.maybe(0.5) else [b.array([-1], np.int64), part],
+               [rest], axis=0)  # fmt: skip
+        b.make("Reshape", [x, rest], [y])
+        return [y]
+    divisor = int(b.pick(*(d for d in range(1, size + 1) if size % d == 0)))
+    target = b.pick(
+        [divisor, size // divisor],
+        [1, size],
+        [size],
+        list(shape[::-1]),
+        [divisor, 1, size // divisor],
+    )
+    if b.maybe(0.4) and target:
+        target[b.rng.integers(len(target))] = -1
+    if b.maybe(0.3) and target:
+        target[b.rng.integers(len(target))] = 0
+    target = [b.odd(n, 0.01) for n in target]
+    more = {"allowzero": 1} if b.version >= 14 and b.maybe(0.1) else {}
+    b.make("Reshape", [x, b.array(target, np.int64)], [y], **more)
+    return [y]
+
+
+def transposed(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y = b.name()
+    b.make(
+        "Transpose",
+        [x],
+        [y],
+        **({"perm": b.rng.permutation(len(shape)).tolist()} if b.maybe(0.7) else {}),
+    )
+    return [y]
+
+
+def squeezed(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y = b.name()
+    if b.maybe(0.5):
+        rank = len(shape) + 1
+        axes = b.pick([b.axis(rank)], [0, b.pick(1, -1)], [b.axis(rank + 1), b.axis(rank + 1)], [])
+        b.node("Unsqueeze", [x], [y], axes=(axes, 13))
+        return [y]
+    ones = [i for i, n in enumerate(shape) if n == 1]
+    axes = [i - len(shape) * (b.version >= 11 and b.maybe(0.3)) for i in ones if b.maybe(0.7)]
+    b.node("Squeeze", [x], [y], axes=(None if b.maybe(0.2) else axes, 13))
+    return [y]
+
+
+def padded(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y = b.name()  # amounts stay small: onnxruntime takes the memory
+    pads = [int(b.pick(-9, -2, -1, 1, 2, 9)) if b.maybe(0.4) else 0 for _ in 2 * shape]
+    more = {"mode": b.pick("constant", "reflect", "edge")} if b.maybe(0.2) else {}
+    b.node("Pad", [x], [y], pads=(pads, 11), **more)
+    return [y]
+
+
+def sliced(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y, rank = b.name(), len(shape)
+    axes = [
+        a - rank * b.maybe(0.3)
+        for a in b.rng.permutation(rank)[: b.rng.integers(rank + 1)].tolist()
+    ]
+    axes = [*axes, b.axis(rank)] if b.maybe(0.05) and rank else axes
+    starts, ends = ([b.odd(int(b.rng.integers(-6, 7)), 0.2) for _ in axes] for _ in range(2))
+    if b.version < 10:
+        b.make("Slice", [x], [y], starts=starts, ends=ends, axes=axes)
+        return [y]
+    steps = (
+        None if b.maybe(0.3) else [b.odd(int(b.pick(-3, -2, -1, -1, 1, 2, 3)), 0.1) for _ in axes]
+    )
+    left_out = steps is None and axes == sorted(range(len(axes))) and b.maybe(0.5)
+    b.node("Slice", [x], [y], starts=(starts, 10), ends=(ends, 10),
+           axes=(None if left_out else axes, 10), steps=(steps, 10))  # fmt: skip
+    return [y]
+
+
+def joined(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y = b.name()
+    if not shape:
+        raise UnusableError
+    axis = b.axis(len(shape))
+    rest = [n for i, n in enumerate(shape) if i != axis % len(shape)]
+    fit = [
+        name for name, s in b.shapes.items()
+        if len(s) == len(shape) and [n for i, n in enumerate(s) if i != axis % len(s)] == rest
+    ]  # fmt: skip
+    parts = [x, *(b.pick(*fit) for _ in range(int(b.rng.integers(0, 3))))]
+    if b.maybe(0.3):
+        parts.append(b.array(b.rng.standard_normal(shape)))
+    b.make("Concat", b.rng.permutation(parts).tolist(), [y], axis=axis)
+    return [y]
+
+
+def split(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    if not shape:
+        raise UnusableError
+    axis = b.axis(len(shape))
+    n, several = shape[axis], int(b.rng.integers(1, 4))
+    outputs = [b.name() for _ in range(several)]
+    cuts = sorted(b.rng.integers(0, n + 1, size=several - 1).tolist())
+    parts = [int(v) for v in np.diff([0, *cuts, n])]
+    counted = several + b.maybe(0.05)  # onnxruntime takes memory for each
+    more = {"num_outputs": counted} if b.version >= 18 and b.maybe(0.5) else {}
+    stated = None if more or (b.version < 18 and b.maybe(0.4)) else parts
+    b.node("Split", [x], outputs, axis=axis, split=(stated, 13), **more)
+    return outputs
+
+
+def gathered(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y = b.name()
+    if not shape:
+        raise UnusableError
+    axis = b.axis(len(shape))
+    n = shape[axis]
+    low = -n if b.version >= 11 else 0
+    indices = b.rng.integers(low, n, size=b.pick((), (1,), (3,), (2, 2), (n + 1,)))
+    b.make("Gather", [x, b.array(indices, b.pick(np.int64, np.int32))], [y], axis=axis)
+    return [y]
+
+
+def blocks(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y = b.name()
+    if b.maybe(0.5):
+        b.make("SpaceToDepth", [x], [y], blocksize=2)
+    else:
+        more = {"mode": b.pick("DCR", "CRD")} if b.version >= 11 and b.maybe(0.5) else {}
+        b.make("DepthToSpace", [x], [y], blocksize=2, **more)
+    return [y]
+
+
+def window(b: Builder, axes: int, sizes: Sequence[int], *, dilated: bool = True) -> dict[str, Any]:
+    """Return attributes of windows, some of them too large."""
+    found: dict[str, Any] = {"kernel_shape": [int(b.rng.integers(1, 4)) for _ in range(axes)]}
+    if b.maybe(0.03):
+        found["kernel_shape"][0] = int(sizes[0]) + 2
+    if b.maybe(0.5):
+        found["strides"] = [int(b.rng.integers(1, 4)) for _ in range(axes)]
+    if dilated and b.maybe(0.3):
+        found["dilations"] = [int(b.rng.integers(1, 3)) for _ in range(axes)]
+    if b.maybe(0.25):
+        found["auto_pad"] = b.pick("SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET")
+    elif b.maybe(0.5):
+        found["pads"] = [int(b.rng.integers(0, 3)) for _ in range(2 * axes)]
+    return found
+
+
+def pooled(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y, axes = b.name(), len(shape) - 2
+    if axes < 1:
+        raise UnusableError
+    op = b.pick("MaxPool", "AveragePool")
+    more = window(b, axes, shape[2:], dilated=b.version >= (10 if op == "MaxPool" else 19))
+    if b.version >= 10 and b.maybe(0.2):
+        more["ceil_mode"] = 1
+    if op == "AveragePool" and b.maybe(0.4):
+        more["count_include_pad"] = 1
+    b.make(op, [x], [y], **more)
+    return [y]
+
+
+def globally(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y = b.name()
+    b.make(b.pick("GlobalAveragePool", "GlobalMaxPool"), [x], [y])
+    return [y]
+
+
+def reduced(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y, rank = b.name(), len(shape)
+    op = b.pick("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
+    inputs_from = 13 if op == "ReduceSum" else 18
+    axes: Any = [a - rank * (b.version >= 11 and b.maybe(0.3)) for a in range(rank) if b.maybe(0.5)]
+    axes = [*axes, b.axis(rank)] if b.maybe(0.05) else axes
+    axes = None if b.maybe(0.2) else axes
+    more = {"keepdims": int(b.rng.integers(2))} if b.maybe(0.7) else {}
+    if b.version >= inputs_from and b.maybe(0.3):
+        more["noop_with_empty_axes"] = int(b.rng.integers(2))
+    b.node(op, [x], [y], axes=(axes, inputs_from), **more)
+    return [y]
+
+
+def convolved(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y, axes = b.name(), len(shape) - 2
+    if axes < 1 or axes > 2:
+        raise UnusableError
+    more = window(b, axes, shape[2:])
+    taps = more.pop("kernel_shape")
+    c = shape[1]
+    groups = int(b.pick(*(g for g in range(1, c + 1) if c % g == 0)))
+    more |= {"group": groups} if groups > 1 or b.maybe(0.3) else {}
+    out = int(b.rng.integers(1, 3))
+    if b.maybe(0.3):
+        if b.maybe(0.3):
+            more["output_padding"] = [int(b.rng.integers(0, 2)) for _ in range(axes)]
+        w = b.array(b.rng.standard_normal((c, out, *taps)))
+        b.make("ConvTranspose", [x, w], [y], **more)
+    else:
+        w = b.array(b.rng.standard_normal((out * groups, c // groups, *taps)))
+        bias = [b.array(b.rng.standard_normal(out * groups))] if b.maybe(0.3) else []
+        b.make("Conv", [x, w, *bias], [y], **more)
+    return [y]
+
+
+def multiplied(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y, out = b.name(), int(b.rng.integers(1, 5))
+    if not shape:
+        raise UnusableError
+    if len(shape) == 2 and b.maybe(0.5):
+        turned = b.maybe(0.5)
+        w = b.array(b.rng.standard_normal((out, shape[1]) if turned else (shape[1], out)))
+        c = [b.array(b.rng.standard_normal(out))] if b.version < 11 or b.maybe(0.5) else []
+        b.make(
+            "Gemm",
+            [x, w, *c],
+            [y],
+            transB=int(turned),
+            **({"alpha": float(b.rng.normal())} if b.maybe(0.5) else {}),
+        )
+    elif b.maybe(0.3):
+        b.make("MatMul", [b.array(b.rng.standard_normal((out, shape[-2:][0]))), x], [y])
+    else:
+        b.make("MatMul", [x, b.array(b.rng.standard_normal((shape[-1], out)))], [y])
+    return [y]
+
+
+def unknown(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Operators without a rule, in which nothing may go wrong either."""
+    y = b.name()
+    kind = b.pick("Tile", "Expand", "Exp", "Sqrt", "Mul")
+    if kind == "Tile":
+        b.make(kind, [x, b.array([int(b.rng.integers(1, 3)) for _ in shape], np.int64)], [y])
+    elif kind == "Expand" and b.version >= 8:
+        b.make(kind, [x, b.array([2, *shape], np.int64)], [y])
+    else:
+        b.make(kind if kind != "Expand" else "Exp", [x, x] if kind == "Mul" else [x], [y])
+    return [y]
+
+
+MAKERS: tuple[Maker, ...] = (
+    *(entrywise, entrywise, entrywise, clipped, gated, cast, with_constant, with_constant, together, together),
+    *(normalised, flattened, reshaped, reshaped, transposed, squeezed, squeezed, padded, padded),
+    *(sliced, sliced, sliced, joined, split, split, gathered, gathered, blocks),
+    *(pooled, pooled, globally, reduced, reduced, reduced, convolved, convolved, multiplied, multiplied),
+)  # fmt: skip
+SHAPES = (
+    (2, 3),
+    (1, 4, 5),
+    (1, 2, 4, 4),
+    (1, 3, 3, 5),
+    (2, 1, 6),
+    (4,),
+    (1, 4, 2, 3),
+    (3, 1, 2),
+    (2, 2, 7),
+)
+
+
+def random_graph(rng: np.random.Generator) -> tuple[Any, dict[str, tuple[int, ...]], Builder]:
+    """Return a model, the sizes of its inputs, and how it was made."""
+    b = Builder(rng, int(rng.choice(VERSIONS)))
+    shape = b.pick(*SHAPES)
+    b.shapes["x"] = shape
+    if b.maybe(0.3):
+        b.shapes["z"] = b.pick(shape, (*shape[:-1], 1), shape[1:] or shape)
+    inputs = dict(b.shapes)
+    for _ in range(int(rng.integers(1, 7))):
+        b.grow()
+    while not b.nodes:
+        b.grow()
+    names = [name for name in b.shapes if name not in inputs] or ["x"]
+    outputs = list(dict.fromkeys(names[-1:] + [b.pick(*names)] * b.maybe(0.3)))
+    declared: dict[str, Any] = {}
+    for name, s in inputs.items():
+        # one name for one size, in all inputs, that is read as a number by mistake only
+        dims = [f"{n + 1}" if b.maybe(0.2) else None if b.maybe(0.04) else n for n in s]
+        declared[name] = None if b.maybe(0.03) else dims
+    return b.model(outputs, declared), inputs, b
+
+
+# -------------------------------------------------------------------------------------------- verdicts
+
+
+def constant(model: Any, *, sizes: str | None = None) -> Constant:
+    """Return the constant of a model, which needs a layer to be read: one is added that is not used."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    model.graph.input.append(helper.make_tensor_value_info("aside", FLOAT, (1, 2)))
+    weight = numpy_helper.from_array(np.eye(2, dtype=np.float32), "aside.weight")
+    model.graph.initializer.append(weight)
+    model.graph.node.append(helper.make_node("MatMul", ["aside", "aside.weight"], ["aside.out"]))
+    found = read_onnx(io.BytesIO(model.SerializeToString()))
+    rows = [bound_layer(layer, input_shape=sizes, rtol=0.01) for layer in found.layers]
+    return constant_of(found.network, rows)
+
+
+def wrong_beliefs(
+    model: Any, inputs: dict[str, tuple[int, ...]], rng: np.random.Generator
+) -> Iterator[str]:
+    """Yield where a size that the reader believes, or a constant that it folds, is not what comes out."""
+    walk = _Walk(onnx, model)
+    walk.contents()
+    made = [name for node in model.graph.node for name in node.output if name in walk.tensors]
+    everything = onnx.ModelProto.FromString(model.SerializeToString())
+    del everything.graph.output[:]
+    everything.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    found = runner(everything)(
+        {name: rng.standard_normal(s).astype(np.float32) for name, s in inputs.items()}
+    )
+    names = {f"{n + 1}": n for s in inputs.values() for n in s}
+    for name, value in zip(made, found, strict=True):
+        tensor = walk.tensors[name]
+        if isinstance(tensor, Varying) and tensor.shape is not None and tensor.stopped is None:
+            dims = [names.get(n, -1) if isinstance(n, str) else n for n in tensor.shape]
+            fits = len(dims) == value.ndim
+            if not fits or any(n not in (None, m) for n, m in zip(dims, value.shape, strict=True)):
+                yield f"{name}: believed shape {tensor.shape}, true {value.shape}"
+        if isinstance(tensor, Fixed) and tensor.value is not None:
+            believed = np.vectorize(lambda v: names.get(v, v), otypes=[value.dtype])(tensor.value)
+            if believed.shape != value.shape or not np.array_equal(believed, value, equal_nan=True):
+                yield f"{name}: folded to {tensor.value!r}, true {value!r}"
+
+
+def collection(
+    kinds: Sequence[str] = KINDS,
+) -> Iterator[tuple[str, Any, dict[str, tuple[int, ...]]]]:
+    """Yield the test cases of the package onnx: one input after the other, then all, the rest made constant."""
+    for kind in kinds:
+        for case in load_model_tests(kind=kind):
+            for model, values in _cases(case):
+                if any(node.op_type not in (*RULES, *_ON_CONSTANTS) for node in model.graph.node):
+                    continue
+                floats = [k for k, v in values.items() if v.dtype == np.float32 and v.size]
+                every = [floats] if len(floats) > 1 else []
+                for names in [[name] for name in floats[:4]] + every:
+                    fixed = onnx.ModelProto.FromString(model.SerializeToString())
+                    del fixed.graph.input[:]
+                    fixed.graph.input.extend(i for i in model.graph.input if i.name in names)
+                    others = {i.name for i in model.graph.input} - set(names)
+                    for k in others & values.keys():
+                        fixed.graph.initializer.append(numpy_helper.from_array(values[k], k))
+                    yield f"{case.name}, of {names}", fixed, {k: values[k].shape for k in names}
+
+
+def _cases(case: Any) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    """Yield the model of a test case with its inputs, unless they are no arrays."""
+    try:
+        if case.model is not None:
+            model, values = case.model, case.data_sets[0][0]
+        else:
+            folder = Path(case.model_dir)
+            model = onnx.load(folder / "model.onnx")
+            paths = [
+                folder / f"test_data_set_0/input_{i}.pb" for i in range(len(model.graph.input))
+            ]
+            tensors = [
+                onnx.TensorProto.FromString(path.read_bytes()) for path in paths if path.exists()
+            ]
+            values = [numpy_helper.to_array(t) for t in tensors]
+    except (OSError, TypeError, ValueError, DecodeError):
+        return
+    names = [i.name for i in model.graph.input]
+    if all(isinstance(v, np.ndarray) and v.dtype.kind in "fiub" for v in values):
+        if max(o.version for o in model.opset_import) < VERSIONS[0]:
+            try:
+                model = convert_version(model, VERSIONS[1])
+            except RuntimeError:
+                return
+        yield model, dict(zip(names, values, strict=False))
+
+
+@dataclass
+class Report:
+    """What a search found."""
+
+    tried: int = 0
+    bounded: int = 0
+    attained: int = 0  # within a tenth
+    reasons: collections.Counter[str] = field(default_factory=collections.Counter)
+    operators: collections.Counter[str] = field(default_factory=collections.Counter)
+    violations: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: "Report") -> None:
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            setattr(self, name, mine + value)
+
+    def lines(self) -> Iterator[str]:
+        yield from (*self.violations[:5], *self.failures[:5])
+        yield f"operators in graphs with a constant: {dict(self.operators.most_common())}"
+        yield f"reasons for none: {dict(self.reasons.most_common(25))}"
+        yield (
+            f"{self.tried} graphs, {self.bounded} with a constant, {self.attained} of these attained within a tenth; "
+            f"violations: {len(self.violations)}, exceptions: {len(self.failures)}"
+        )
+
+
+def judge(
+    model: Any,
+    inputs: dict[str, tuple[int, ...]],
+    rng: np.random.Generator,
+    label: str,
+    sizes: str | None = None,
+) -> Report:
+    """Return the report on one model."""
+    report = Report(tried=1)
+    text = f"{label}\n{onnx.printer.to_text(model)}"
+    try:
+        found = constant(model, sizes=sizes)
+        if found.upper is None:
+            report.reasons[str(found.reason).rpartition("understood: ")[2][:60]] += 1
+        else:
+            report.bounded = 1
+            report.operators.update({n.op_type for n in model.graph.node})
+            ratio = steepest(runner(model), inputs, rng)
+            report.attained = int(ratio >= 0.9 * found.upper)
+            if not ratio <= found.upper * (1 + 1e-4) + 1e-30:
+                report.violations.append(f"ratio {ratio}, constant {found.upper}: {text}")
+        for wrong in wrong_beliefs(model, inputs, rng):
+            report.violations.append(f"{wrong}: {text}")
+    except UnusableError:  # at other inputs than those tried before
+        report.reasons["onnxruntime refuses"] += 1
+    except Exception:
+        report.failures.append(f"{traceback.format_exc()}{text}")
+    return report
+
+
+def _one(task: tuple[int, int]) -> Report:
+    rng = np.random.default_rng(task)
+    while True:
+        model, inputs, b = random_graph(rng)
+        with contextlib.suppress(UnusableError):
+            b.check(model, inputs)
+            return judge(model, inputs, rng, f"seed {task}", b.pick(None, "file"))
+
+
+def survey(count: int, seed: int = 0, jobs: int = 1, first: int = 0) -> Report:
+    """Search that many graphs; which they are depends on the seed and the numbers only."""
+    report, tasks = Report(), [(seed, i) for i in range(first, first + count)]
+    if jobs == 1:
+        for task in tasks:
+            report.add(_one(task))
+        return report
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn) as pool:  # unlike a Pool it tells of a process that died
+        for part in pool.map(_one, tasks, chunksize=50):
+            report.add(part)
+    return report
+
+
+def survey_collection(kinds: Sequence[str] = KINDS) -> Report:
+    """Search the test cases of the package onnx that onnxruntime runs."""
+    report, rng = Report(), np.random.default_rng(0)
+    for label, model, inputs in collection(kinds):
+        with contextlib.suppress(UnusableError):
+            Builder(rng, 0).check(model, inputs)
+            report.add(judge(model, inputs, rng, label))
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.harness.graphs", description=__doc__)
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first graph")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--collection",
+        action="store_true",
+        help="the test cases of the package onnx in place of these",
+    )
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    report = (
+        survey_collection()
+        if args.collection
+        else survey(args.count, args.seed, args.jobs, args.first)
+    )
+    for line in report.lines():
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{time.perf_counter() - start:.0f} s, seed {args.seed}\n")
+    return 1 if report.violations or report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The fixed-step functions: exact Schatten norms, gradients, jit, no rounding margin."""
+
+import importlib
+import itertools
+import math
+
+import mpmath
+import numpy as np
+import pytest
+
+import gramnorm as gn
+from tests.harness import oracles
+from tests.harness.families import FAMILIES, KERNELS
+
+STEPS = range(9)
+
+
+def eps(be):
+    return float(np.finfo("float64" if be.has_float64 else "float32").eps)
+
+
+def stored_dtype(be, dtype):
+    narrow = {"float64": "float32", "complex128": "complex64"}
+    return dtype if be.has_float64 else narrow.get(dtype, dtype)
+
+
+def schatten(a, steps):
+    """Return (sum sigma^P)^(1/P), P = 2^(steps + 1), in 60 digits from the stored entries."""
+    with mpmath.workdps(60):
+        # Of the smaller side: Gram matrices have nothing else in their trace.
+        a = a if a.shape[0] >= a.shape[1] else a.T
+        m = mpmath.matrix(a.tolist())
+        gram = m.H * m
+        for _ in range(steps):
+            gram = gram * gram
+        trace = sum(mpmath.re(gram[i, i]) for i in range(gram.rows))
+        return mpmath.root(trace, 2 ** (steps + 1))
+
+
+def value(be, x, steps):
+    return be.to_numpy(gn.gram_iteration(x, steps=steps))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 1)])
+def test_gram_iteration_is_the_schatten_norm(be, dtype, shape):
+    a = FAMILIES["gaussian"](np.random.default_rng(0), *shape, stored_dtype(be, dtype))
+    x = be.asarray(a)
+    for steps in STEPS if shape != (1, 1) else (0, 8):
+        exact = schatten(a, steps)
+        # Each product of order q errs by about q roundings, and is halved by each root after it.
+        assert abs(value(be, x, steps) / exact - 1) <= 8 * max(shape) * eps(be), steps
+
+
+def test_gram_iteration_decreases_to_sigma_and_never_beyond(be):
+    a = FAMILIES["gaussian"](np.random.default_rng(1), 6, 4, stored_dtype(be, "float64"))
+    x = be.asarray(a)
+    values = [float(value(be, x, steps)) for steps in STEPS]
+    slack = 100 * eps(be)
+    assert all(b <= v * (1 + slack) for v, b in itertools.pairwise(values))
+    assert values[-1] >= oracles.sigma(a) * (1 - slack)
+    assert values[0] == pytest.approx(np.linalg.norm(a), rel=slack)
+
+
+def test_gram_iteration_takes_stacks(be):
+    a = np.random.default_rng(2).standard_normal((2, 3, 4, 3)).astype(stored_dtype(be, "float64"))
+    x = be.asarray(a)
+    out = gn.gram_iteration(x, steps=5)
+    assert out.shape == (2, 3)
+    assert be.is_at_home(out)
+    assert out.dtype == x.dtype
+    for i in np.ndindex(2, 3):
+        exact = schatten(a[i], 5)
+        assert abs(be.to_numpy(out)[i] / exact - 1) <= 50 * eps(be)
+
+
+@pytest.mark.parametrize("power", [-900, -300, 300, 900])
+def test_gram_iteration_does_not_overflow_or_underflow(be, power):
+    power = power if be.has_float64 else power // 10
+    a = FAMILIES["gaussian"](np.random.default_rng(3), 4, 4, stored_dtype(be, "float64"))
+    plain = value(be, be.asarray(a), 6)
+    scaled = value(be, be.asarray((a * 2.0**power).astype(a.dtype)), 6)
+    assert scaled == pytest.approx(float(plain) * 2.0**power, rel=50 * eps(be), abs=0)
+
+
+def test_gram_iteration_of_zero_is_zero(be):
+    for steps in (0, 1, 8):
+        assert value(be, be.asarray(np.zeros((3, 2), stored_dtype(be, "float64"))), steps) == 0
+
+
+def test_gram_iteration_of_an_orthogonal_matrix_halves_the_logarithm(be):
+    a = np.eye(8, dtype=stored_dtype(be, "float64"))
+    for steps in STEPS:
+        assert value(be, be.asarray(a), steps) == pytest.approx(8 ** (0.5 ** (steps + 1)), rel=1e-6)
+
+
+def test_gram_iteration_hides_no_nan(be):
+    a = np.ones((2, 3, 3), stored_dtype(be, "float64"))
+    a[0, 1, 1] = np.nan
+    with np.errstate(all="ignore"):
+        out = value(be, be.asarray(a), 4)
+    assert math.isnan(out[0])
+    assert out[1] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, "3", None])
+def test_steps_must_be_a_whole_number(be, steps):
+    with pytest.raises((TypeError, ValueError), match="steps"):
+        gn.gram_iteration(be.asarray(np.ones((2, 2))), steps=steps)
+
+
+# ----------------------------------------------------------------------------- convolutions
+
+
+def conv_exact(kernel, shape, steps, dilation=1, groups=1):
+    """Return the largest Schatten norm of the symbol over the discrete frequencies."""
+    s = np.linalg.svd(
+        oracles.symbol(kernel, oracles.grid(shape), dilation, groups), compute_uv=False
+    )
+    top = s.max(axis=-1, keepdims=True)
+    p = 2 ** (steps + 1)
+    ratio = s / np.where(top == 0, 1, top)
+    return float((top[..., 0] * np.sum(ratio**p, axis=-1) ** (1 / p)).max())
+
+
+@pytest.mark.parametrize(
+    ("taps", "shape", "dilation", "groups"),
+    [
+        ((3,), (8,), 1, 1),
+        ((5,), (4,), 1, 1),  # longer than the input: wraps
+        ((3, 3), (6, 5), 1, 1),
+        ((3, 2), (6, 6), (2, 3), 1),
+        ((3, 3), (4, 7), 1, 2),
+        ((2, 2, 2), (3, 4, 2), 1, 1),
+        ((1, 1), (3, 3), 1, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_conv_gram_iteration_is_the_maximum_over_the_grid(be, taps, shape, dilation, groups, dtype):
+    if be.id.startswith("jax") and taps not in ((5,), (3, 2)):
+        pytest.skip("a compilation per shape")
+    rng = np.random.default_rng(4)
+    parts = [KERNELS["noise"](rng, 3, 2, taps, stored_dtype(be, dtype)) for _ in range(groups)]
+    kernel = np.concatenate(parts)
+    for steps in (0, 1, 3, 6):
+        out = gn.conv_gram_iteration(
+            be.asarray(kernel), shape, steps=steps, dilation=dilation, groups=groups
+        )
+        assert out.shape == ()
+        assert be.is_at_home(out)
+        exact = conv_exact(kernel, shape, steps, dilation, groups)
+        assert float(be.to_numpy(out)) == pytest.approx(exact, rel=200 * eps(be))
+
+
+def test_conv_gram_iteration_of_zero_and_of_vanishing_frequencies(be):
+    dtype = stored_dtype(be, "float64")
+    zero = gn.conv_gram_iteration(be.asarray(np.zeros((2, 2, 3), dtype)), (5,), steps=4)
+    assert float(be.to_numpy(zero)) == 0
+    edge = gn.conv_gram_iteration(be.asarray(np.asarray([[[1, -1]]], dtype)), (6,), steps=4)
+    assert float(be.to_numpy(edge)) == pytest.approx(2.0, rel=20 * eps(be))
+
+
+# ------------------------------------------------------------------------------- transforms
+
+
+def gram_gradient(a, steps):
+    """Return A S^(s-1) / (tr S^s)^(1 - 1/(2s)), S = A^H A, s = 2^steps."""
+    u, sigma, vh = np.linalg.svd(a, full_matrices=False)
+    s = 2**steps
+    top = sigma[0]
+    ratio = sigma / top
+    weight = ratio ** (2 * s - 1) / np.sum(ratio ** (2 * s)) ** (1 - 1 / (2 * s))
+    return (u * weight) @ vh
+
+
+def torch_or_skip():
+    return pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_torch_gradcheck(steps):
+    torch = torch_or_skip()
+    rng = np.random.default_rng(5)
+    for dtype in ("float64", "complex128"):
+        a = FAMILIES["gaussian"](rng, 4, 3, dtype)
+        x = torch.tensor(a, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x: gn.gram_iteration(x, steps=steps), x)
+    kernel = torch.tensor(rng.standard_normal((2, 2, 3)), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda k: gn.conv_gram_iteration(k, (5,), steps=steps), kernel)
+
+
+@pytest.mark.parametrize("steps", [0, 3, 8])
+def test_torch_gradient_is_the_formula(steps):
+    torch = torch_or_skip()
+    a = np.random.default_rng(6).standard_normal((5, 3))
+    for host in (a, a.T.copy()):
+        x = torch.tensor(host, requires_grad=True)
+        gn.gram_iteration(x, steps=steps).backward()
+        assert np.allclose(x.grad.numpy(), gram_gradient(host, steps), rtol=1e-12, atol=1e-13)
+
+
+def test_torch_gradient_at_zero_and_at_vanishing_frequencies_is_finite():
+    torch = torch_or_skip()
+    for steps in (0, 1, 6):
+        x = torch.zeros((2, 3, 2), dtype=torch.float64, requires_grad=True)
+        gn.gram_iteration(x, steps=steps).sum().backward()
+        assert torch.all(torch.isfinite(x.grad))
+        for host in (np.zeros((1, 1, 3, 3)), np.asarray([[[[-1.0, 0, 1]]]])):
+            kernel = torch.tensor(host, requires_grad=True)
+            gn.conv_gram_iteration(kernel, (4, 4), steps=steps).backward()
+            assert torch.all(torch.isfinite(kernel.grad))
+
+
+def test_torch_vmap():
+    torch = torch_or_skip()
+    x = torch.tensor(np.random.default_rng(7).standard_normal((4, 3, 2)))
+    mapped = torch.vmap(lambda a: gn.gram_iteration(a, steps=3))(x)
+    assert torch.allclose(mapped, gn.gram_iteration(x, steps=3), rtol=1e-14)
+
+
+@pytest.fixture
+def jax():
+    module = pytest.importorskip("jax")
+    with module.enable_x64(True):
+        yield module
+
+
+def test_jax_jit_grad_and_vmap(jax):
+    jnp = importlib.import_module("jax.numpy")
+    a = np.random.default_rng(8).standard_normal((3, 4, 3))
+    x = jnp.asarray(a)
+
+    def norm(v):
+        return gn.gram_iteration(v, steps=4)
+
+    eager = np.asarray(norm(x))
+    assert np.allclose(np.asarray(jax.jit(norm)(x)), eager, rtol=1e-14)
+    assert np.allclose(np.asarray(jax.vmap(norm)(x)), eager, rtol=1e-14)
+    gradient = np.asarray(jax.jit(jax.grad(norm))(x[0]))
+    assert np.allclose(gradient, gram_gradient(a[0], 4), rtol=1e-12, atol=1e-13)
+    at_zero = np.asarray(jax.grad(norm)(jnp.zeros((3, 3))))
+    assert np.all(np.isfinite(at_zero))
+
+
+def test_jax_jit_and_grad_of_the_convolution(jax):
+    jnp = importlib.import_module("jax.numpy")
+    kernel = np.random.default_rng(9).standard_normal((2, 2, 3))
+
+    def norm(k):
+        return gn.conv_gram_iteration(k, (5,), steps=3)
+
+    x = jnp.asarray(kernel)
+    assert np.allclose(np.asarray(jax.jit(norm)(x)), conv_exact(kernel, (5,), 3), rtol=1e-13)
+    gradient = np.asarray(jax.jit(jax.grad(norm))(x))
+    step = 1e-6
+    for i in np.ndindex(2, 2, 3):
+        shift = np.zeros_like(kernel)
+        shift[i] = step
+        slope = conv_exact(kernel + shift, (5,), 3) - conv_exact(kernel - shift, (5,), 3)
+        assert gradient[i] == pytest.approx(slope / (2 * step), abs=1e-7)
+    assert np.all(np.isfinite(np.asarray(jax.grad(norm)(jnp.zeros((2, 2, 3))))))

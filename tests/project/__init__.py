@@ -1,0 +1,1 @@
+"""Tests of what surrounds the code: rules, theory page, packages, benchmarks, examples."""

@@ -1,0 +1,54 @@
+"""The examples of the gallery run as they stand, and show what their texts say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.extra
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str, folder: Path) -> str:
+    """Run an example as a user would; return what it printed once its figure is there."""
+    pytest.importorskip("matplotlib", reason="the examples draw")
+    figure = folder / "figure.png"
+    command = [sys.executable, EXAMPLES / name, "--output", figure]
+    done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def this_package_without_a_screen(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+
+
+@pytest.mark.slow
+def test_deblurring_diverges_is_slow_and_is_best_as_its_text_says(tmp_path):
+    printed = run("fista_deblurring.py", tmp_path)
+    found = re.findall(r"L = ([\d.e+-]+), objective ([\d.e+-]+) after (\d+) steps", printed)
+    (early, _, few), (inflated, slow, many), (certified, best, same) = found
+    assert float(early) < float(certified) < float(inflated)
+    assert int(few) < int(many) == int(same)
+    assert float(best) < float(slow) < 1e-5
+
+
+@pytest.mark.slow
+def test_grid_of_the_filter_bank_misses_the_peak(tmp_path):
+    printed = run("filter_bank.py", tmp_path)
+    lower = re.search(r"\(([\d.]+) <= norm", printed)
+    grid = re.search(r"grid of \d+: ([\d.]+)", printed)
+    assert 1 < float(grid[1]) < float(lower[1]) < 1.02
+
+
+@pytest.mark.slow
+def test_report_on_the_shipped_network_lists_its_layers(tmp_path):
+    printed = run("report_digits.py", tmp_path)
+    assert len(re.findall(r"weight +[\d.]+ <= norm <= [\d.]+", printed)) == 6
+    assert re.search(r"product of the upper bounds: 59141\.\d", printed)
