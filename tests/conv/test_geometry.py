@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import gramnorm as gn
 from gramnorm._conv import circle, finite, finite_matrix
 from gramnorm._conv.geometry import Axis, ConvGeometry
-from tests.conv.test_conv import ask, bound, compiles, stored_dtype
 from tests.harness import oracles
+from tests.harness.convolutions import ask, bound, compiles, stored_dtype
 
 MODES = ("zeros", "circular", "reflect", "replicate")
 

@@ -18,7 +18,7 @@ from gramnorm.report.files.parts import folded
 from gramnorm.report.files.readers import read_path
 from gramnorm.report.files.roles import understood
 from tests.harness.oracles import conv_matrix, sigma
-from tests.report.test_report import run, run_json, some, write_npz
+from tests.harness.reports import run, run_json, some, write_npz
 
 pytestmark = pytest.mark.extra
 
