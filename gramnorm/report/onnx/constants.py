@@ -64,7 +64,7 @@ def moved(node: Node) -> Values | None:
     rest = [node.fixed(i) for i in range(1, len(node.inputs))]
     if sum(v.size for v in (value, *rest) if v is not None) > _FEW:
         return None
-    if node.op == "Gather":
+    if node.op == "Gather" and rest[0] is not None:
         taken = np.take(value, rest[0], axis=node.attributes.get("axis", 0))
         return np.asarray(taken, dtype=value.dtype)  # one name of a dimension is no array yet
     if node.op == "Concat":

@@ -124,16 +124,16 @@ class _Walk:
         given = [v.name for v in self.graph.input if v.name in self.readers]
         several = [name for name, factors in self.uses.items() if len(factors) > 1]
         scaled = [name for name, factors in self.uses.items() if set(factors) != {1.0}]
-        notes = [
-            (
-                f"{len(given)} stored arrays are inputs of the graph as well, which a caller may "
-                "replace; all numbers here are for the stored ones",
-                given,
-            ),
-            ("used more than once, with one row for all uses", several),
-            ("multiplied by a number (alpha), which the row leaves out", scaled),
-        ]
-        return [f"{text}: {_listed(names)}" for text, names in notes if names]
+        replaced = (
+            f"{len(given)} stored arrays are inputs of the graph as well, which a caller may replace; "
+            "all numbers here are for the stored ones"
+        )
+        notes = {
+            replaced: given,
+            "used more than once, with one row for all uses": several,
+            "multiplied by a number (alpha), which the row leaves out": scaled,
+        }
+        return [f"{text}: {_listed(names)}" for text, names in notes.items() if names]
 
     def _skipped(self) -> dict[str, str]:
         """Return why each stored array that is no layer is none."""

@@ -81,7 +81,8 @@ class _Windows:
 
 def conv(node: Node) -> Effect:
     """Rule of Conv and ConvTranspose: a layer."""
-    x, kernel = node.only_varying(), _weight(node, 1, least=3)
+    x, kernel = node.varying(0), _weight(node, 1, least=3)
+    node.only_varying()
     transposed, taps = node.op == "ConvTranspose", kernel.shape[2:]
     axes = len(taps)
     stated = tuple(node.attributes.get("kernel_shape", taps))
@@ -95,8 +96,8 @@ def conv(node: Node) -> Effect:
         "padding": tuple(w.pads for w in windows),
     }
     if transposed:
-        padded = "output_shape" not in node.attributes
-        require(padded, "output_shape, which leaves the padding open")
+        given = "output_shape" in node.attributes
+        require(not given, "output_shape, which leaves the padding open")
         extra = node.integers("output_padding", (0,) * axes)
         geometry |= {"transposed": True, "output_padding": extra}
     at_size: dict[str, Any] = {"input_shape": sizes} if sizes is not None else {}
@@ -120,7 +121,8 @@ def conv(node: Node) -> Effect:
 
 def gemm(node: Node) -> Effect:
     """Rule of Gemm: a layer."""
-    x, weight = node.only_varying(), _weight(node, 1, least=2, most=2)
+    x, weight = node.varying(0), _weight(node, 1, least=2, most=2)
+    node.only_varying()
     require(not node.attributes.get("transA", 0), "transA")
     weight = weight if node.attributes.get("transB", 0) else weight.T
     rows = x.shape[0] if x.shape is not None and len(x.shape) == 2 else None
@@ -207,9 +209,6 @@ def max_pool(node: Node) -> Effect:
 
 def average_pool(node: Node) -> Effect:
     """Rule of AveragePool (docs/theory.md, Lemma 18)."""
-    require(
-        not node.attributes.get("ceil_mode", 0), "ceil_mode, under which windows may be cut off"
-    )
     counts_padding = bool(node.attributes.get("count_include_pad", 0))
     return _pool(node, lambda w, outputs: _average(w, outputs, counts_padding=counts_padding))
 
@@ -223,11 +222,13 @@ def _pool(node: Node, square_of: Callable[[_Windows, int | None], Fraction]) -> 
     require(positive, f"windows of shape {taps}, stride {strides}, dilation {dilations}")
     differs = _is_same(node) and max(dilations) > 1
     require(not differs, "auto_pad with dilation, which runtimes understand differently")
+    ceil = node.attributes.get("ceil_mode", 0)
+    cut_off = ceil and node.op == "AveragePool"
+    require(not cut_off, "ceil_mode, under which windows may be cut off")
     # by the standard there is no output then, or one
     fits = all(w.size is None or w.padded(w.size) >= w.reach for w in windows)
     large = f"its window {taps} is larger than its padded input of the sizes {sizes}"
     require(fits, large)
-    ceil = node.attributes.get("ceil_mode", 0)
     outputs = [None if ceil else w.outputs() for w in windows]
     square = math.prod(map(square_of, windows, outputs), start=Fraction(1))
     shape = None if x.shape is None else (*x.shape[:2], *outputs)
