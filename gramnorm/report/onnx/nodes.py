@@ -4,10 +4,10 @@ A dimension is a number, the name of one, or None if nothing is known; two dimen
 are equal.  Shapes are computed with these, and where a result would need more than is known, there
 is none or a `NotUnderstoodError`.
 
-Shapes are not left to ``onnx.shape_inference``, which trusts the file too far: of versions 1.17 to
-1.23 each is ended by some file (a stride of 0, an array shorter than its shape, a Slice by
--2**63), some wrap round beyond 64 bits (Flatten, Pad), and all misjudge ceil_mode, Unsqueeze by the
-axes [0, -1], and a Squeeze whose axes are left out.
+Shapes are not left to ``onnx.shape_inference``, which trusts the file too far.  A file ends the
+process: in 1.17 by a stride of 0 or an array shorter than its shape, in 1.23 by a Slice with the
+step -2**63.  Sizes are wrong: in 1.17 beyond 64 bits (Flatten, Pad), in 1.23 of pooling with
+ceil_mode and of ConvTranspose with auto_pad.
 """
 
 import math

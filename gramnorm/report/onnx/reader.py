@@ -1,9 +1,10 @@
 """Layers and a network out of an ONNX file, without trusting the file.
 
 An ONNX file is a protocol-buffer message: arrays, and nodes in an order in which each reads only
-what exists before it.  Arrays must lie in the file itself, and each must hold exactly the bytes that
-its shape needs.  Sizes follow from the shapes of the graph's inputs, carried on from node to node;
-shapes that the file states for tensors on the way are not trusted, since a constant depends on them.
+what exists before it.  Arrays must lie in the file itself, and each must hold exactly the bytes
+that its shape needs.  Sizes follow from the shapes of the graph's inputs, carried on from node to
+node; shapes that the file states for tensors on the way are not trusted, since a constant depends
+on them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,7 +88,7 @@ class _Walk:
         self.steps: list[Step] = []
         self.layers: dict[str, Layer] = {}
         self.readers: dict[str, list[str]] = {}  # of a stored array: the operators
-        self.matrices: set[str] = set()  # stored arrays that may be weights, by their axes and type
+        self.matrices: set[str] = set()  # stored arrays that may be weights
         self.refused: dict[str, str] = {}  # weights that became no layer
         self.uses: dict[str, list[float]] = {}  # of a layer: by what each use multiplies it
         self.copied = 0  # bytes of constants that the graph makes of others
