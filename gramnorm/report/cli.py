@@ -33,8 +33,6 @@ from gramnorm.report.table import (
     write_table,
 )
 
-__all__ = ["main"]
-
 _WRITERS = {"json": write_json, "csv": write_csv, "markdown": write_markdown, None: write_table}
 
 

@@ -8,8 +8,6 @@ from typing import NoReturn
 from gramnorm._arrays import libraries
 from gramnorm.report.files.layouts import LAYOUTS
 
-__all__ = ["SHIPPED", "parser", "version"]
-
 SHIPPED = "digits.npz, the network shipped with gramnorm"
 
 _DESCRIPTION = """\

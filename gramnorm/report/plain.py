@@ -8,8 +8,6 @@ from gramnorm._rigour.decimals import decimal_text
 from gramnorm.report.files.contents import printable
 from gramnorm.report.table import Report, cells, closing_lines
 
-__all__ = ["write_csv", "write_markdown"]
-
 _HEADINGS = ("layer", "kind", "shape", "lower", "upper", "gap", "seconds", "converged")
 
 

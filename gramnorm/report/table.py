@@ -16,16 +16,6 @@ from gramnorm.report import Row
 from gramnorm.report.files.contents import printable
 from gramnorm.report.network import Constant
 
-__all__ = [
-    "MissingPackageError",
-    "Report",
-    "cells",
-    "closing_lines",
-    "require_rich",
-    "write_json",
-    "write_table",
-]
-
 _NO_LIMIT = 10**6  # columns of text
 _SHOWN = 8  # names in a sentence; JSON has all
 _NO_BOUND = "no bound"

@@ -26,8 +26,6 @@ from gramnorm.report.files.contents import (
 )
 from gramnorm.report.files.sidecar import Description, parse_description
 
-__all__ = ["ENTRY", "read_npy", "read_npz"]
-
 ENTRY = "__layers__"
 """The text among the arrays that describes them."""
 

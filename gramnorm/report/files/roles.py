@@ -38,8 +38,6 @@ from gramnorm.report.files.obstacles import (
     second_network,
 )
 
-__all__ = ["understood"]
-
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 _SAY = "state it with --layers or --layout"
