@@ -226,16 +226,30 @@ def draw_symbol(layer: Layer, row: Row, size: str, path: str) -> None:
     if row.error is not None or not math.isfinite(row.upper):
         msg = f"{layer.name!r} has no finite bound, hence no picture: {row.error or row.upper}"
         raise ReadError(msg)
-    axes_count = layer.weight.ndim - 2
     count = _points_per_axis(layer)
     norms = symbol_norms(layer, count)
+    figure, (axes,) = _figure(6.4, 4.0 if norms.ndim == 1 else 6.2, columns=1)
+    _draw_norms(figure, axes, norms)
+    bounds = f"norm ≤ {decimal_text(row.upper, up=True)}"
+    if row.lower is not None:
+        bounds = f"{decimal_text(row.lower, up=False)} ≤ {bounds}"
+    grid = " x ".join(map(str, norms.shape))
+    use = "read with stride 1, " if row.assumed else ""
+    picture = f"the picture: {use}a grid of {grid}, not certified"
+    title = f"{_short(layer.name, 60)}\ncertified {size}: {bounds}\n{picture}"
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    _write(figure, path)
+
+
+def _draw_norms(figure: Any, axes: Any, norms: np.ndarray[Any, Any]) -> None:
+    """Draw norms over frequencies from -pi to pi on one axis or two, with a cross at the largest."""
+    count = len(norms)
     line = np.linspace(-math.pi, math.pi, count)
     peak = np.unravel_index(int(np.argmax(norms)), norms.shape)
     where = ", ".join(f"{line[i]:.3f}" for i in peak)
     label = f"largest here: {norms[peak]:.4g} at ({where})"
-    figure, (axes,) = _figure(6.4, 4.0 if axes_count == 1 else 6.2, columns=1)
     mark = {"linestyle": "none", "markersize": 9, "color": _PEAK, "label": label}
-    if axes_count == 1:
+    if norms.ndim == 1:
         axes.plot(line, norms, color=_LOWER, linewidth=1.2)
         axes.plot(line[peak[0]], norms[peak], "x", **mark)
         axes.set_ylabel("norm", fontsize=8)
@@ -243,26 +257,16 @@ def draw_symbol(layer: Layer, row: Row, size: str, path: str) -> None:
         axes.set_xlabel("frequency, radians per output sample", fontsize=8)
     else:
         edge = math.pi * count / (count - 1)  # the outer points in the middle of their pixels
-        image = axes.imshow(
-            norms, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis"
-        )
+        extent = (-edge, edge, -edge, edge)
+        image = axes.imshow(norms, origin="lower", extent=extent, cmap="viridis")
         axes.plot(line[peak[1]], line[peak[0]], "x", markeredgewidth=2, **mark)
         axes.set_xlabel("frequency along the second axis, radians per output sample", fontsize=8)
         axes.set_ylabel("along the first axis", fontsize=8)
         figure.colorbar(image, ax=axes, shrink=0.82).ax.tick_params(labelsize=7)
-    for axis in [axes.xaxis, axes.yaxis][:axes_count]:
-        axis.set_ticks(
-            [-math.pi, -math.pi / 2, 0, math.pi / 2, math.pi], ["-π", "-π/2", "0", "π/2", "π"]
-        )
+    quarters, names = np.linspace(-math.pi, math.pi, 5), ["-π", "-π/2", "0", "π/2", "π"]
+    for axis in [axes.xaxis, axes.yaxis][: norms.ndim]:
+        axis.set_ticks(quarters, names)
     axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    bounds = f"norm ≤ {decimal_text(row.upper, up=True)}"
-    if row.lower is not None:
-        bounds = f"{decimal_text(row.lower, up=False)} ≤ {bounds}"
-    grid = " x ".join([str(count)] * axes_count)
-    use = "read with stride 1, " if row.assumed else ""
-    title = f"{_short(layer.name, 60)}\ncertified {size}: {bounds}\nthe picture: {use}a grid of {grid}, not certified"
-    figure.suptitle(title, fontsize=9, parse_math=False)
-    _write(figure, path)
 
 
 def require_symbol(layers: Sequence[Layer]) -> None:

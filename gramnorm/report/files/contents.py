@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from gramnorm.report.limits import MAX_BYTES
+from gramnorm.report import limits
+
+MAX_BYTES = limits.MAX_BYTES
 
 # What damaged bytes raise, found by truncating and flipping (tests/report/test_report.py).
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError)

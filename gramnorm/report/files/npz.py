@@ -114,8 +114,9 @@ def _array(member: bytes, size: int) -> Any:
     if min(shape, default=0) < 0 or stated != size:
         msg = f"it states shape {shape} of {dtype}, {stated} bytes, but its entry has {size}"
         raise ReadError(msg)
-    order = "F" if fortran_order else "C"
-    values = np.ndarray(shape, dtype, member, stream.tell(), order=order)
+    values: np.ndarray[Any, np.dtype[Any]] = np.ndarray(
+        shape, dtype, member, stream.tell(), order="F" if fortran_order else "C"
+    )
     return np.require(values, dtype.newbyteorder("="), "A")
 
 
