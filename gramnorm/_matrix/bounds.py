@@ -7,7 +7,7 @@ from functools import partial
 
 from gramnorm import _validate
 from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits
-from gramnorm._arrays.types import Array
+from gramnorm._arrays.types import Array, DType
 from gramnorm._matrix import choose, gradients, sparse
 from gramnorm._matrix.gram import fixed_steps
 from gramnorm._results import NormBracket, attainable, differentiable, result_dtype, to_bracket
@@ -75,11 +75,9 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     True
     """
     if autodiff.is_differentiated(x):
-        upper = autodiff.with_gradient(
-            lambda a: matrix_norm_bracket(a, rtol=rtol).upper, partial(_gradient, rtol=rtol), x
-        )
+        upper = autodiff.with_gradient(partial(_upper, rtol=rtol), partial(_gradient, rtol=rtol), x)
     else:
-        upper = matrix_norm_bracket(x, rtol=rtol).upper
+        upper = _upper(x, rtol=rtol)
     return upper[..., None, None] if keepdims else upper
 
 
@@ -143,7 +141,7 @@ def matrix_norm_bracket(
     """
     a, values = _checked(x)
     out = result_dtype(values)
-    gap = _gap(rtol, values)
+    gap = _gap(rtol, out)
     with libraries.plain_arithmetic(values):
         found = choose.bracket(a, rtol=attainable(gap), dtype=out)
         pair = choose.unit_vectors(a, rtol=attainable(gap)) if vectors else ()
@@ -213,7 +211,7 @@ def matrix_norm_value_and_grad(
     a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
     _validate.matrices(a, name="x")
     if steps is None:
-        bound = matrix_norm_bracket(a, rtol=rtol).upper
+        bound = _upper(a, rtol=rtol)
         return bound, _gradient(a, bound, rtol=rtol)
     count = _validate.positive_int(steps, name="steps", least=0)
     bound = fixed_steps(a, steps=count)
@@ -281,10 +279,18 @@ def _checked(x: Array) -> tuple[Array, Array]:
     return entries, _validate.concrete_argument(entries.data, name="x", instead="gram_iteration")
 
 
-def _gap(rtol: float | None, a: Array) -> float:
-    """Return the relative gap asked for, by default that of the type of `a`."""
-    return _validate.tolerance(rtol, default=1e-6 if dtypes.bits(result_dtype(a)) == 64 else 1e-4)
+def _gap(rtol: float | None, dtype: DType) -> float:
+    """Return the relative gap asked for, by default that of results in the real type `dtype`."""
+    return _validate.tolerance(rtol, default=1e-6 if dtypes.bits(dtype) == 64 else 1e-4)
+
+
+def _upper(x: Array, *, rtol: float | None) -> Array:
+    a, values = _checked(x)
+    out = result_dtype(values)
+    with libraries.plain_arithmetic(values):
+        found = choose.bracket(a, rtol=attainable(_gap(rtol, out)), dtype=out)
+    return crossing.from_host(found.upper.reshape(a.shape[:-2]), dtype=out, like=values)
 
 
 def _gradient(a: Array, bound: Array, *, rtol: float | None) -> Array:
-    return gradients.of_norm(a, bound, rtol=attainable(_gap(rtol, a)))
+    return gradients.of_norm(a, bound, rtol=attainable(_gap(rtol, result_dtype(a))))

@@ -24,12 +24,13 @@ from gramnorm._rigour.model import HOST_UNIT, down, precision_of, up
 
 def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
     """Bracket the norm of `b`, p x q with q <= p, scaled, with ||B||_F^2 <= `frobenius2`."""
-    found = Bounds(0.0, math.inf)
     aim = rtol / 2  # the result is still to be rounded to the caller's type
     if b.shape[1] <= limits.SQUARING_COLUMNS:
         found = bracket_by_squaring(b, frobenius2=frobenius2, rtol=aim)
-        if found.is_within(aim):
-            return found
+    else:
+        found = Bounds(0.0, math.inf)
+    if found.is_within(aim):
+        return found
     gram = linalg.gram_matrix(b)
     found = found.narrowed(matrix_certificate(b, gram, frobenius2=frobenius2, rtol=aim))
     if found.is_within(aim):
@@ -43,6 +44,7 @@ def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[f
     levels: list[tuple[float, float]] = []
     q = b.shape[1]
     p, f2, inner, steps = b, frobenius2, b.shape[0], 0
+    rank = math.inf  # (sum l)^2 / sum l^2 of the eigenvalues l of P^H P
     # what does not change: in this loop a call costs as much as what it returns
     factors, grow, shrink = sums.factors(q, q, prec), up(1.0), down(1.0)
     kappa, underflow = prec.kappa(inner), prec.underflow(inner) * q
@@ -55,6 +57,9 @@ def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[f
         upper = (math.sqrt(high) + error) * grow
         lower = max(math.sqrt(low) - error, 0.0) ** 2 / f2 * shrink
         if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == limits.SQUARINGS:
+            break
+        last, rank = rank, f2 * f2 / high
+        if limits.SEVERAL < rank > limits.UNCHANGED * last:  # equal singular values stay equal
             break
         scale = 1.0  # the next square has the fourth power: rescale before that leaves the range
         if prec.unit > HOST_UNIT or not 2.0**-100 < high < 2.0**100:
