@@ -12,8 +12,7 @@ from gramnorm._arrays import autodiff, dtypes, libraries
 from gramnorm._arrays.types import Array
 from gramnorm._conv.choose import Search, fixed_step_gradient, fixed_step_value
 from gramnorm._conv.geometry import ConvGeometry
-from gramnorm._matrix.bounds import with_gradient
-from gramnorm._results import NormBracket
+from gramnorm._results import NormBracket, differentiable
 
 __all__ = [
     "conv_gram_iteration",
@@ -222,7 +221,7 @@ def conv_norm_bracket(
     search = Search(geometry, rtol)
     result = search.bracket(kernel)
     if autodiff.is_differentiated(kernel):
-        result = with_gradient(result, search.gradient, kernel)
+        result = differentiable(result, search.gradient, kernel)
     return result
 
 

@@ -19,9 +19,9 @@ from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv import circle, every_size, finite, gradients
 from gramnorm._conv.geometry import Axis, ConvGeometry
 from gramnorm._conv.symbol import Symbol, phases, polyphase
-from gramnorm._matrix.bounds import floating, gradient_dtype, to_bracket
-from gramnorm._matrix.choose import attainable, divisor, fixed_steps, result_dtype
-from gramnorm._results import NormBracket
+from gramnorm._matrix.gradients import floating, gradient_dtype
+from gramnorm._matrix.gram import divisor, fixed_steps
+from gramnorm._results import Bounds, NormBracket, attainable, result_dtype, to_bracket
 from gramnorm._rigour import scaling
 from gramnorm._rigour.model import gram_units, working_dtype
 
@@ -48,11 +48,9 @@ class Search:
         if found.turns is not None:
             frequency = 2 * math.pi * (found.turns - np.ceil(found.turns - 0.5))
         return to_bracket(
-            found.lower,
-            found.upper,
+            Bounds(found.lower, found.upper, found.cost),
             rtol=self._gap,
             shape=(),
-            n_products=found.cost,
             dtype=dtype,
             like=a,
             frequency=frequency,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gramnorm._arrays import crossing, dtypes, libraries, linalg
+from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv.geometry import Axis
 from gramnorm._matrix import certificate
@@ -57,11 +57,11 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[float, f
     real = dtypes.real_dtype(taps.dtype)
     if _largest_step(axes, channels, groups) > ENTRIES:
         a = gathered_matrix(taps, axes)
-        lower, upper, cost = bracket_stack(a, rtol=rtol, dtype=real)
-        return float(np.max(lower)), float(np.max(upper)), cost
+        dense = bracket_stack(a, rtol=rtol, dtype=real)
+        return float(np.max(dense.lower)), float(np.max(dense.upper)), dense.cost
     gram, error = gram_matrix(taps, axes)
     if (
-        gram.shape[1] > certificate.SQUARED
+        gram.shape[1] > limits.SQUARING_COLUMNS
         and libraries.is_on_cpu(gram)
         and libraries.has_linalg(gram)
     ):
@@ -72,10 +72,10 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[float, f
         best = max(found, key=lambda one: one.upper)
         low = max(one.lower for one in found)
         if best.upper - low <= rtol * low:
-            return low, best.upper, best.products
-    lower, upper, cost = bracket_stack(gram, rtol=1.8 * rtol, dtype=real)
-    low = down(math.sqrt(max(float(np.max(lower - error)), 0.0)))
-    return low, up(math.sqrt(float(np.max(upper + error)))), cost
+            return low, best.upper, best.cost
+    squared = bracket_stack(gram, rtol=1.8 * rtol, dtype=real)
+    low = down(math.sqrt(max(float(np.max(squared.lower - error)), 0.0)))
+    return low, up(math.sqrt(float(np.max(squared.upper + error)))), squared.cost
 
 
 def gathered_matrix(taps: Array, axes: Sequence[Axis]) -> Array:

@@ -115,7 +115,7 @@ def _toeplitz_norms(weights: HostFloats, n: int, *, rtol: float) -> HostFloats:
     sums = weights @ np.exp(2j * math.pi * turns) / size  # entry (a, b) has lag a - b
     lag = lags[:, None] - lags[None, :]
     matrices = np.where(lag >= 0, sums[:, np.abs(lag)], np.conj(sums[:, np.abs(lag)]))
-    _, values, _ = bracket_stack(matrices, rtol=rtol / 16, dtype=np.float64)
+    values = bracket_stack(matrices, rtol=rtol / 16, dtype=np.float64).upper
     # entries err by kappa(N) + 24 u of the mean weight, hence a matrix by n times that
     errors = n * (4 * size + 60) * HOST_UNIT * np.mean(weights, axis=1)
     return up(values + errors)

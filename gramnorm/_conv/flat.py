@@ -117,7 +117,7 @@ def _norms(h: Array) -> HostFloats:
     large = np.flatnonzero(norms > 2.0**-50)  # smaller ones are as good as zero
     if large.size:
         chain = GramChain(crossing.select(h, large))
-        squared = np.min([chain.advance()[1] for _ in range(_STEPS)], axis=0)
+        squared = np.min([chain.advance().upper for _ in range(_STEPS)], axis=0)
         norms[large] = np.minimum(norms[large], squared)
     return norms
 

@@ -15,6 +15,7 @@ import numpy as np
 from gramnorm._arrays.types import Array, HostBools, HostFloats, HostInts
 from gramnorm._conv.symbol import Symbol
 from gramnorm._matrix.gram import GramChain
+from gramnorm._results import Bounds
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import down, up
 
@@ -112,12 +113,12 @@ class _Norms:
         self.upper = np.full(len(numerators) * symbol.blocks, np.inf)
         self.rest = np.arange(self.upper.size)
         self._low = np.zeros(self.upper.size)
-        self._first: tuple[HostFloats, HostFloats] | None = _by_frobenius(blocks)
+        self._first: Bounds[HostFloats] | None = Bounds(*_by_frobenius(blocks))
 
     def advance(self) -> tuple[HostFloats, HostFloats]:
         """Return (lower, upper) bounds on the norms of the blocks that are left: Frobenius norms, then by squaring."""
-        low, high = self._first or self._chain.advance()
-        self._first = None
+        found = self._first or self._chain.advance()
+        low, high, self._first = found.lower, found.upper, None
         self._low = down(np.maximum(low - self._error, 0.0))
         high = np.minimum(self.upper[self.rest], up(high + self._error))
         self.upper[self.rest] = high
