@@ -39,19 +39,16 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     continued = any(a.mode != "zeros" for a in axes)
     parts = [axes] if continued else [*itertools.product(*(a.parts() for a in axes))]
     most = limits.ASSEMBLED_AT_ONCE
-    at_once = [finite_matrix.is_affordable(wide, part, most=most) for part in parts]
-    found = [
-        finite_matrix.bracket(wide, part, rtol=rtol) for part in itertools.compress(parts, at_once)
-    ]
-    if not all(at_once):
+    large = [part for part in parts if not finite_matrix.is_affordable(wide, part, most=most)]
+    found = [finite_matrix.bracket(wide, part, rtol=rtol) for part in parts if part not in large]
+    if large:
         # half the gap asked for: what the size takes away is seen beside the rest
         symbol, best = _supremum(taps, axes, rtol=rtol / 2)
         found.append(Bounds(0.0, 0.0, best.evaluations * symbol.blocks))  # one search for all parts
         bounds = partial(_continued, taps) if continued else _zero_padded
         found += [
             _narrow(bounds(wide, part, symbol, best, rtol=rtol), wide, part, rtol=rtol)
-            for part, known in zip(parts, at_once, strict=True)
-            if not known
+            for part in large
         ]
     return of_direct_sum(found)
 
@@ -89,13 +86,7 @@ def _zero_padded(
 
 
 def _continued(
-    taps: Array,
-    wide: Array,
-    axes: Sequence[Axis],
-    symbol: Symbol,
-    best: Maximum,
-    *,
-    rtol: float,
+    taps: Array, wide: Array, axes: Sequence[Axis], symbol: Symbol, best: Maximum, *, rtol: float
 ) -> Iterator[Bounds[float]]:
     """Yield bounds on a correlation whose input is continued by its own samples (Theorem 13)."""
     wave = Wave.at(symbol, best)

@@ -35,7 +35,7 @@ def is_affordable(taps: Array, axes: Sequence[Axis], *, most: int) -> bool:
 
 
 def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
-    """Bracket the norm of the operator with taps (T, groups, c_out, c_in), at a cost in products."""
+    """Bracket the norm of the operator with taps (T, groups, c_out, c_in); the cost is products."""
     real = dtypes.real_dtype(taps.dtype)
     if _largest_step(taps, axes) > limits.ASSEMBLED_ENTRIES:
         lower, upper, cost = bracket_stack(gathered_matrix(taps, axes), rtol=rtol, dtype=real)
@@ -151,7 +151,7 @@ def _gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
 
 
 def _pairs(link: HostFloats) -> HostFloats:
-    """Return L_k^T L_l for all pairs of taps, (taps^2, size^2), from links (taps, outputs, size)."""
+    """Return L_k^T L_l for all pairs of taps, shape (taps^2, size^2), from the links of an axis."""
     taps, outputs, size = link.shape
     columns = link.transpose(1, 0, 2).reshape(outputs, taps * size)
     products = (columns.T @ columns).reshape(taps, size, taps, size)

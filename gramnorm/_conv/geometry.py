@@ -1,6 +1,6 @@
 """What a convolution is, and the operator it stands for.
 
-Along each spatial axis a convolution is a correlation with `taps` taps, `stride` s and `dilation` d,
+Along each spatial axis a convolution is a correlation with `taps` taps, `stride` s, `dilation` d,
 
     y[o] = sum_k K[k] x[s o + d k - before],     0 <= o < outputs,
 
@@ -152,7 +152,7 @@ class Axis:
         count = min(d, self.outputs)
         if count <= limits.EVERY_CLASS:
             return np.arange(count, dtype=np.int64)
-        # parts change where (s rho + c) // d does, for three numbers c, and at outputs = rho (mod d)
+        # parts change where (s rho + c) // d does, for three c, and at outputs = rho (mod d)
         g = math.gcd(self.stride, self.dilation)
         steps = np.arange(-1, s + 2, dtype=np.int64) * d
         ends = [0, self.outputs % d, count]
@@ -163,15 +163,14 @@ class Axis:
 
     def is_part_of(self, other: Axis) -> bool:
         """Say whether this is a submatrix of a correlation with the same taps and stride."""
-        low, high = self.before, self.before + self.size
-        return any(
-            other.before <= low + t * self.stride
-            and high + t * self.stride <= other.before + other.size
-            for t in range(max(other.outputs - self.outputs, -1) + 1)
-        )
+        # as the outputs of the other from t on, if their samples hold all that are read
+        ahead = self.before - other.before
+        first = max(-(ahead // self.stride), 0)
+        last = (other.size - self.size - ahead) // self.stride
+        return first <= min(last, other.outputs - self.outputs)
 
     def circle(self) -> tuple[int, int, int]:
-        """Return stride, size and multiplier of a circular correlation without dilation of the same norm.
+        """Return stride, size and multiplier of a circle without dilation of the same norm.
 
         On a circle the dilation only permutes frequencies and repeats them: at the frequency
         2 pi j / size of the new circle stands what the old one has at j times the multiplier.
@@ -281,22 +280,21 @@ class ConvGeometry:
                 for n, s, p, r, e in zip(sizes, step, total, reach, extra, strict=True)
             )
         return cls(
-            *(kernel_size, step, spacing, count, mode, pads),
-            *(sizes, outputs, bool(transposed), extra),
+            kernel_size, step, spacing, count, mode, pads, sizes, outputs, bool(transposed), extra
         )
 
     def axes(self) -> tuple[Axis, ...]:
         """Return the axes of the correlation, or of that whose transpose this is, at its size."""
         assert self.input_shape is not None
         assert self.output_shape is not None
-        sizes, outputs = self.input_shape, self.output_shape
+        sizes, outputs, mode = self.input_shape, self.output_shape, self.padding_mode
         if self.transposed:
             sizes, outputs = outputs, sizes
         before = [lo for lo, _ in self.pads] if self.pads else [0] * len(sizes)
         described = zip(
-            *(self.kernel_size, self.stride, self.dilation, before, sizes, outputs), strict=True
+            self.kernel_size, self.stride, self.dilation, before, sizes, outputs, strict=True
         )
-        return tuple(Axis(*axis, self.padding_mode) for axis in described)
+        return tuple(Axis(k, s, d, lo, n, m, mode) for k, s, d, lo, n, m in described)
 
     def apply(self, kernel: Array, x: Array) -> Array:
         """Return the convolution of an input.
@@ -354,7 +352,7 @@ class ConvGeometry:
             return adjoint(kernel, y, self.axes(), self.groups)
 
     def _real_adjoint_kernel(self, kernel: Array) -> Array:
-        """Return the kernel whose correlation has the transposed convolution as its adjoint: no conjugation."""
+        """Return the kernel whose correlation has the transposed convolution as its adjoint."""
         xp = libraries.namespace_of(kernel, name="kernel")
         return xp.conj(kernel) if dtypes.is_complex(kernel.dtype) else kernel
 
