@@ -116,7 +116,8 @@ class NormBracket:
         Where it is false otherwise the bracket is as valid, only wider than asked for.
     n_products : int
         The cost in the method's own unit: matrix products of the longest Gram iteration for a
-        stack of matrices, blocks of the symbol evaluated for a convolution.
+        stack of matrices, blocks of the symbol evaluated for a convolution, and products with the
+        operator or of its Gram matrix at a finite size.
     frequency : array or None
         Convolutions: the angle, in radians per spatial axis, in (-pi, pi], at which `lower` is
         attained, up to its own rounding to the dtype of the bounds; None where `lower` does not come

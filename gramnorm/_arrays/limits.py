@@ -57,3 +57,69 @@ UNCHANGED = 1 - 1e-6
 
 
 # Convolutions
+
+
+# Convolutions at a finite size
+
+# Side of an operator whose matrix comes before all else.  3 x 3 layers, Gaussian and decaying, of
+# 1 to 16 channels: 4 ms against 22 to 43 ms for the other bounds.
+ASSEMBLED_AT_ONCE = 256
+
+# Side of an operator whose matrix is the last resort.  16 channels at 16 x 16, 3 x 3 taps, have
+# just that: 1.5 s for a gap of 6e-4, and the Gram matrix takes 128 MiB, twice that if complex.
+ASSEMBLED = 4096
+
+# Numbers in an intermediate result on the way to a matrix: 256 MiB in float64.
+ASSEMBLED_ENTRIES = 2**25
+
+# Taps whose pairs are summed up under a plane wave: two tables of 32 and 64 MiB; 45 x 45 taps take
+# 0.3 s at 512 x 512 and 1.3 s at 4096 x 4096.
+WAVE_TAPS = 2048
+
+# Samples per axis under the wave's window.  It loses O(n^-2): for equal taps 2e-7 if there are 3,
+# and 1e-4 if there are 65, a tenth of the gap asked for by default.
+WAVE_SAMPLES = 4096
+
+# Inputs of the window in which Golub-Kahan steps are taken, and numbers that its outputs read: a
+# basis of 60 vectors takes 60 MiB, what is read 32 MiB, twice that if complex.  89 products with
+# 32 channels and 3 x 3 taps take 0.7 s.
+WINDOW_INPUTS, WINDOW_READS = 2**17, 2**22
+
+# From the wave, 3 x 3 and 5 x 5 layers of 16 to 64 channels settle in 12 to 20 steps at
+# rtol = 1e-3; three times that for tighter ones and for clusters.
+GOLUB_KAHAN_STEPS = 60
+
+# Share of a generic vector in the start: enough that rounding does not hide a direction which the
+# wave has not.  Shares of 1e-4 and 0.1 lead to the same gaps at the same cost.
+START_NOISE = 1e-2
+
+# A circle is longer than it must be by one part in so many.  3 x 3 layers, 64 channels at 32 x 32:
+# a gap of 4.8e-4 against 1.1e-3 for the shortest circle; one twice as long takes twice the
+# evaluations for 4.6e-4.
+SPARE_CIRCLE = 4
+
+# Frequencies of a circle whose norms are all kept: 32 MiB, a circle of 2048 x 2048.
+SCALAR_GRID = 2**22
+
+# How sharply a first compression knows norms, as a share of what they are below the supremum.  0.05
+# costs decaying layers 1.6 times the evaluations; 0.5 widens gaps of Gaussian ones by 6 to 23 %.
+COMPRESSION_SLACK = 0.25
+
+# Least and most of the same for the second one, which follows the gap asked for.  Least shares of
+# 1e-4 and most of 0.02 and 0.2 change gaps by less than 1 %; least 1e-2 widens some by 7 %.
+FINE_COMPRESSION_SLACK = 1e-3, 0.05
+
+# Entries of the Toeplitz matrices of an axis, complex: 256 MiB and as much on the way, and 7 to
+# 9 s.  Rows times squares of rows of all: 3 s for 8 matrices of order 1024, 2 s for one of 2048.
+TOEPLITZ_ENTRIES, TOEPLITZ_WORK = 2**24, 2**33
+
+# Up to so many axes all orders are tried, six at most: each costs as much as the first.
+EVERY_ORDER_OF_AXES = 3
+
+# Classes of outputs modulo a dilation that are all looked at, 58 ms; from there on only where
+# something changes, 0.2 ms at any size.
+EVERY_CLASS = 2**16
+
+# Axes of which it is remembered who reads a sample: those of the operator that is being iterated,
+# and of a few beside it.
+AXES_READ = 8

@@ -140,7 +140,7 @@ def _outer(
     kernel: HostArray, axes: Sequence[Axis], wave: Wave, *, rtol: float
 ) -> tuple[float, HostArray]:
     """Return ||T x|| / ||x|| and its gradient by the kernel of one group, at the top right singular vector x."""
-    x, y = top_vectors(kernel, axes, wave, rtol=rtol**2)
+    x, y, _ = top_vectors(kernel, axes, wave, rtol=rtol**2)
     size_x, size_y = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     if not (size_x > 0 and size_y > 0):
         return 0.0, np.zeros_like(kernel)

@@ -8,8 +8,8 @@ import pytest
 import scipy.sparse
 
 import gramnorm as gn
-from gramnorm._arrays import linalg
-from gramnorm._conv import finite_matrix, sampling
+from gramnorm._arrays import limits, linalg
+from gramnorm._conv import sampling
 from gramnorm._rigour import sums
 
 
@@ -63,7 +63,7 @@ def test_sizes_beyond_31_bits_are_refused():
 
 
 def test_an_operator_with_too_many_outputs_to_assemble_has_a_valid_bracket(monkeypatch):
-    monkeypatch.setattr(finite_matrix, "ENTRIES", 10)
+    monkeypatch.setattr(limits, "ASSEMBLED_ENTRIES", 10)
     bracket = gn.conv_norm_bracket(np.ones((2, 2, 5)), 50, padding="full")
     exact = 2 * (
         1 + 2 * np.cos(np.arange(1, 3) * np.pi / 55).sum()

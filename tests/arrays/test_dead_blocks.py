@@ -10,7 +10,6 @@ import pytest
 import gramnorm as gn
 from gramnorm import classical
 from gramnorm._arrays import limits
-from gramnorm._conv import finite_matrix
 from gramnorm._matrix import certificate, gradients
 from tests.harness import oracles
 
@@ -443,4 +442,4 @@ def test_assembled_matrices_with_dead_groups_in_every_library(be):
     norm = np.linalg.norm(dense, 2)
     assert float(be.to_numpy(bracket.lower)) <= norm * (1 + 1e-13)
     assert float(be.to_numpy(bracket.upper)) >= norm * (1 - 1e-13)
-    assert finite_matrix.ORDER > 230
+    assert limits.ASSEMBLED > 230
