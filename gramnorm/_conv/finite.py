@@ -79,15 +79,15 @@ def _zero_padded(wide: Array, axes: Sequence[Axis], peak: Peak, *, rtol: float) 
         return Bracket(*matrix())
     symbol, best = peak()
     wave = Wave.at(symbol, best)
-    result = Bracket(wave.quotient(axes), best.upper, best.evaluations)
+    result = Bracket(wave.quotient(axes), best.bounds.upper, best.bounds.cost)
 
     def compressed(slack: float) -> tuple[float, float, int]:
-        bounds = best.upper, result.lower
+        bounds = best.bounds.upper, result.lower
         return 0.0, *compression(symbol, axes, *bounds, slack=slack, rtol=rtol)
 
     def compressed_well() -> tuple[float, float, int]:
         # so that what is above the norm is a part of the gap asked for
-        loss = max(best.upper - result.lower, 0.0)
+        loss = max(best.bounds.upper - result.lower, 0.0)
         return compressed(min(max(0.5 * rtol * result.lower / loss, 1e-3), 0.05) if loss else 0.05)
 
     steps: list[Step] = [
@@ -106,7 +106,7 @@ def _continued(taps: Array, wide: Array, axes: Sequence[Axis], *, rtol: float) -
     if _is_affordable(wide, axes, most=SMALL):
         return Bracket(*matrix())
     symbol, best = _supremum(taps, axes, rtol=rtol / 2)
-    result = Bracket(0.0, best.upper * _repetition(axes), best.evaluations)
+    result = Bracket(0.0, best.bounds.upper * _repetition(axes), best.bounds.cost)
     result.narrow(0.0, *_round_the_circle(taps, axes, rtol=rtol / 2))
     wave = Wave.at(symbol, best)
     steps: list[Step] = []
@@ -158,7 +158,7 @@ def _round_the_circle(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tupl
         if a.mode == "circular"
     )
     _, best = _supremum(taps, axes, steps, rtol=rtol)
-    return up(best.upper * math.sqrt(visits)), best.evaluations
+    return up(best.bounds.upper * math.sqrt(visits)), best.bounds.cost
 
 
 def _repetition(axes: Sequence[Axis]) -> float:

@@ -61,8 +61,7 @@ class Wave:
         """Take the top right singular vector of the symbol where its maximum was found."""
         taps = symbol.host_taps(best.block)
         count, p, q = taps.shape
-        turns = np.zeros(symbol.offsets.shape[1]) if best.turns is None else best.turns
-        phases = np.exp(2j * math.pi * (symbol.offsets @ turns))
+        phases = np.exp(2j * math.pi * (symbol.offsets @ best.turns))
         _, v = top_pair(np.tensordot(phases, taps, axes=1))
         images = (taps @ v) * phases[:, None]
         total = float(np.sum(np.linalg.norm(taps, axis=(1, 2))))
@@ -71,7 +70,7 @@ class Wave:
             np.sum(np.max(np.abs(symbol.offsets), axis=0))
         )
         noise = units * HOST_UNIT * total**2
-        return cls(turns, v, images, symbol.offsets, best.block, noise)
+        return cls(best.turns, v, images, symbol.offsets, best.block, noise)
 
     def quotient(self, axes: Sequence[Axis], most: int = 4096) -> float:
         """Return ||T x|| / ||x||, rounded down, for the wave under a sine window per axis.

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import gramnorm as gn
-from gramnorm._conv import circle, finite, finite_matrix
+from gramnorm._arrays import limits
+from gramnorm._conv import finite, finite_matrix
 from gramnorm._conv.geometry import Axis, ConvGeometry
 from tests.conv.test_conv import ask, bound, compiles, stored_dtype
 from tests.harness import oracles
@@ -153,7 +154,7 @@ def no_matrices(monkeypatch):
     """Take away what makes small operators exact: they go the way of large ones."""
     monkeypatch.setattr(finite, "SMALL", 0)
     monkeypatch.setattr(finite_matrix, "ORDER", 0)
-    monkeypatch.setattr(circle, "FULL_GRID", 0)
+    monkeypatch.setattr(limits, "FULL_GRID", 0)
 
 
 @settings(drawn, suppress_health_check=[*HealthCheck])
