@@ -44,7 +44,7 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     if large:
         # half the gap asked for: what the size takes away is seen beside the rest
         symbol, best = _supremum(taps, axes, rtol=rtol / 2)
-        found.append(Bounds(0.0, 0.0, best.evaluations * symbol.blocks))  # one search for all parts
+        found.append(Bounds(0.0, 0.0, best.bounds.cost * symbol.blocks))  # one search for all parts
         bounds = partial(_continued, taps) if continued else _zero_padded
         found += [
             _narrow(bounds(wide, part, symbol, best, rtol=rtol), wide, part, rtol=rtol)
@@ -73,14 +73,14 @@ def _zero_padded(
     """Yield bounds on a correlation with zero padding and no dilation, the cheapest ones first."""
     wave = Wave.at(symbol, best)
     lower = wave.quotient(axes)
-    yield Bounds(lower, best.upper)
-    compressed = partial(compression, symbol, axes, best.upper, rtol=rtol)
+    yield Bounds(lower, best.bounds.upper)
+    compressed = partial(compression, symbol, axes, best.bounds.upper, rtol=rtol)
     yield compressed(lower, slack=limits.COMPRESSION_SLACK)
     better = golub_kahan(wide, axes, wave, rtol=rtol)
     yield better
     lower = max(lower, better.lower)
     # so that what is above the norm is a part of the gap asked for
-    slack = 0.5 * rtol * lower / (best.upper - lower)
+    slack = 0.5 * rtol * lower / (best.bounds.upper - lower)
     least, most = limits.FINE_COMPRESSION_SLACK
     yield compressed(lower, slack=min(max(slack, least), most))
 
@@ -92,7 +92,7 @@ def _continued(
     wave = Wave.at(symbol, best)
     parts = [*itertools.product(*(a.inside().parts() for a in axes))]
     lower = max((wave.quotient(part) for part in parts), default=0.0)
-    above = Bounds(lower, best.upper * _repetition(axes))
+    above = Bounds(lower, best.bounds.upper * _repetition(axes))
     yield above.narrowed(_round_the_circle(taps, axes, rtol=rtol / 2))
     for part in parts:
         yield golub_kahan(wide, part, wave, rtol=rtol)
@@ -118,7 +118,7 @@ def _round_the_circle(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Boun
     ]
     visits = math.prod(-(-a.outputs * a.stride // a.size) for a in rounds if a.mode == "circular")
     symbol, best = _supremum(taps, rounds, rtol=rtol)
-    return Bounds(0.0, up(best.upper * math.sqrt(visits)), best.evaluations * symbol.blocks)
+    return Bounds(0.0, up(best.bounds.upper * math.sqrt(visits)), best.bounds.cost * symbol.blocks)
 
 
 def _repetition(axes: Sequence[Axis]) -> float:

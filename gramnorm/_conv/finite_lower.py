@@ -57,15 +57,14 @@ class Wave:
         """Take the top right singular vector of the symbol where its maximum was found."""
         taps, offsets = symbol.host_taps(best.block), symbol.offsets
         count, p, q = taps.shape
-        turns = np.zeros(offsets.shape[1]) if best.turns is None else best.turns
-        phases = np.exp(2j * math.pi * (offsets @ turns))
+        phases = np.exp(2j * math.pi * (offsets @ best.turns))
         _, v = top_pair(np.tensordot(phases, taps, axes=1))
         images = (taps @ v) * phases[:, None]
         total = float(np.sum(np.linalg.norm(taps, axis=(1, 2))))
         # products and sums, and phases of angles that are not reduced
         units = 8 * (p + q + count + 64) + 40 * float(np.sum(np.max(np.abs(offsets), axis=0)))
         noise = units * HOST_UNIT * total**2
-        return cls(turns, v, images, offsets, best.block, noise)
+        return cls(best.turns, v, images, offsets, best.block, noise)
 
     def quotient(self, axes: Sequence[Axis]) -> float:
         """Return ||T x|| / ||x||, rounded down, for the wave under a sine window s per axis.

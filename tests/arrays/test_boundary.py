@@ -9,7 +9,6 @@ import scipy.sparse
 
 import gramnorm as gn
 from gramnorm._arrays import limits, linalg
-from gramnorm._conv import sampling
 from gramnorm._rigour import sums
 
 
@@ -162,10 +161,21 @@ def test_a_flat_symbol_is_settled_by_its_autocorrelation(taps):
         assert bracket.converged
 
 
+def test_a_kernel_of_many_axes_has_a_valid_bracket():
+    """The first cover of the torus is over the budget, and so are all frequencies of 0 and pi."""
+    kernel = np.random.default_rng(5).standard_normal((1, 1, *(2,) * 8))
+    bracket = gn.conv_norm_bracket(kernel)
+    angles = np.stack(np.meshgrid(*[(0, 1)] * 8, indexing="ij"), axis=-1).reshape(-1, 8)
+    norm = np.abs((-1.0) ** (angles @ angles.T) @ kernel.reshape(-1)).max()
+    assert bracket.lower <= np.abs(kernel).sum() * (1 + 1e-12)
+    assert norm * (1 - 1e-12) <= bracket.upper
+    assert abs(kernel.sum()) * (1 - 1e-4) <= bracket.lower  # frequency 0 is looked at
+
+
 def test_a_spent_budget_leaves_a_valid_bracket(monkeypatch):
     kernel = np.random.default_rng(3).standard_normal((3, 3, 5, 5))
     reference = gn.conv_norm_bracket(kernel, rtol=1e-6)
-    monkeypatch.setattr(sampling, "EVALUATIONS", (100, 200))
+    monkeypatch.setattr(limits, "SEARCH_EVALUATIONS", (100, 200))
     short = gn.conv_norm_bracket(kernel, rtol=1e-6)
     assert short.lower <= reference.upper
     assert reference.lower <= short.upper

@@ -153,7 +153,7 @@ def no_matrices(monkeypatch):
     """Take away what makes small operators exact: they go the way of large ones."""
     monkeypatch.setattr(limits, "ASSEMBLED_AT_ONCE", 0)
     monkeypatch.setattr(limits, "ASSEMBLED", 0)
-    monkeypatch.setattr(circle, "FULL_GRID", 0)
+    monkeypatch.setattr(limits, "FULL_GRID", 0)
 
 
 @settings(drawn, suppress_health_check=[*HealthCheck])
