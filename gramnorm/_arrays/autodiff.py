@@ -1,4 +1,4 @@
-"""Automatic differentiation of PyTorch and JAX: constants, and functions with a gradient of their own."""
+"""Automatic differentiation of PyTorch and JAX: constants, functions with their own gradient."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def is_differentiated(x: object) -> bool:
 def with_gradient(
     value: Callable[[Array], Array], gradient: Callable[[Array, Array], Array], x: Array
 ) -> Array:
-    """Return ``value(x)``, whose derivative for automatic differentiation is ``gradient(x, value)``.
+    """Return ``value(x)``, which is differentiated to ``gradient(x, value)``.
 
-    The gradient G of each of a stack of real values is that of the pairing Re tr G^H dX. It is a constant:
-    differentiating twice is an error in torch, and not zero.
+    The gradient G of each of a stack of real values is that of the pairing Re tr G^H dX. It is a
+    constant: differentiating twice is an error in torch, and not zero.
     """
     if compat.is_jax_array(x):
         return _jax_with_gradient(value, gradient)(x)
