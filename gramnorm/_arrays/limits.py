@@ -11,7 +11,8 @@ from __future__ import annotations
 # Part of a stack in complex double precision: a few such arrays live at a time, half a GiB in all.
 PART_BYTES = 2**27
 
-# Up to here squarings are tried first: a product is then too short to pay for a Ritz vector's calls.
+# Up to here squarings are tried first: a product is then too short to pay for a Ritz vector's
+# calls.
 SQUARING_COLUMNS = 192
 # Gaps shrink by half per squaring at worst; a cluster that is left is for the certificate.
 SQUARINGS = 12
@@ -20,7 +21,8 @@ SQUARINGS = 12
 EIGENVECTOR_COLUMNS = 96
 # Vectors in float32 serve gaps above its unit, 6e-8: their errors enter the quotient squared.
 SINGLE_PRECISION = 1e-7
-# Full orthogonality costs 4 n k flops in step k: beyond this it outweighs the product, 2 n^2, early.
+# Full orthogonality costs 4 n k flops in step k: beyond this it outweighs the product, 2 n^2,
+# early.
 LANCZOS_STEPS = 250
 # The small eigenproblem of the Ritz value costs as much as a step, so not every step solves it.
 RITZ_PERIOD = 4
