@@ -10,3 +10,35 @@ from __future__ import annotations
 
 
 # Convolutions
+
+# Wide symbols
+
+FACTOR_COLUMNS = 64
+"""Columns of a block of a factorisation: fewer make products slow, more take longer to invert."""
+
+FORMED = 2**20
+"""Entries of the matrices that are formed together: the table is read once for all of them."""
+
+ESTIMATED = 2**18
+"""Entries of the images of vectors that are formed together."""
+
+WIDE_COLUMNS = 48
+"""Columns of a block from which on a cell is closed by a factorisation and not by squarings."""
+
+WIDE_TABLE = 2**28
+"""Bytes of the tables of lags."""
+
+WIDE_CLIMBS = 3
+"""Cells from which a local maximum is searched for."""
+
+WIDE_PARTS = 6
+"""Most parts per axis into which a cell is cut at once."""
+
+WIDE_FACTORS = 5_000, 100_000
+"""Factorisations that a search may always spend, and the most it may."""
+
+WIDE_WORK = 3e12
+"""Floating-point operations in factorisations, otherwise."""
+
+WIDE_BATCH = 16
+"""Cells that are tried together: what rounding costs is learnt from each batch."""

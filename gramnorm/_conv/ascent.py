@@ -7,6 +7,7 @@ c_q = u^H K_q v, a scalar polynomial that is cheap to climb.  At its top the vec
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -39,23 +40,40 @@ def climb(
     taps: npt.NDArray[np.inexact], offsets: HostInts, turns: HostFloats, *, rounds: int = 3
 ) -> HostFloats:
     """Return the turns of a local maximum near `turns` for taps (Q, p, q) at the positions `offsets`."""
-    span = np.maximum(np.ptp(offsets, axis=0), 1)
-    stencil = np.stack(np.meshgrid(*[(-1.0, 0.0, 1.0)] * len(span), indexing="ij"), axis=-1)
-    stencil = stencil.reshape(-1, len(span)) * (np.ptp(offsets, axis=0) > 0) / span
-    for _ in range(rounds if np.any(stencil) else 0):
+    around = stencil(offsets)
+    for _ in range(rounds if np.any(around) else 0):
         before = turns
         phases = np.exp(2j * math.pi * (offsets @ turns))
         u, v = top_pair(np.tensordot(phases, taps, axes=1))
         c = (taps @ v) @ u.conj()
-        size = 1 / 16
-        while size > 1e-6:
-            around = turns + size * stencil
-            values = np.abs(np.exp(2j * math.pi * (around @ offsets.T)) @ c)
-            best = int(np.argmax(values))
-            if values[best] > values[len(values) // 2]:
-                turns = around[best]
-            else:
-                size /= 2
-        if np.all(np.abs(turns - before) <= 1e-6 / span):
+        turns = uphill(
+            lambda points, c=c: np.abs(np.exp(2j * math.pi * (points @ offsets.T)) @ c),
+            turns,
+            around,
+        )
+        if np.all(np.abs(turns - before) <= 1e-6 / np.maximum(np.ptp(offsets, axis=0), 1)):
             break
+    return turns
+
+
+def stencil(offsets: HostInts) -> HostFloats:
+    """Return the neighbours of a frequency, itself in the middle, at distances that suit taps at `offsets`."""
+    spread = np.ptp(offsets, axis=0)
+    moves = np.stack(np.meshgrid(*[(-1.0, 0.0, 1.0)] * len(spread), indexing="ij"), axis=-1)
+    return moves.reshape(-1, len(spread)) * (spread > 0) / np.maximum(spread, 1)
+
+
+def uphill(
+    values: Callable[[HostFloats], HostFloats], turns: HostFloats, moves: HostFloats
+) -> HostFloats:
+    """Return the top to which moves of a stencil lead, ever smaller ones."""
+    size = 1 / 16
+    while size > 1e-6:
+        around = turns + size * moves
+        found = values(around)
+        best = int(np.argmax(found))
+        if found[best] > found[len(found) // 2]:
+            turns = around[best]
+        else:
+            size /= 2
     return turns

@@ -1,0 +1,155 @@
+"""The square of a symbol on the host, and a bound on its eigenvalues by one factorisation.
+
+With H_m = sum_k K_k^H K_{k+m} the square of the symbol is (docs/theory.md, Lemma 11)
+
+    G(theta) = F^H F = H_0 + sum_{m > 0} cos(m . theta) (H_m + H_m^H) + i sin(m . theta) (H_m - H_m^H),
+
+one product of a few cosines with a table that is formed once: at each frequency it costs as much as adding up
+matrices.  If tau^2 I - G(theta) + d I >= 0, then ||F(theta)||^2 <= tau^2 + d (docs/theory.md, Lemma 12).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from gramnorm._arrays import linalg
+from gramnorm._arrays.limits import FACTOR_COLUMNS, FORMED
+from gramnorm._arrays.types import HostFloats, HostInts
+from gramnorm._matrix import definite
+from gramnorm._rigour import sums
+from gramnorm._rigour.model import HOST_UNIT, Precision, down, precision_of, up
+
+HostArray = npt.NDArray[np.inexact]
+HostVector = npt.NDArray[np.inexact]
+HostStack = npt.NDArray[np.complexfloating]
+
+FINEST = 2**40
+"""Turns of a frequency are multiples of 1 / FINEST: their products with lags are exact."""
+
+PHASE_ERROR = 20 * HOST_UNIT
+"""Of a cosine or sine whose angle is reduced exactly (docs/theory.md, Lemma 9)."""
+
+
+def snapped(turns: HostFloats) -> HostFloats:
+    """Return the nearest turns whose products with lags are exact."""
+    return np.round(turns * FINEST) / FINEST
+
+
+class Squared:
+    """The square of a symbol with taps (T, p, q) of type float64 or complex128.
+
+    Attributes
+    ----------
+    error : float
+        Bound on the norm of the difference of the sum above, as formed in double precision, from the exact one.
+    sum_bound : float
+        sum_k ||K_k||_F, not below the norm of the symbol at any frequency.
+    """
+
+    def __init__(self, taps: HostArray, offsets: HostInts) -> None:
+        count, p, self.order = taps.shape
+        self._taps, self._offsets = taps, offsets
+        self.lags, pairs = _pairs(offsets)
+        self._real = taps.dtype.kind == "f"
+        entries = sum(c.size for c in _columns(np.zeros((self.order, self.order), np.bool_)))
+        even = np.empty((len(pairs), entries), dtype=taps.dtype)
+        odd = np.empty((len(pairs) - 1, entries), dtype=taps.dtype)
+        for index, (first, second) in enumerate(pairs):
+            right = taps[second].reshape(-1, self.order)
+            h = linalg.adjoint(taps[first].reshape(-1, self.order)) @ right
+            if index == 0:  # the lag zero counts once, and is Hermitian
+                even[0] = -np.concatenate(_columns((h + linalg.adjoint(h)) / 2))
+                continue
+            even[index] = -np.concatenate(_columns(h + linalg.adjoint(h)))
+            odd[index - 1] = -np.concatenate(_columns(h - linalg.adjoint(h)))
+        # for real taps cosines make the real part, sines the imaginary one
+        self._even, self._odd = even, odd
+        if not self._real:
+            self._even = np.concatenate([even.real, -odd.imag])
+            self._odd = np.concatenate([even.imag, odd.real])
+        self._diagonal = np.flatnonzero(np.concatenate(_columns(np.eye(self.order))))
+        self.sum_bound = up(math.fsum(sums.host_norm(tap)[1] for tap in taps), count + 8)
+        self.error = self._error_bound(count, p)
+
+    def quotient(self, turns: HostFloats, v: HostVector) -> float:
+        """Return a lower bound on the norm at one frequency, ||F v|| / ||v|| as computed less its error.
+
+        An entry of F v is a sum of T q products, with phases: it errs by kappa(T q + T) sum_k |K_k| |v| and 2 phases.
+        """
+        count, p, q = self._taps.shape
+        v = v.astype(np.complex128)
+        images = self._taps.reshape(-1, q) @ (np.stack([v.real, v.imag], 1) if self._real else v)
+        if self._real:
+            images = images[:, 0] + 1j * images[:, 1]
+        angle = self._offsets @ turns
+        angle = 2 * math.pi * (angle - np.round(angle))
+        image = (np.cos(angle) + 1j * np.sin(angle)) @ images.reshape(count, p)
+        prec = precision_of(v.dtype)
+        (_, size), (low, _) = sums.host_norm(v), sums.host_norm(image)
+        relative = prec.kappa(count * q + count) + 2 * PHASE_ERROR
+        error = relative * self.sum_bound * size + prec.underflow(count * q + count) * 2 * p
+        found = down(max(low - up(error), 0.0) / size) if size > 0 else 0.0
+        return found if math.isfinite(found) else 0.0
+
+    def _error_bound(self, count: int, p: int) -> float:
+        """Bound the error of the sum (Lemma 12): of the lags, of the phases, of the sum and of tau^2 on its diagonal."""
+        prec = Precision(HOST_UNIT, 2.0**-1022, complex=not self._real)
+        terms = len(self.lags) + 1
+        relative = prec.kappa(count * p) + 4 * (prec.gamma(4 * terms + 8) + PHASE_ERROR)
+        lost = 4 * terms * prec.underflow(count * p + 2 * terms) * self.order
+        return up(relative * self.sum_bound**2 + lost)
+
+    def formed(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> list[HostStack]:
+        """Return level I - G at frequencies, as block columns from the diagonal down; `wide` in double precision."""
+        angle = turns @ self.lags.T
+        angle = 2 * math.pi * (angle - np.round(angle))
+        even, odd = np.cos(angle), np.sin(angle[:, 1:])
+        if not self._real:
+            even = odd = np.concatenate([even, odd], axis=1)
+        values = np.empty((len(turns), self._even.shape[1]), np.complex128 if wide else np.complex64)
+        values.imag = odd @ self._odd
+        cosines = even @ self._even
+        cosines[:, self._diagonal] += levels[:, None]
+        values.real = cosines
+        columns, start = [], 0
+        for first in definite.starts(self.order):
+            rows, width = self.order - first, min(FACTOR_COLUMNS, self.order - first)
+            part = values[:, start : start + rows * width]
+            columns.append(part.reshape(len(turns), rows, width))
+            start += rows * width
+        return columns
+
+    def bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
+        """Return upper bounds on the squared norms at frequencies, little above `levels` if those are some; else inf.
+
+        `wide` factorises in double instead of single precision.
+        """
+        found = np.full(len(turns), np.inf)
+        step = max(1, FORMED // self._even.shape[1])
+        for start in range(0, len(turns), step):
+            part = slice(start, start + step)
+            columns = self.formed(turns[part], levels[part], wide=wide)
+            shortfall, size = definite.shortfalls(columns)
+            unit = precision_of(columns[0].dtype).unit
+            # an entry is rounded to the working precision: by u of itself, or by an underflow
+            rounded = 1.01 * unit * size + 2.0**-120 * self.order
+            found[part] = up(levels[part] + up(shortfall + rounded + self.error))
+        return found
+
+
+def _pairs(offsets: HostInts) -> tuple[HostInts, list[tuple[HostInts, HostInts]]]:
+    """Return the lags up to sign, zero first, and for each which taps are that far apart."""
+    count = len(offsets)
+    every = (offsets[None, :, :] - offsets[:, None, :]).reshape(count * count, -1)
+    lags, which = np.unique(every, axis=0, return_inverse=True)  # sorted, and so the opposite ones
+    zero = len(lags) // 2
+    order = [np.flatnonzero(which.reshape(-1) == index) for index in range(zero, len(lags))]
+    return lags[zero:], [(pairs // count, pairs % count) for pairs in order]
+
+
+def _columns(matrix: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
+    """Return the block columns of a matrix from the diagonal down, flattened."""
+    return [matrix[s:, s : s + FACTOR_COLUMNS].reshape(-1) for s in definite.starts(len(matrix))]
