@@ -34,7 +34,7 @@ WIDE_CLIMBS = 3
 WIDE_PARTS = 6
 """Most parts per axis into which a cell is cut at once."""
 
-WIDE_FACTORS = 5_000, 100_000
+WIDE_FACTORS = 5_000, 20_000
 """Factorisations that a search may always spend, and the most it may."""
 
 WIDE_WORK = 3e12

@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from gramnorm._arrays.types import Array, HostFloats
-from gramnorm._conv import ascent, sampling
+from gramnorm._conv import ascent, sampling, wide
 from gramnorm._conv.cells import Cells, first_count
 from gramnorm._conv.sampling import Bound, Maximum, chunks, evaluate, limit
 from gramnorm._conv.symbol import Symbol, polyphase
@@ -64,6 +64,13 @@ def over_torus(
     `squares` allows for another search on the square of the symbol, if it is flat.
     """
     best = Maximum(rtol)
+    if squares and wide.is_wide(symbol.taps, kernel_size):
+        budget = math.inf if most is None else most
+        peak = wide.supremum(symbol.taps, symbol.offsets, kernel_size, rtol=rtol, most=budget)
+        best = Maximum(rtol, peak.lower, peak.upper, peak.turns, peak.block, peak.cost)
+        if most is not None or best.is_finished(np.asarray(best.upper)):
+            return best
+        best.upper = 0.0
     if max(kernel_size) > 1 and len(kernel_size) <= CORNERS:
         ends = np.asarray(
             list(itertools.product(*((0, 1) if k > 1 else (0,) for k in kernel_size)))

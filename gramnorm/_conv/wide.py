@@ -54,13 +54,18 @@ def is_wide(taps: Array, kernel_size: tuple[int, ...]) -> bool:
     blocks, q = int(taps.shape[1]), min(taps.shape[2:])
     lags = math.prod(2 * k - 1 for k in kernel_size)
     fits = 4 * lags * blocks * q * q <= WIDE_TABLE and first_count(kernel_size) <= WIDE_FACTORS[0]
-    return q >= WIDE_COLUMNS and fits
+    return max(kernel_size) > 1 and q >= WIDE_COLUMNS and fits
 
 
 def supremum(
-    taps: Array, offsets: HostInts, kernel_size: tuple[int, ...], *, rtol: float
-) -> Peak | None:
-    """Bracket the supremum over all frequencies and blocks of a symbol; None where that takes too long.
+    taps: Array,
+    offsets: HostInts,
+    kernel_size: tuple[int, ...],
+    *,
+    rtol: float,
+    most: float = math.inf,
+) -> Peak:
+    """Bracket the supremum over all frequencies and blocks of a symbol, crudely where that takes too long.
 
     Parameters
     ----------
@@ -68,8 +73,10 @@ def supremum(
         Taps as the caller stores them; entries of size at most about 1.
     offsets : host ints, shape (T, axes)
         Their positions, from 0 to ``kernel_size - 1``.
+    most : float
+        Factorisations that are worth it.
     """
-    return _Search(taps, offsets, kernel_size, rtol).run()
+    return _Search(taps, offsets, kernel_size, rtol).run(most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +119,8 @@ class _Search:
         self._loss, self._wide = 0.0, False  # of the working precision, relative to tau^2
         self._squares: dict[int, Squared] = {}
 
-    def run(self) -> Peak | None:
-        """Return the bracket of the supremum, or None."""
+    def run(self, most: float) -> Peak:
+        """Return the bracket of the supremum; from above it is crude if it takes more than `most` factorisations."""
         steps = 10
         first = []
         for estimator in self._estimators:
@@ -125,8 +132,10 @@ class _Search:
                 self._climb(int(block), first[block])
         need = sum(float(np.sum(self._parts(cells) ** self._axes)) for cells in first)
         p, q = self._taps[0].shape[1:]
-        if need > max(WIDE_FACTORS[0], min(WIDE_FACTORS[1], WIDE_WORK / (2.0 * q**3))):
-            return None
+        self._most = max(WIDE_FACTORS[0], min(WIDE_FACTORS[1], WIDE_WORK / (2.0 * q**3)))
+        if need > min(most, self._most):
+            crude = max(self._square(block).sum_bound for block in range(len(first)))
+            return Peak(self._lower, crude, self._turns, self._block, self._cost)
         self._measure_loss()
         for block, cells in enumerate(first):
             self._close(block, cells)
@@ -182,6 +191,9 @@ class _Search:
     def _close(self, block: int, cells: _Open) -> None:
         """Bound the norm in all cells of a block."""
         while len(cells):
+            if self._cost > 2 * self._most:
+                self._upper = max(self._upper, self._square(block).sum_bound)
+                break
             if np.max(cells.norms) > (1 + self._rtol / 16) * self._lower:
                 self._climb(block, cells)
             small = self._need(cells.norms, self._loss) >= self._width(cells.sizes)
