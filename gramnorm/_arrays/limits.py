@@ -40,5 +40,5 @@ WIDE_FACTORS = 5_000, 20_000
 WIDE_WORK = 3e12
 """Floating-point operations in factorisations, otherwise."""
 
-WIDE_BATCH = 16
-"""Cells that are tried together: what rounding costs is learnt from each batch."""
+FACTORED = 16
+"""Matrices that are factorised together: where one of them has no factor, halves are tried again."""

@@ -124,8 +124,8 @@ def _phases(turns: HostFloats, offsets: HostInts) -> npt.NDArray[np.complex128]:
 def _times(x: HostVectors, matrix: HostArray) -> HostVectors:
     """Return complex rows times a real or complex matrix, as real products for a real one."""
     if matrix.dtype.kind == "c":
-        return x @ matrix
-    both = np.concatenate([x.real, x.imag]) @ matrix
+        return linalg.matmul(x, matrix)
+    both = linalg.matmul(np.concatenate([x.real, x.imag]), matrix)
     result = np.empty((len(x), matrix.shape[1]), dtype=np.complex64)
     result.real, result.imag = both[: len(x)], both[len(x) :]
     return result

@@ -15,6 +15,7 @@ import math
 
 import numpy as np
 
+from gramnorm._arrays.limits import WIDE_FACTORS
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv import ascent, sampling, wide
 from gramnorm._conv.cells import Cells, first_count
@@ -64,9 +65,9 @@ def over_torus(
     `squares` allows for another search on the square of the symbol, if it is flat.
     """
     best = Maximum(rtol)
-    if squares and wide.is_wide(symbol.taps, kernel_size):
+    if squares and symbol.squares and first_count(kernel_size) <= WIDE_FACTORS[1]:
         budget = math.inf if most is None else most
-        peak = wide.supremum(symbol.taps, symbol.offsets, kernel_size, rtol=rtol, most=budget)
+        peak = wide.supremum(symbol.squares, kernel_size, half=symbol.real, rtol=rtol, most=budget)
         best = Maximum(rtol, peak.lower, peak.upper, peak.turns, peak.block, peak.cost)
         if most is not None or best.is_finished(np.asarray(best.upper)):
             return best

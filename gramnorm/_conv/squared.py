@@ -10,14 +10,16 @@ matrices.  If tau^2 I - G(theta) + d I >= 0, then ||F(theta)||^2 <= tau^2 + d (d
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import numpy.typing as npt
 
 from gramnorm._arrays import linalg
-from gramnorm._arrays.limits import FACTOR_COLUMNS, FORMED
+from gramnorm._arrays.limits import FACTOR_COLUMNS, FACTORED, FORMED
 from gramnorm._arrays.types import HostFloats, HostInts
+from gramnorm._conv.estimates import Estimator
 from gramnorm._matrix import definite
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import HOST_UNIT, Precision, down, precision_of, up
@@ -43,6 +45,8 @@ class Squared:
 
     Attributes
     ----------
+    estimator : Estimator
+        What says where to look.
     error : float
         Bound on the norm of the difference of the sum above, as formed in double precision, from the exact one.
     sum_bound : float
@@ -51,28 +55,39 @@ class Squared:
 
     def __init__(self, taps: HostArray, offsets: HostInts) -> None:
         count, p, self.order = taps.shape
+        self.estimator = Estimator(taps, offsets)
         self._taps, self._offsets = taps, offsets
-        self.lags, pairs = _pairs(offsets)
+        self.lags, self._pairs = _pairs(offsets)
         self._real = taps.dtype.kind == "f"
-        entries = sum(c.size for c in _columns(np.zeros((self.order, self.order), np.bool_)))
-        even = np.empty((len(pairs), entries), dtype=taps.dtype)
-        odd = np.empty((len(pairs) - 1, entries), dtype=taps.dtype)
-        for index, (first, second) in enumerate(pairs):
-            right = taps[second].reshape(-1, self.order)
-            h = linalg.adjoint(taps[first].reshape(-1, self.order)) @ right
-            if index == 0:  # the lag zero counts once, and is Hermitian
-                even[0] = -np.concatenate(_columns((h + linalg.adjoint(h)) / 2))
-                continue
-            even[index] = -np.concatenate(_columns(h + linalg.adjoint(h)))
-            odd[index - 1] = -np.concatenate(_columns(h - linalg.adjoint(h)))
-        # for real taps cosines make the real part, sines the imaginary one
-        self._even, self._odd = even, odd
-        if not self._real:
-            self._even = np.concatenate([even.real, -odd.imag])
-            self._odd = np.concatenate([even.imag, odd.real])
-        self._diagonal = np.flatnonzero(np.concatenate(_columns(np.eye(self.order))))
-        self.sum_bound = up(math.fsum(sums.host_norm(tap)[1] for tap in taps), count + 8)
+        kinds = np.dtype(np.complex64), np.dtype(np.complex128)
+        self._losses = [definite.expected_loss(self.order, kind) for kind in kinds]
+        # squares that underflow in a norm are below the last term
+        norms = math.fsum(sums.host_norm(tap)[1] + 2.0**-480 * tap.size for tap in taps)
+        self.sum_bound = up(norms, count + 8)
         self.error = self._error_bound(count, p)
+
+    @functools.cached_property
+    def _tables(self) -> tuple[HostFloats, HostFloats]:
+        """What makes the real and the imaginary part of -G, by cosines and sines; block columns in rows."""
+        entries = sum(c.size for c in _columns(np.zeros((self.order, self.order), np.bool_)))
+        even = np.empty((len(self.lags), entries), dtype=self._taps.dtype)
+        odd = np.empty((len(self.lags) - 1, entries), dtype=self._taps.dtype)
+        for index, (first, second) in enumerate(self._pairs):
+            left, right = (self._taps[part].reshape(-1, self.order) for part in (first, second))
+            h = linalg.matmul(linalg.adjoint(left), right)
+            adjoint = linalg.adjoint(h)
+            if index == 0:  # the lag zero counts once, and is Hermitian
+                even[0] = -np.concatenate(_columns((h + adjoint) / 2))
+                continue
+            even[index] = -np.concatenate(_columns(h + adjoint))
+            odd[index - 1] = -np.concatenate(_columns(h - adjoint))
+        if self._real:
+            return even, odd
+        return np.concatenate([even.real, -odd.imag]), np.concatenate([even.imag, odd.real])
+
+    @functools.cached_property
+    def _diagonal(self) -> HostInts:
+        return np.flatnonzero(np.concatenate(_columns(np.eye(self.order))))
 
     def quotient(self, turns: HostFloats, v: HostVector) -> float:
         """Return a lower bound on the norm at one frequency, ||F v|| / ||v|| as computed less its error.
@@ -81,9 +96,9 @@ class Squared:
         """
         count, p, q = self._taps.shape
         v = v.astype(np.complex128)
-        images = self._taps.reshape(-1, q) @ (np.stack([v.real, v.imag], 1) if self._real else v)
-        if self._real:
-            images = images[:, 0] + 1j * images[:, 1]
+        parts = np.stack([v.real, v.imag], 1) if self._real else v[:, None]
+        images = linalg.matmul(self._taps.reshape(-1, q), parts)
+        images = images[:, 0] + 1j * images[:, 1] if self._real else images[:, 0]
         angle = self._offsets @ turns
         angle = 2 * math.pi * (angle - np.round(angle))
         image = (np.cos(angle) + 1j * np.sin(angle)) @ images.reshape(count, p)
@@ -109,9 +124,10 @@ class Squared:
         even, odd = np.cos(angle), np.sin(angle[:, 1:])
         if not self._real:
             even = odd = np.concatenate([even, odd], axis=1)
-        values = np.empty((len(turns), self._even.shape[1]), np.complex128 if wide else np.complex64)
-        values.imag = odd @ self._odd
-        cosines = even @ self._even
+        real, imaginary = self._tables
+        values = np.empty((len(turns), real.shape[1]), np.complex128 if wide else np.complex64)
+        values.imag = linalg.matmul(odd, imaginary)
+        cosines = linalg.matmul(even, real)
         cosines[:, self._diagonal] += levels[:, None]
         values.real = cosines
         columns, start = [], 0
@@ -122,20 +138,38 @@ class Squared:
             start += rows * width
         return columns
 
-    def bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
-        """Return upper bounds on the squared norms at frequencies, little above `levels` if those are some; else inf.
+    def norm_bounds(
+        self, turns: HostFloats, targets: HostFloats, estimates: HostFloats
+    ) -> HostFloats:
+        """Return upper bounds on the norms at frequencies, at most `targets` where that could be proved; else inf.
 
-        `wide` factorises in double instead of single precision.
+        Single precision serves where the estimates of the norms are so far below that it loses less.
         """
         found = np.full(len(turns), np.inf)
-        step = max(1, FORMED // self._even.shape[1])
+        margins = (targets / np.maximum(estimates, 1e-300)) ** 2 - 1
+        left = np.flatnonzero(targets**2 > 2 * self.error)
+        for wide in (False, True):
+            loss = self._losses[wide]
+            which = left if wide else left[margins[left] > loss]
+            levels = down((targets[which] ** 2 - 1.1 * self.error) / (1 + loss))
+            squares = self._bounds(turns[which], levels, wide=wide)
+            roots = up(np.sqrt(squares))
+            found[which] = np.where(roots <= targets[which], roots, np.inf)
+            # closed, or far from it
+            left = np.setdiff1d(left, which[(found[which] < np.inf) | ~(squares < np.inf)])
+        return found
+
+    def _bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
+        """Return upper bounds on the squared norms at frequencies, little above `levels` if those are some; else inf."""
+        found = np.full(len(turns), np.inf)
+        step = min(max(1, FORMED // self._tables[0].shape[1]), FACTORED)
         for start in range(0, len(turns), step):
             part = slice(start, start + step)
             columns = self.formed(turns[part], levels[part], wide=wide)
             shortfall, size = definite.shortfalls(columns)
             unit = precision_of(columns[0].dtype).unit
-            # an entry is rounded to the working precision: by u of itself, or by an underflow
-            rounded = 1.01 * unit * size + 2.0**-120 * self.order
+            # an entry is rounded to the working precision: as the level is added and as it is stored
+            rounded = 2.02 * unit * size + 2.0**-120 * self.order
             found[part] = up(levels[part] + up(shortfall + rounded + self.error))
         return found
 

@@ -20,7 +20,9 @@ import numpy.typing as npt
 
 from gramnorm._arrays import crossing, dtypes, libraries, linalg, probes
 from gramnorm._arrays.types import Array, HostInts
+from gramnorm._arrays.limits import WIDE_COLUMNS, WIDE_TABLE
 from gramnorm._conv.flat import Autocorrelation, autocorrelation
+from gramnorm._conv.squared import Squared
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import HOST_UNIT, precision_of, up
 
@@ -119,7 +121,7 @@ class Symbol:
         count = taps.shape[0]
         self._flat = xp.astype(xp.reshape(taps, (count, -1)), work)
         self._oriented = taps
-        self._taps_error = taps_error
+        self.taps_error = taps_error
         self.error = self._error_bound(taps) + taps_error
 
     def host_taps(self, block: int) -> npt.NDArray[np.inexact]:
@@ -139,7 +141,7 @@ class Symbol:
                 size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
                 lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
                 taps = xp.astype(self.taps, kind)
-                off = self._taps_error + lost
+                off = self.taps_error + lost
                 self._narrow = Symbol(taps, self.offsets, taps_error=off)
             yield self._narrow
         yield self
@@ -177,6 +179,17 @@ class Symbol:
     def autocorrelation(self) -> Autocorrelation | None:
         """Autocorrelation of the taps with no fewer rows than columns; None if there is too much of it."""
         return autocorrelation(self._oriented, self.offsets)
+
+    @functools.cached_property
+    def squares(self) -> list[Squared]:
+        """The squares of the blocks on the host if these are wide, and their tables not too large; else none."""
+        count, blocks, _, q = self._oriented.shape
+        lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
+        if count == 1 or q < WIDE_COLUMNS or 4 * lags * blocks * q * q > WIDE_TABLE:
+            return []
+        host = crossing.host_array(self._oriented)
+        host = host.astype(np.float64 if self.real else np.complex128)
+        return [Squared(np.ascontiguousarray(host[:, k]), self.offsets) for k in range(blocks)]
 
     def flat_bound(self) -> float:
         """Return a bound on the norm at every frequency that is sharp if the symbol is a scaled unitary."""

@@ -50,10 +50,7 @@ def shortfalls(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
     for column in columns:
         found = _panel(column, panels)
         if found is None:
-            if count == 1:
-                return np.full(1, np.inf), np.full(1, np.inf)
-            alone = [shortfalls([c[i : i + 1] for c in columns]) for i in range(count)]
-            return tuple(np.concatenate(part) for part in zip(*alone, strict=True))  # type: ignore[return-value]
+            return _by_halves(columns)
         panel, square = found
         panels.append(panel)
         squares += square
@@ -71,12 +68,32 @@ def shortfalls(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
     return np.where(usable, shortfall, np.inf), np.where(usable, up(size + shortfall), np.inf)
 
 
+def _by_halves(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
+    """Look for the matrices that have no factor, which the library finds for all of a stack or for none."""
+    count = len(columns[0])
+    if count == 1:
+        return np.full(1, np.inf), np.full(1, np.inf)
+    parts = slice(0, count // 2), slice(count // 2, count)
+    (d, size), (d2, size2) = (shortfalls([c[part] for c in columns]) for part in parts)
+    return np.concatenate([d, d2]), np.concatenate([size, size2])
+
+
+def expected_loss(q: int, kind: np.dtype[np.generic]) -> float:
+    """Return about how far rounding raises the shortfall of matrices of order `q`, relative to their entries.
+
+    The norm of |R| |R|^H was found to be 2 + 0.055 q times the largest diagonal entry, for kernels of several kinds.
+    """
+    prec = precision_of(kind)
+    blocks = len(starts(q)) + 2
+    return 1.2 * (prec.kappa(FACTOR_COLUMNS) + 5 * prec.gamma(blocks)) * (2 + 0.055 * q)
+
+
 def _panel(column: HostStack, panels: list[HostStack]) -> tuple[HostStack, HostFloats] | None:
     """Return a block column of R from its diagonal down, and the squared norm of what it leaves of A."""
     rows, width = column.shape[1:]
     for panel in panels:
         below = panel[:, -rows:, :]
-        column = column - below @ linalg.adjoint(below[:, :width, :])
+        column = column - linalg.matmul(below, linalg.adjoint(below[:, :width, :]))
     # the small blocks in double precision: they cost little, and what they leave in D is less
     pivot = linalg.attempted(np.linalg.cholesky, column[:, :width, :].astype(np.complex128))
     if pivot is None:
@@ -87,9 +104,9 @@ def _panel(column: HostStack, panels: list[HostStack]) -> tuple[HostStack, HostF
         inverse = linalg.attempted(np.linalg.inv, upper)
         if inverse is None:
             return None
-        below = column[:, width:, :] @ inverse.astype(column.dtype)
+        below = linalg.matmul(column[:, width:, :], inverse.astype(column.dtype))
         panel = np.concatenate([panel, below], axis=1)
-    rest = column - panel @ upper.astype(column.dtype)
+    rest = column - linalg.matmul(panel, upper.astype(column.dtype))
     return panel, np.asarray(sums.inner_product(rest, rest), dtype=np.float64)
 
 
