@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm._arrays import linalg
-from gramnorm._arrays.limits import FACTOR_COLUMNS, FACTORED, FORMED
+from gramnorm._arrays.limits import FACTORED, FORMED
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm._conv.estimates import Estimator
 from gramnorm._matrix import definite
@@ -131,8 +131,8 @@ class Squared:
         cosines[:, self._diagonal] += levels[:, None]
         values.real = cosines
         columns, start = [], 0
-        for first in definite.starts(self.order):
-            rows, width = self.order - first, min(FACTOR_COLUMNS, self.order - first)
+        for first, width in definite.blocks_of(self.order):
+            rows = self.order - first
             part = values[:, start : start + rows * width]
             columns.append(part.reshape(len(turns), rows, width))
             start += rows * width
@@ -162,15 +162,19 @@ class Squared:
     def _bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
         """Return upper bounds on the squared norms at frequencies, little above `levels` if those are some; else inf."""
         found = np.full(len(turns), np.inf)
-        step = min(max(1, FORMED // self._tables[0].shape[1]), FACTORED)
+        step = max(1, FORMED // self._tables[0].shape[1])
+        few = max(1, FACTORED // self.order)
         for start in range(0, len(turns), step):
-            part = slice(start, start + step)
-            columns = self.formed(turns[part], levels[part], wide=wide)
-            shortfall, size = definite.shortfalls(columns)
+            columns = self.formed(
+                turns[start : start + step], levels[start : start + step], wide=wide
+            )
             unit = precision_of(columns[0].dtype).unit
-            # an entry is rounded to the working precision: as the level is added and as it is stored
-            rounded = 2.02 * unit * size + 2.0**-120 * self.order
-            found[part] = up(levels[part] + up(shortfall + rounded + self.error))
+            for i in range(0, len(columns[0]), few):
+                shortfall, size = definite.shortfalls([c[i : i + few] for c in columns])
+                # an entry is rounded as the level is added and as it is stored, or underflows
+                rounded = 2.02 * unit * size + 2.0**-120 * self.order
+                part = slice(start + i, start + i + len(size))
+                found[part] = up(levels[part] + up(shortfall + rounded + self.error))
         return found
 
 
@@ -186,4 +190,5 @@ def _pairs(offsets: HostInts) -> tuple[HostInts, list[tuple[HostInts, HostInts]]
 
 def _columns(matrix: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
     """Return the block columns of a matrix from the diagonal down, flattened."""
-    return [matrix[s:, s : s + FACTOR_COLUMNS].reshape(-1) for s in definite.starts(len(matrix))]
+    blocks = definite.blocks_of(len(matrix))
+    return [matrix[start:, start : start + width].reshape(-1) for start, width in blocks]

@@ -27,6 +27,9 @@ from gramnorm._rigour.model import down, up
 FIRST_STEPS, CHILD_STEPS, MORE_STEPS = 10, 4, 12
 """Lanczos steps at the first centres, at those of parts from the vector of the whole, and after a failure."""
 
+DOUBTFUL = 1.1
+"""Times w up to which what is needed is estimated once more before a factorisation is tried."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
@@ -76,6 +79,15 @@ class _Open:
     def take(self, chosen: HostBools | HostInts) -> _Open:
         parts = (getattr(self, field.name)[chosen] for field in dataclasses.fields(self))
         return _Open(*parts)
+
+    def again(self, square: Squared, chosen: HostInts, steps: int) -> _Open:
+        """Return the cells with sharper estimates at the chosen ones."""
+        if not chosen.size:
+            return self
+        norms, vectors = self.norms.copy(), self.vectors.copy()
+        found = square.estimator.at(self.centres[chosen], steps, vectors[chosen])
+        norms[chosen], vectors[chosen] = found
+        return dataclasses.replace(self, norms=norms, vectors=vectors)
 
 
 class _Search:
@@ -156,17 +168,16 @@ class _Search:
             if np.max(cells.norms) > (1 + self._rtol / 16) * self._lower:
                 self._climb(block, cells)
             w = self._width(cells.sizes)
-            tried = np.flatnonzero(self._need(cells.norms) >= w)
+            cells = self._sharpened(square, cells, w)
+            need = self._need(cells.norms)
+            tried = np.flatnonzero(need >= w)
+            tried = tried[np.argsort(w[tried] / need[tried])]  # failures are dear, unless together
             upper = self._tried(square, cells.take(tried))
             closed = np.zeros(len(cells), dtype=np.bool_)
             closed[tried] = upper < np.inf
             self._upper = max(self._upper, float(np.max(upper[upper < np.inf], initial=0.0)))
             failed = tried[~(upper < np.inf)]
-            if failed.size:  # the estimate was too low
-                norms, vectors = cells.norms.copy(), cells.vectors.copy()
-                more = square.estimator.at(cells.centres[failed], MORE_STEPS, vectors[failed])
-                norms[failed], vectors[failed] = more
-                cells = dataclasses.replace(cells, norms=norms, vectors=vectors)
+            cells = cells.again(square, failed, MORE_STEPS)  # the estimates were too low
             # cells this small are open because of rounding, which splitting does not mend
             small = ~closed & (np.cos(w) * (1 + self._rtol / 16) >= 1)
             if np.any(small):
@@ -174,6 +185,12 @@ class _Search:
             rest = cells.take(~(closed | small))
             cells = self._split(square, rest) if len(rest) else rest
         return True
+
+    def _sharpened(self, square: Squared, cells: _Open, w: HostFloats) -> _Open:
+        """Renew the estimates of cells that may be small enough or not."""
+        need = self._need(cells.norms)
+        doubtful = np.flatnonzero((need >= w) & (need < DOUBTFUL * w))
+        return cells.again(square, doubtful, CHILD_STEPS)
 
     def _tried(self, square: Squared, cells: _Open) -> HostFloats:
         """Return bounds on the norm in cells that a factorisation at their centres closes; else inf."""

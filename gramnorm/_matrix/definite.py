@@ -5,7 +5,7 @@ Theorem 6).  The blocks of D are measured as they arise, and what products and d
 
     (kappa(h) + 4 gamma_{N+2}) |R| |R|^H   entry by entry,    || |R| |R|^H || <= max_i (|R| |R|^H w)_i / w_i
 
-for blocks of h columns, N of them, and every vector w > 0 (Collatz and Wielandt): a few units of u times a small
+for products with inner lengths of up to h, N of them, and every vector w > 0 (Collatz and Wielandt): a few units of u times a small
 number, where ||R||_F^2 is as large as the trace.  So single precision serves up to a relative margin of some 10^-4.
 """
 
@@ -15,20 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm._arrays import linalg
-from gramnorm._arrays.limits import FACTOR_COLUMNS
+from gramnorm._arrays.limits import FACTOR_COLUMNS, INNER
 from gramnorm._arrays.types import HostFloats
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, up
 
 HostStack = npt.NDArray[np.complexfloating]
 
+SMALLEST = 16
+"""Columns of triangles that the library inverts as they are."""
+
 _ROUNDS = 3
 """Of the power iteration that chooses w; one more changes the bound by a few per cent."""
 
 
-def starts(q: int) -> range:
-    """Return the first columns of the blocks of a matrix of order `q`."""
-    return range(0, q, FACTOR_COLUMNS)
+def blocks_of(q: int) -> list[tuple[int, int]]:
+    """Return the first columns and the widths of the blocks of a matrix of order `q`."""
+    width = INNER if q <= INNER else FACTOR_COLUMNS
+    return [(start, min(width, q - start)) for start in range(0, q, width)]
 
 
 def shortfalls(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
@@ -46,22 +50,20 @@ def shortfalls(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
         Infinite where no factor was found.
     """
     count, q = columns[0].shape[:2]
-    panels, squares = [], np.zeros(count)
-    for column in columns:
-        found = _panel(column, panels)
-        if found is None:
+    factor, squares = np.zeros((count, q, q), dtype=columns[0].dtype), np.zeros(count)
+    for (start, width), column in zip(blocks_of(q), columns, strict=True):
+        square = _factorise(factor[:, start:, : start + width], column)
+        if square is None:
             return _by_halves(columns)
-        panel, square = found
-        panels.append(panel)
         squares += square
-    prec = precision_of(columns[0].dtype)
-    blocks = len(columns) + 2
-    size = _collatz(panels)
+    prec = precision_of(factor.dtype)
+    products = -(-q // INNER) + 2
+    size = _collatz(np.abs(factor))
     # what stands below a diagonal block stands for two, and what is inside need not
-    _, defect = sums.enclosure(2 * squares, q, FACTOR_COLUMNS + blocks, prec)
-    measured = np.sqrt(defect) * (1 + 2 * prec.gamma(blocks))
-    lost = (prec.kappa(FACTOR_COLUMNS) + 4 * prec.gamma(blocks)) * size
-    lost += 2 * blocks * prec.underflow(FACTOR_COLUMNS) * q
+    _, defect = sums.enclosure(2 * squares, q, INNER + products, prec)
+    measured = np.sqrt(defect) * (1 + 2 * prec.gamma(products))
+    lost = (prec.kappa(INNER) + 4 * prec.gamma(products)) * size
+    lost += 2 * products * prec.underflow(INNER) * q
     shortfall = up(measured + lost)
     # NaN, from what was no factor, compares as false
     usable = shortfall < np.inf
@@ -84,47 +86,61 @@ def expected_loss(q: int, kind: np.dtype[np.generic]) -> float:
     The norm of |R| |R|^H was found to be 2 + 0.055 q times the largest diagonal entry, for kernels of several kinds.
     """
     prec = precision_of(kind)
-    blocks = len(starts(q)) + 2
-    return 1.2 * (prec.kappa(FACTOR_COLUMNS) + 5 * prec.gamma(blocks)) * (2 + 0.055 * q)
+    return 1.2 * (prec.kappa(INNER) + 5 * prec.gamma(-(-q // INNER) + 2)) * (2 + 0.055 * q)
 
 
-def _panel(column: HostStack, panels: list[HostStack]) -> tuple[HostStack, HostFloats] | None:
-    """Return a block column of R from its diagonal down, and the squared norm of what it leaves of A."""
-    rows, width = column.shape[1:]
-    for panel in panels:
-        below = panel[:, -rows:, :]
-        column = column - linalg.matmul(below, linalg.adjoint(below[:, :width, :]))
+def _factorise(factor: HostStack, column: HostStack) -> HostFloats | None:
+    """Fill the last block column of R; return the squared norm of what it leaves of A, or None if there is none.
+
+    `factor` is what R has from the rows of the block down and up to its last column.
+    """
+    width = column.shape[2]
+    start = factor.shape[2] - width
+    for first in range(0, start, INNER):
+        known = factor[:, :, first : min(first + INNER, start)]
+        column = column - linalg.matmul(known, linalg.adjoint(known[:, :width]))
     # the small blocks in double precision: they cost little, and what they leave in D is less
-    pivot = linalg.attempted(np.linalg.cholesky, column[:, :width, :].astype(np.complex128))
+    pivot = linalg.attempted(np.linalg.cholesky, column[:, :width].astype(np.complex128))
     if pivot is None:
         return None
     upper = linalg.adjoint(pivot)
-    panel = pivot.astype(column.dtype)
-    if rows > width:
-        inverse = linalg.attempted(np.linalg.inv, upper)
+    panel = factor[:, :, start:]
+    panel[:, :width] = pivot
+    if column.shape[1] > width:
+        inverse = _inverse(upper)
         if inverse is None:
             return None
-        below = linalg.matmul(column[:, width:, :], inverse.astype(column.dtype))
-        panel = np.concatenate([panel, below], axis=1)
+        panel[:, width:] = linalg.matmul(column[:, width:], inverse.astype(column.dtype))
     rest = column - linalg.matmul(panel, upper.astype(column.dtype))
-    return panel, np.asarray(sums.inner_product(rest, rest), dtype=np.float64)
+    return np.asarray(sums.inner_product(rest, rest), dtype=np.float64)
 
 
-def _collatz(panels: list[HostStack]) -> HostFloats:
+def _inverse(upper: HostStack) -> HostStack | None:
+    """Return about the inverses of upper triangular matrices, from those of the halves of their diagonals."""
+    count, n = upper.shape[:2]
+    if n <= SMALLEST or n % 2:
+        return linalg.attempted(np.linalg.inv, upper)
+    half = n // 2
+    inner = _inverse(np.concatenate([upper[:, :half, :half], upper[:, half:, half:]]))
+    if inner is None:
+        return None
+    first, last = inner[:count], inner[count:]
+    result = np.zeros_like(upper)
+    result[:, :half, :half], result[:, half:, half:] = first, last
+    result[:, :half, half:] = -linalg.matmul(first, linalg.matmul(upper[:, :half, half:], last))
+    return result
+
+
+def _collatz(moduli: npt.NDArray[np.floating]) -> HostFloats:
     """Return upper bounds on the norms of |R| |R|^H."""
-    count, q = panels[0].shape[:2]
-    moduli = [np.abs(panel) for panel in panels]
+    count, q = moduli.shape[:2]
     best = np.full(count, np.inf)
-    w = np.ones((count, q, 1), dtype=moduli[0].dtype)
+    w = np.ones((count, q, 1), dtype=moduli.dtype)
     for _ in range(_ROUNDS):
-        image = np.zeros_like(w)
-        for part in moduli:
-            rows = part.shape[1]
-            image[:, -rows:] += part @ (np.matrix_transpose(part) @ w[:, -rows:])
+        image = linalg.matmul(moduli, linalg.matmul(np.matrix_transpose(moduli), w))
         best = np.minimum(best, np.max(image / w, axis=(1, 2)))
         w = image / np.max(image, axis=1, keepdims=True)
         w = np.maximum(w, 2.0**-20)  # any vector will do that is not so small that terms underflow
-    prec = precision_of(moduli[0].dtype)
-    # sums of q terms twice, moduli right within 4 u, products, a sum over the blocks and a quotient
-    relative = prec.gamma(2 * q + len(panels) + 16)
+    # sums of q terms twice, moduli right within 4 u, and a quotient
+    relative = precision_of(moduli.dtype).gamma(2 * q + 16)
     return up(best.astype(np.float64) * (1 + 2 * relative)) + 2.0**-80
