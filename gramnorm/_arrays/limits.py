@@ -46,3 +46,11 @@ FACTORED = 1024
 """Columns of all matrices that are factorised together: twice as fast as one by one at order 64, and no gain at 512.
 Where one of them has no factor, halves are tried again.
 """
+
+WIDE_FLAT = 0.5
+"""Share of the first cells, all to be cut into many parts, from which on a symbol may be flat."""
+
+FACTORED_COLUMNS = 96
+"""Columns of a block from which on the norm at a single frequency is bounded by a factorisation as well: at 64, where
+Frobenius norms settle most frequencies, squarings take half of its time.
+"""

@@ -42,7 +42,8 @@ def over_circle(
     """Bracket the maximum over the frequencies 2 pi j / sizes; `turns` are fractions j / sizes."""
     total = math.prod(grid_shape(sizes, half=symbol.real))
     # a kernel dominated by few frequencies has its supremum in less than the grid costs
-    most = total // 3 if math.prod(sizes) <= FULL_GRID else None
+    share = 2 if symbol.squares else 3  # a cell may cost as much as a point, or more
+    most = total // share if math.prod(sizes) <= FULL_GRID else None
     if most is not None and first_count(kernel_size) > most:
         return _over_points(symbol, sizes, rtol=rtol)
     torus = over_torus(symbol, kernel_size, rtol=rtol / 2, most=most)

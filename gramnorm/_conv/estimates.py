@@ -73,7 +73,8 @@ class Estimator:
             w = _times(x, self._rows.conj())
             diagonal[:, j] = np.vecdot(v, w).real
             known = basis[:, : j + 1]
-            w = w - ((known.conj() @ w[:, :, None]).mT @ known)[:, 0]
+            for _ in range(2):  # twice is enough: full orthogonality in working precision
+                w = w - ((known.conj() @ w[:, :, None]).mT @ known)[:, 0]
             size = np.linalg.norm(w, axis=1)
             # what is left of a space that is exhausted is rounding: no direction
             alive = size > 1e-5 * np.maximum(diagonal[:, 0], np.max(diagonal, axis=1))

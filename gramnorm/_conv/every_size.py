@@ -66,8 +66,14 @@ def over_torus(
     """
     best = Maximum(rtol)
     if squares and symbol.squares and first_count(kernel_size) <= WIDE_FACTORS[1]:
-        budget = math.inf if most is None else most
-        peak = wide.supremum(symbol.squares, kernel_size, half=symbol.real, rtol=rtol, most=budget)
+        peak = wide.supremum(
+            symbol.squares,
+            kernel_size,
+            half=symbol.real,
+            rtol=rtol,
+            most=math.inf if most is None else most,
+            is_flat=lambda lower: _is_flat(symbol, lower),
+        )
         best = Maximum(rtol, peak.lower, peak.upper, peak.turns, peak.block, peak.cost)
         if most is not None or best.is_finished(np.asarray(best.upper)):
             return best
@@ -126,7 +132,7 @@ def _climb(symbol: Symbol, best: Maximum, climbed: float) -> float:
 def _by_squares(symbol: Symbol, kernel_size: tuple[int, ...], best: Maximum) -> float:
     """Bound the supremum by sup ||F||^2 <= c + sup ||F^H F - c I||; inf if the symbol is far from flat (Lemma 11)."""
     found, square = symbol.autocorrelation, best.lower**2
-    if found is None or found.floor < FLAT * square:
+    if found is None or not _is_flat(symbol, best.lower):
         return math.inf
     # half way between the smallest and the largest square, or below: the largest is as far off as any
     middle = (found.floor + square) / 2
@@ -142,6 +148,12 @@ def _by_squares(symbol: Symbol, kernel_size: tuple[int, ...], best: Maximum) -> 
     if most.turns is not None:
         _look_at(symbol, best, most.turns)
     return up(math.sqrt(centre + most.upper))
+
+
+def _is_flat(symbol: Symbol, lower: float) -> bool:
+    """Say whether no singular value at any frequency is far below a norm that is attained."""
+    found = symbol.autocorrelation
+    return found is not None and found.floor >= FLAT * lower**2
 
 
 def _look_at(symbol: Symbol, best: Maximum, turns: HostFloats) -> None:

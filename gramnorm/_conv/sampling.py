@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from gramnorm._arrays.limits import FACTORED_COLUMNS
 from gramnorm._arrays.types import Array, HostBools, HostFloats, HostInts
+from gramnorm._conv import factored
 from gramnorm._conv.symbol import Symbol
 from gramnorm._matrix.gram import GramChain
 from gramnorm._rigour import sums
@@ -74,6 +76,9 @@ def evaluate(
 ) -> HostFloats:
     """Bound the norm at each frequency from above, as sharply as `decides` wants; raise the lower bound of `best`."""
     best.evaluations += len(numerators)
+    if min(symbol.block_shape) >= FACTORED_COLUMNS and symbol.squares:
+        at = symbol.squares, numerators, denominators
+        return factored.norms(*at, decides, best.improve, rtol=best.rtol)
     upper = np.full(len(numerators) * symbol.blocks, np.inf)
     index = np.arange(len(numerators))
     # single precision decides the fate of most

@@ -56,7 +56,7 @@ class Squared:
     def __init__(self, taps: HostArray, offsets: HostInts) -> None:
         count, p, self.order = taps.shape
         self.estimator = Estimator(taps, offsets)
-        self._taps, self._offsets = taps, offsets
+        self._taps, self.offsets = taps, offsets
         self.lags, self._pairs = _pairs(offsets)
         self._real = taps.dtype.kind == "f"
         kinds = np.dtype(np.complex64), np.dtype(np.complex128)
@@ -99,7 +99,7 @@ class Squared:
         parts = np.stack([v.real, v.imag], 1) if self._real else v[:, None]
         images = linalg.matmul(self._taps.reshape(-1, q), parts)
         images = images[:, 0] + 1j * images[:, 1] if self._real else images[:, 0]
-        angle = self._offsets @ turns
+        angle = self.offsets @ turns
         angle = 2 * math.pi * (angle - np.round(angle))
         image = (np.cos(angle) + 1j * np.sin(angle)) @ images.reshape(count, p)
         prec = precision_of(v.dtype)
@@ -147,7 +147,7 @@ class Squared:
         """
         found = np.full(len(turns), np.inf)
         margins = (targets / np.maximum(estimates, 1e-300)) ** 2 - 1
-        left = np.flatnonzero(targets**2 > 2 * self.error)
+        left = np.flatnonzero((targets > 0) & (targets**2 > 2 * self.error))
         for wide in (False, True):
             loss = self._losses[wide]
             which = left if wide else left[margins[left] > loss]

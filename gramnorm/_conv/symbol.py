@@ -185,7 +185,9 @@ class Symbol:
         """The squares of the blocks on the host if these are wide, and their tables not too large; else none."""
         count, blocks, _, q = self._oriented.shape
         lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
-        if count == 1 or q < WIDE_COLUMNS or 4 * lags * blocks * q * q > WIDE_TABLE:
+        if self.taps_error > 0 or count == 1 or q < WIDE_COLUMNS:
+            return []
+        if 4 * lags * blocks * q * q > WIDE_TABLE:
             return []
         host = crossing.host_array(self._oriented)
         host = host.astype(np.float64 if self.real else np.complex128)

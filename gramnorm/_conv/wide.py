@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gramnorm._arrays.limits import WIDE_CLIMBS, WIDE_FACTORS, WIDE_PARTS, WIDE_WORK
+from gramnorm._arrays.limits import WIDE_CLIMBS, WIDE_FACTORS, WIDE_FLAT, WIDE_PARTS, WIDE_WORK
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm._conv.cells import Cells
 from gramnorm._conv.estimates import HostVectors
@@ -48,7 +48,8 @@ def supremum(
     *,
     half: bool,
     rtol: float,
-    most: float = math.inf,
+    most: float,
+    is_flat: Callable[[float], bool],
 ) -> Peak:
     """Bracket the supremum over all frequencies and blocks of a symbol, crudely where that takes too long.
 
@@ -60,8 +61,10 @@ def supremum(
         Whether frequencies of opposite signs have the same norms.
     most : float
         Factorisations that are worth it.
+    is_flat : callable
+        Asked, for a lower bound, whether the norm is so much the same everywhere that there are better ways.
     """
-    return _Search(squares, kernel_size, half, rtol).run(most)
+    return _Search(squares, kernel_size, half, rtol).run(most, is_flat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ class _Search:
         self._turns, self._block = np.zeros(len(kernel_size)), 0
         self._cost = 0
 
-    def run(self, most: float) -> Peak:
+    def run(self, most: float, is_flat: Callable[[float], bool]) -> Peak:
         """Return the bracket of the supremum; from above it is crude if it takes more than `most` factorisations."""
         first = []
         for square in self._squares:
@@ -115,9 +118,12 @@ class _Search:
         for block in order:
             if block == order[0] or np.max(first[block].norms) > 0.9 * self._lower:
                 self._climb(int(block), first[block])
-        need = sum(float(np.sum(self._parts(cells) ** self._axes)) for cells in first)
+        parts = np.concatenate([np.minimum(self._parts(cells), 8) for cells in first])
+        need = float(np.sum(parts**self._axes))
         cost = 2.0 * self._squares[0].order ** 3
         most = min(most, max(WIDE_FACTORS[0], min(WIDE_FACTORS[1], WIDE_WORK / cost)))
+        if np.mean(parts == 8) > WIDE_FLAT and is_flat(self._lower):
+            most = 0.0
         for block, cells in enumerate(first):
             if need > most or not self._close(block, cells, 2 * most):
                 crude = max(square.sum_bound for square in self._squares)
