@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
 
 from gramnorm import _validate
 from gramnorm._arrays import autodiff, dtypes, libraries
 from gramnorm._arrays.types import Array
-from gramnorm._conv.choose import Search, fixed_step_gradient, fixed_step_value
+from gramnorm._conv import choose, gradients
 from gramnorm._conv.geometry import ConvGeometry
-from gramnorm._matrix.bounds import with_gradient
-from gramnorm._results import NormBracket
+from gramnorm._conv.gradients import Place
+from gramnorm._results import NormBracket, differentiable
 
 __all__ = [
     "conv_gram_iteration",
@@ -85,9 +84,9 @@ def conv_norm_bound(
     >>> bool(4.0 <= bound <= 4.004)
     True
     """
-    geometry = partial(
-        ConvGeometry.of,
-        input_shape=input_shape,
+    geometry = ConvGeometry.of(
+        _validate.array_argument(kernel, name="kernel").shape,
+        input_shape,
         stride=stride,
         padding=padding,
         padding_mode=padding_mode,
@@ -96,10 +95,30 @@ def conv_norm_bound(
         transposed=transposed,
         output_padding=output_padding,
     )
-    search = Search(geometry, rtol)
+
+    def forward(a: Array) -> tuple[Array, tuple[Array, Place | None]]:
+        found, place = _searched(a, geometry, rtol)
+        return found.upper, (found.upper, place)
+
+    def gradient(a: Array, found: tuple[Array, Place | None]) -> Array:
+        return gradients.of_bound(a, *found, geometry, rtol=_gap(rtol))
+
     if autodiff.is_differentiated(kernel):
-        return autodiff.with_gradient(search.upper, search.gradient, kernel)
-    return search.upper(kernel)
+        return autodiff.with_residual(forward, gradient, kernel)
+    return forward(kernel)[0]
+
+
+def _searched(
+    kernel: Array, geometry: ConvGeometry, rtol: float | None
+) -> tuple[NormBracket, Place | None]:
+    """Return the bracket of the norm, and where it is attained; the kernel must have values by now."""
+    a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
+    return choose.bracket(a, geometry, rtol=_gap(rtol))
+
+
+def _gap(rtol: float | None) -> float:
+    """Return the relative gap asked for."""
+    return _validate.tolerance(rtol, default=1e-3)
 
 
 def conv_norm_bracket(
@@ -208,9 +227,9 @@ def conv_norm_bracket(
     if vectors:
         msg = "vectors=True is not implemented for convolutions; `frequency` names the mode that attains `lower`"
         raise NotImplementedError(msg)
-    geometry = partial(
-        ConvGeometry.of,
-        input_shape=input_shape,
+    geometry = ConvGeometry.of(
+        _validate.array_argument(kernel, name="kernel").shape,
+        input_shape,
         stride=stride,
         padding=padding,
         padding_mode=padding_mode,
@@ -219,10 +238,13 @@ def conv_norm_bracket(
         transposed=transposed,
         output_padding=output_padding,
     )
-    search = Search(geometry, rtol)
-    result = search.bracket(kernel)
+    result, place = _searched(kernel, geometry, rtol)
+
+    def gradient(a: Array, value: Array) -> Array:
+        return gradients.of_bound(a, value, place, geometry, rtol=_gap(rtol))
+
     if autodiff.is_differentiated(kernel):
-        result = with_gradient(result, search.gradient, kernel)
+        result = differentiable(result, gradient, kernel)
     return result
 
 
@@ -303,9 +325,9 @@ def conv_norm_value_and_grad(
     >>> bool(value >= 4.0), gradient.round(3).tolist()
     (True, [[[1.0, -1.0, 1.0]]])
     """
-    geometry = partial(
-        ConvGeometry.of,
-        input_shape=input_shape,
+    geometry = ConvGeometry.of(
+        _validate.array_argument(kernel, name="kernel").shape,
+        input_shape,
         stride=stride,
         padding=padding,
         padding_mode=padding_mode,
@@ -316,15 +338,13 @@ def conv_norm_value_and_grad(
     )
     a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
     if steps is None:
-        search = Search(geometry, rtol)
-        value = search.upper(a)
-        return value, search.gradient(a, value)
+        found, place = _searched(a, geometry, rtol)
+        return found.upper, gradients.of_bound(a, found.upper, place, geometry, rtol=_gap(rtol))
     count = _validate.positive_int(steps, name="steps", least=0)
-    here = geometry(tuple(a.shape))
-    _validate.fixed_steps(here.padding_mode, padding, transposed=here.transposed)
-    _validate.divides(here.stride, here.input_shape)
-    value = fixed_step_value(a, here, steps=count)
-    return value, fixed_step_gradient(a, here, value, steps=count)
+    _validate.fixed_steps(geometry.padding_mode, padding, transposed=geometry.transposed)
+    _validate.divides(geometry.stride, geometry.input_shape)
+    value, norms = choose.fixed_step_bounds(a, geometry, steps=count)
+    return value, gradients.of_fixed_steps(a, value, norms, geometry, steps=count)
 
 
 def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
@@ -458,4 +478,4 @@ def conv_gram_iteration(
         groups=groups,
     )
     _validate.divides(geometry.stride, geometry.input_shape)
-    return fixed_step_value(a, geometry, steps=count)
+    return choose.fixed_step_bounds(a, geometry, steps=count)[0]

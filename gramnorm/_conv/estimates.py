@@ -11,8 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays import linalg
-from gramnorm._arrays.limits import ESTIMATED
+from gramnorm._arrays import limits, linalg
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm._conv import ascent
 
@@ -47,10 +46,10 @@ class Estimator:
             rng = np.random.default_rng(0)
             one = rng.standard_normal((2, self.q)).astype(np.float32)
             start = np.broadcast_to(one[0] + 1j * one[1], (len(turns), self.q))
-        step = max(1, ESTIMATED // (self.count * self.p))
+        step = max(1, limits.ESTIMATED // (self.count * self.p))
         parts = [
             self._lanczos(turns[i : i + step], min(steps, self.q), start[i : i + step])
-            for i in range(0, len(turns), step)
+            for i in range(0, max(len(turns), 1), step)
         ]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 

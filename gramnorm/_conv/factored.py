@@ -47,30 +47,33 @@ def norms(
 
     Bounds are crude at frequencies that no bound would settle.
     """
+    if not len(numerators):
+        return np.zeros(0)
     exact = numerators / denominators
     turns, upper = snapped(exact), np.zeros(len(exact))
     for block, square in enumerate(squares):
         spread = np.ptp(square.offsets, axis=0)
         slip = up(math.pi * float(np.sum(spread)) * 2 / FINEST * square.sum_bound)
-        sizes, vectors = square.estimator.at(turns, STEPS[0])
+        at = square.estimator.at
+        sizes, vectors = at(turns, STEPS[0])
         high = np.full(len(turns), square.sum_bound)
-        left, least = np.flatnonzero(~decides(sizes, high)), max(rtol / 8, float(EXCESSES[-1]))
+        left, least = np.arange(len(turns)), max(rtol / 8, float(EXCESSES[-1]))
         for turn in range(ROUNDS):
             # the largest, what must be known sharply, and what was too low before
             close = (_heights(sizes[left], decides, least) < SHARP) | (turn > 0)
             renewed = np.union1d(left[close], np.argsort(-sizes)[:FEW])
-            again = square.estimator.at(turns[renewed], STEPS[1], vectors[renewed])
-            sizes[renewed], vectors[renewed] = again
+            sizes[renewed], vectors[renewed] = at(turns[renewed], STEPS[1], vectors[renewed])
             top = int(np.argmax(sizes))
             lower = down(max(square.quotient(turns[top], vectors[top]) - slip, 0.0))
             improve(lower, exact[top], block)
+            left = left[~decides(sizes[left], high[left])]
             heights = _heights(sizes[left], decides, least)
             order = np.argsort(-heights)
             left, heights = left[order], heights[order]
             targets = down(sizes[left] * (1 + heights) - slip)
             bounds = square.norm_bounds(turns[left], targets, sizes[left] * (1 + heights / 8))
             high[left] = np.minimum(high[left], up(bounds + slip))
-            left, least = left[~(bounds < np.inf) & ~decides(sizes[left], high[left])], 4 * least
+            left, least = left[~(bounds < np.inf)], 4 * least
             if not left.size:
                 break
         upper = np.maximum(upper, high)

@@ -16,8 +16,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays import linalg
-from gramnorm._arrays.limits import FACTORED, FORMED
+from gramnorm._arrays import limits, linalg
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm._conv.estimates import Estimator
 from gramnorm._matrix import definite
@@ -162,8 +161,8 @@ class Squared:
     def _bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
         """Return upper bounds on the squared norms at frequencies, little above `levels` if those are some; else inf."""
         found = np.full(len(turns), np.inf)
-        step = max(1, FORMED // self._tables[0].shape[1])
-        few = max(1, FACTORED // self.order)
+        step = max(1, limits.FORMED // self._tables[0].shape[1])
+        few = max(1, limits.FACTORED // self.order)
         for start in range(0, len(turns), step):
             columns = self.formed(
                 turns[start : start + step], levels[start : start + step], wide=wide

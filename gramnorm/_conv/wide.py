@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gramnorm._arrays.limits import WIDE_CLIMBS, WIDE_FACTORS, WIDE_FLAT, WIDE_PARTS, WIDE_WORK
+from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm._conv.cells import Cells
 from gramnorm._conv.estimates import HostVectors
@@ -121,8 +121,8 @@ class _Search:
         parts = np.concatenate([np.minimum(self._parts(cells), 8) for cells in first])
         need = float(np.sum(parts**self._axes))
         cost = 2.0 * self._squares[0].order ** 3
-        most = min(most, max(WIDE_FACTORS[0], min(WIDE_FACTORS[1], WIDE_WORK / cost)))
-        if np.mean(parts == 8) > WIDE_FLAT and is_flat(self._lower):
+        most = min(most, max(limits.WIDE_FACTORS[0], min(limits.WIDE_FACTORS[1], limits.WIDE_WORK / cost)))
+        if np.mean(parts == 8) > limits.WIDE_FLAT and is_flat(self._lower):
             most = 0.0
         for block, cells in enumerate(first):
             if need > most or not self._close(block, cells, 2 * most):
@@ -157,7 +157,7 @@ class _Search:
 
     def _climb(self, block: int, cells: _Open) -> None:
         """Raise the lower bound by local maxima beside the best cells."""
-        square, best = self._squares[block], np.argsort(-cells.norms)[:WIDE_CLIMBS]
+        square, best = self._squares[block], np.argsort(-cells.norms)[:limits.WIDE_CLIMBS]
         tops, vectors = square.estimator.climb(cells.centres[best], cells.vectors[best])
         for turns, v in zip(snapped(tops), vectors, strict=True):
             lower = square.quotient(turns, v)
@@ -223,7 +223,7 @@ class _Search:
 
     def _split(self, square: Squared, cells: _Open) -> _Open:
         """Cut cells, each into as many parts as it needs, and estimate the norms at their centres."""
-        parts = np.clip(self._parts(cells), 2, WIDE_PARTS).astype(np.int64)
+        parts = np.clip(self._parts(cells), 2, limits.WIDE_PARTS).astype(np.int64)
         centres, sizes, origin = [], [], []
         for count in np.unique(parts):
             chosen = np.flatnonzero(parts == count)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
-
-import numpy as np
+from functools import partial
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries
-from gramnorm._arrays.types import Array, DType, HostFloats
-from gramnorm._matrix import gradients, ritz, sparse
-from gramnorm._matrix.choose import attainable, bracket_stack, converged, fixed_steps, result_dtype
-from gramnorm._results import NormBracket
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits
+from gramnorm._arrays.types import Array, DType
+from gramnorm._matrix import choose, gradients, sparse
+from gramnorm._matrix.gram import fixed_steps
+from gramnorm._results import NormBracket, attainable, differentiable, result_dtype, to_bracket
 
 __all__ = [
     "gram_iteration",
@@ -77,10 +74,10 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     >>> float(gn.matrix_norm_bound(a)) >= 2.288245611270737
     True
     """
-    if autodiff.is_differentiated(x) and not libraries.is_sparse(x):
-        upper = autodiff.with_gradient(*_value_and_gradient(rtol), x)
+    if autodiff.is_differentiated(x):
+        upper = autodiff.with_gradient(partial(_upper, rtol=rtol), partial(_gradient, rtol=rtol), x)
     else:
-        upper = matrix_norm_bracket(x, rtol=rtol).upper
+        upper = _upper(x, rtol=rtol)
     return upper[..., None, None] if keepdims else upper
 
 
@@ -142,31 +139,23 @@ def matrix_norm_bracket(
     >>> bool(bracket.converged)
     True
     """
-    is_sparse = libraries.is_sparse(x)
-    if is_sparse:
-        _validate.sparse(x, most=sparse.DENSE_COLUMNS)
-        x = sparse.stored(x)
-    values = x.data if is_sparse else x
-    a = _validate.concrete_argument(values, name="x", instead="gram_iteration")
-    xp = libraries.namespace(a)
-    out = result_dtype(a)
-    gap = _validate.tolerance(rtol, default=1e-6 if dtypes.bits(out) == 64 else 1e-4)
-    aim = attainable(gap)
-    with libraries.plain_arithmetic(a):
-        if is_sparse:
-            lower, upper, products = sparse.bracket(x, rtol=aim, dtype=out)
-            batch: tuple[int, ...] = ()
-        else:
-            _validate.matrices(a, name="x")
-            batch = a.shape[:-2]
-            stack = xp.reshape(a, (math.prod(batch), *a.shape[-2:]))
-            lower, upper, products = bracket_stack(stack, rtol=aim, dtype=out)
-    result = to_bracket(lower, upper, rtol=gap, shape=batch, n_products=products, dtype=out, like=a)
-    if vectors:
-        with libraries.plain_arithmetic(a):
-            result = _with_vectors(result, x if is_sparse else stack, rtol=aim, dtype=out)
-    if autodiff.is_differentiated(values) and not is_sparse:
-        result = with_gradient(result, _value_and_gradient(rtol)[1], x)
+    a, values = _checked(x)
+    out = result_dtype(values)
+    gap = _gap(rtol, out)
+    with libraries.plain_arithmetic(values):
+        found = choose.bracket(a, rtol=attainable(gap), dtype=out)
+        pair = choose.unit_vectors(a, rtol=attainable(gap)) if vectors else ()
+    batch = tuple(a.shape[:-2])
+    result = to_bracket(found, rtol=gap, shape=batch, dtype=out, like=values)
+    if pair:
+        kind = dtypes.complex_dtype(out) if dtypes.is_complex(values.dtype) else out
+        left, right = (
+            crossing.from_host(v.reshape((*batch, v.shape[-1])), dtype=kind, like=values)
+            for v in pair
+        )
+        result = dataclasses.replace(result, left=left, right=right)
+    if autodiff.is_differentiated(x):
+        result = differentiable(result, partial(_gradient, rtol=rtol), x)
     return result
 
 
@@ -220,67 +209,13 @@ def matrix_norm_value_and_grad(
     (True, [[0.0, 0.0], [0.0, 1.0]])
     """
     a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
-    xp = libraries.namespace(a)
     _validate.matrices(a, name="x")
     if steps is None:
-        value, gradient = _value_and_gradient(rtol)
-        found = value(a)
-        return found, gradient(a, found)
+        bound = _upper(a, rtol=rtol)
+        return bound, _gradient(a, bound, rtol=rtol)
     count = _validate.positive_int(steps, name="steps", least=0)
-    found = fixed_steps(a, steps=count)
-    b = floating(a)
-    with libraries.plain_arithmetic(a):
-        result = gradients.of_fixed_steps(
-            b, xp.astype(found, dtypes.real_dtype(b.dtype)), steps=count
-        )
-    return found, xp.astype(result, gradient_dtype(a), copy=False)
-
-
-def _value_and_gradient(
-    rtol: float | None,
-) -> tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]:
-    """Return the functions that compute the certified bound, and its gradient from the matrices and their bounds."""
-
-    def value(a: Array) -> Array:
-        return matrix_norm_bracket(a, rtol=rtol).upper
-
-    def gradient(a: Array, found: Array) -> Array:
-        xp = libraries.namespace(a)
-        b = floating(a)
-        gap = _validate.tolerance(rtol, default=1e-6 if dtypes.bits(b.dtype) == 64 else 1e-4)
-        count = math.prod(a.shape[:-2])
-        norms = xp.astype(xp.reshape(found, (count,)), dtypes.real_dtype(b.dtype))
-        with libraries.plain_arithmetic(a):
-            stack = xp.reshape(b, (count, *a.shape[-2:]))
-            result = gradients.of_norm(stack, norms, rtol=attainable(gap))
-        return xp.astype(xp.reshape(result, a.shape), gradient_dtype(a), copy=False)
-
-    return value, gradient
-
-
-def floating(a: Array) -> Array:
-    """Return `a` in a type of at least single precision, without its gradient."""
-    xp = libraries.namespace(a)
-    real = result_dtype(a)
-    kind = dtypes.complex_dtype(real) if dtypes.is_complex(a.dtype) else real
-    return xp.astype(autodiff.without_gradient(a), kind, copy=False)
-
-
-def gradient_dtype(a: Array) -> DType:
-    """Return the type of a gradient by `a`: its own, of integers that of the bound."""
-    return a.dtype if dtypes.is_floating(a.dtype) else result_dtype(a)
-
-
-def with_gradient(
-    result: NormBracket, gradient: Callable[[Array, Array], Array], x: Array
-) -> NormBracket:
-    """Let automatic differentiation of PyTorch see the gradient of both ends of a bracket of `x`."""
-    lower, upper = result.lower, result.upper
-    return dataclasses.replace(
-        result,
-        lower=autodiff.with_gradient(lambda _: lower, gradient, x),
-        upper=autodiff.with_gradient(lambda _: upper, gradient, x),
-    )
+    bound = fixed_steps(a, steps=count)
+    return bound, gradients.of_fixed_steps(a, bound, steps=count)
 
 
 def gram_iteration(x: Array, /, *, steps: int) -> Array:
@@ -333,54 +268,29 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
     return fixed_steps(a, steps=count)
 
 
-def _with_vectors(result: NormBracket, a: Array, *, rtol: float, dtype: DType) -> NormBracket:
-    """Add unit vectors for the stack or the sparse matrix `a` to a bracket."""
-    xp = libraries.namespace(a)
-    like = a.data if libraries.is_sparse(a) else a
-    work = xp.float64 if dtypes.has_float64(like) else xp.float32
-    complex_values = dtypes.is_complex(like.dtype)
-    if not libraries.is_sparse(a):
-        left, right = ritz.unit_vectors(a, rtol=rtol, work=work)
-    elif (b := sparse.normalised(a)) is not None:
-        left, right = ritz.unit_pair(b, rtol)
-    else:
-        left, right = (
-            np.eye(1, size)[0] if result.lower == 0 else np.full(size, np.nan) for size in a.shape
-        )
-    batch = tuple(result.lower.shape)
-    kind = dtypes.complex_dtype(dtype) if complex_values else dtype
-
-    def move(vectors: ritz.HostVectors) -> Array:
-        moved = vectors.reshape((*batch, vectors.shape[-1]))
-        return crossing.from_host(moved, dtype=kind, like=like)
-
-    return dataclasses.replace(result, left=move(left), right=move(right))
+def _checked(x: Array) -> tuple[Array, Array]:
+    """Return matrices with values, a sparse one as `sparse.stored`, and the array of these values."""
+    if not libraries.is_sparse(x):
+        a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
+        _validate.matrices(a, name="x")
+        return a, a
+    _validate.sparse(x, most=limits.SPARSE_COLUMNS)
+    entries = sparse.stored(x)
+    return entries, _validate.concrete_argument(entries.data, name="x", instead="gram_iteration")
 
 
-def to_bracket(
-    lower: HostFloats,
-    upper: HostFloats,
-    *,
-    rtol: float,
-    shape: tuple[int, ...],
-    n_products: int,
-    dtype: DType,
-    like: Array,
-    frequency: HostFloats | None = None,
-) -> NormBracket:
-    """Move a bracket to the namespace and device of `like`."""
-    xp = libraries.namespace(like)
-    device = libraries.device_of(like)
+def _gap(rtol: float | None, dtype: DType) -> float:
+    """Return the relative gap asked for, by default that of results in the real type `dtype`."""
+    return _validate.tolerance(rtol, default=1e-6 if dtypes.bits(dtype) == 64 else 1e-4)
 
-    def move(values: HostFloats, kind: DType = dtype) -> Array:
-        return crossing.from_host(values, dtype=kind, like=like)
 
-    return NormBracket(
-        lower=move(lower.reshape(shape)),
-        upper=move(upper.reshape(shape)),
-        converged=xp.asarray(
-            converged(lower, upper, rtol).reshape(shape), dtype=xp.bool, device=device
-        ),
-        n_products=n_products,
-        frequency=None if frequency is None else move(frequency),
-    )
+def _upper(x: Array, *, rtol: float | None) -> Array:
+    a, values = _checked(x)
+    out = result_dtype(values)
+    with libraries.plain_arithmetic(values):
+        found = choose.bracket(a, rtol=attainable(_gap(rtol, out)), dtype=out)
+    return crossing.from_host(found.upper.reshape(a.shape[:-2]), dtype=out, like=values)
+
+
+def _gradient(a: Array, bound: Array, *, rtol: float | None) -> Array:
+    return gradients.of_norm(a, bound, rtol=attainable(_gap(rtol, result_dtype(a))))

@@ -14,8 +14,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays import linalg
-from gramnorm._arrays.limits import FACTOR_COLUMNS, INNER
+from gramnorm._arrays import limits, linalg
 from gramnorm._arrays.types import HostFloats
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, up
@@ -31,7 +30,7 @@ _ROUNDS = 3
 
 def blocks_of(q: int) -> list[tuple[int, int]]:
     """Return the first columns and the widths of the blocks of a matrix of order `q`."""
-    width = INNER if q <= INNER else FACTOR_COLUMNS
+    width = limits.INNER if q <= limits.INNER else limits.FACTOR_COLUMNS
     return [(start, min(width, q - start)) for start in range(0, q, width)]
 
 
@@ -57,13 +56,13 @@ def shortfalls(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
             return _by_halves(columns)
         squares += square
     prec = precision_of(factor.dtype)
-    products = -(-q // INNER) + 2
+    products = -(-q // limits.INNER) + 2
     size = _collatz(np.abs(factor))
     # what stands below a diagonal block stands for two, and what is inside need not
-    _, defect = sums.enclosure(2 * squares, q, INNER + products, prec)
+    _, defect = sums.enclosure(2 * squares, q, limits.INNER + products, prec)
     measured = np.sqrt(defect) * (1 + 2 * prec.gamma(products))
-    lost = (prec.kappa(INNER) + 4 * prec.gamma(products)) * size
-    lost += 2 * products * prec.underflow(INNER) * q
+    lost = (prec.kappa(limits.INNER) + 4 * prec.gamma(products)) * size
+    lost += 2 * products * prec.underflow(limits.INNER) * q
     shortfall = up(measured + lost)
     # NaN, from what was no factor, compares as false
     usable = shortfall < np.inf
@@ -86,7 +85,7 @@ def expected_loss(q: int, kind: np.dtype[np.generic]) -> float:
     The norm of |R| |R|^H was found to be 2 + 0.055 q times the largest diagonal entry, for kernels of several kinds.
     """
     prec = precision_of(kind)
-    return 1.2 * (prec.kappa(INNER) + 5 * prec.gamma(-(-q // INNER) + 2)) * (2 + 0.055 * q)
+    return 1.2 * (prec.kappa(limits.INNER) + 5 * prec.gamma(-(-q // limits.INNER) + 2)) * (2 + 0.055 * q)
 
 
 def _factorise(factor: HostStack, column: HostStack) -> HostFloats | None:
@@ -96,8 +95,8 @@ def _factorise(factor: HostStack, column: HostStack) -> HostFloats | None:
     """
     width = column.shape[2]
     start = factor.shape[2] - width
-    for first in range(0, start, INNER):
-        known = factor[:, :, first : min(first + INNER, start)]
+    for first in range(0, start, limits.INNER):
+        known = factor[:, :, first : min(first + limits.INNER, start)]
         column = column - linalg.matmul(known, linalg.adjoint(known[:, :width]))
     # the small blocks in double precision: they cost little, and what they leave in D is less
     pivot = linalg.attempted(np.linalg.cholesky, column[:, :width].astype(np.complex128))

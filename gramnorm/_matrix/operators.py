@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm import _validate
+from gramnorm._arrays.types import HostNumbers
 from gramnorm._matrix import lanczos
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import down
@@ -97,7 +98,7 @@ def operator_norm_lower_bound(
         return 0.0
     size = _exponent(first)
 
-    def normal(v: lanczos.Vector) -> lanczos.Vector:
+    def normal(v: HostNumbers) -> HostNumbers:
         # scaled, so that squares neither over- nor underflow
         image = _times_power_of_two(_finite(A.matvec(v)), -size)
         return _times_power_of_two(_finite(A.rmatvec(image)), -size)
@@ -115,7 +116,7 @@ def operator_norm_lower_bound(
     return value if value >= 2.0**-1020 else math.nextafter(value, 0.0)
 
 
-_Numbers = TypeVar("_Numbers", float, lanczos.Vector)
+_Numbers = TypeVar("_Numbers", float, HostNumbers)
 
 
 def _times_power_of_two(x: _Numbers, exponent: int) -> _Numbers:
@@ -127,12 +128,12 @@ def _times_power_of_two(x: _Numbers, exponent: int) -> _Numbers:
     return x * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
 
 
-def _exponent(v: lanczos.Vector) -> int:
+def _exponent(v: HostNumbers) -> int:
     """Return e such that the largest component lies in [1/2, 1) times 2^e; 0 for a vector of zeros."""
     return math.frexp(max(float(np.max(np.abs(part))) for part in (v.real, v.imag)))[1]
 
 
-def _finite(v: npt.NDArray[Any]) -> lanczos.Vector:
+def _finite(v: npt.NDArray[Any]) -> HostNumbers:
     """Return a product in double precision, in which it is judged, if it is finite."""
     v = np.asarray(v).reshape(-1)
     if not np.all(np.isfinite(v)):

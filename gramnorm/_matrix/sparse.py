@@ -1,8 +1,8 @@
 """Sparse matrices: a dense Gram matrix on the smaller side, products with vectors on the larger.
 
-The order of entries is nobody's promise: SciPy sorts and adds up where it pleases, in a change of type for one.  So
-a matrix is taken apart at the door, once, into values and their places, which stay side by side from then on; what
-is built of them is built anew, and no array of it is ever exchanged.
+The order of entries is nobody's promise: SciPy sorts and adds up where it pleases, in a change of type
+for one.  So a matrix is taken apart at the door, once, into values and their places, which stay side
+by side from then on; what is built of them is built anew, and no array of it is ever exchanged.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ import math
 import numpy as np
 
 from gramnorm._arrays import crossing, libraries, linalg
-from gramnorm._arrays.types import Array, DType, HostFloats
-from gramnorm._matrix import certificate
-from gramnorm._matrix.choose import iterate
+from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
+from gramnorm._matrix.certificate import matrix_certificate
+from gramnorm._matrix.gram import bracket_by_iteration
+from gramnorm._matrix.ritz import unit_pair
+from gramnorm._results import Bounds, of_stack
 from gramnorm._rigour import scaling, sums
 from gramnorm._rigour.model import down, precision_of, up
-
-DENSE_COLUMNS = 4096
-"""Largest smaller side; the dense Gram matrix then takes 128 MiB, in complex arithmetic 256 MiB."""
 
 
 def stored(x: Array) -> Array:
     """Return the entries of `x` one by one, in coordinates of our own.
 
-    Duplicates of integers and bool are added up in their own type, as ``toarray`` does; those of floating types
-    are left, for sums whose rounding is counted.
+    Duplicates of integers and bool are added up in their own type, as ``toarray`` does; those of
+    floating types are left, for sums whose rounding is counted.
     """
     entries = linalg.sparse_entries(x)
     if entries.data.dtype.kind in "biu":
@@ -34,32 +33,36 @@ def stored(x: Array) -> Array:
     return entries
 
 
-def bracket(x: Array, *, rtol: float, dtype: DType) -> tuple[HostFloats, HostFloats, int]:
+def bracket_sparse(x: Array, *, rtol: float, dtype: DType) -> Bounds[HostFloats]:
     """Bracket the norm of one `stored` sparse matrix as host numbers that `dtype` represents."""
-    lower, upper, products = np.zeros(0), np.zeros(0), 0
     if x.data.shape[0] == 0:
-        return np.zeros(1), np.zeros(1), 0
-    scaled = _scaled(x)
+        return Bounds(np.zeros(1), np.zeros(1))
+    scaled, active = _scaled(x), []
     if scaled.active.size:
         b = linalg.sparse_rows(x, scaled.values[0, 0, ...])
         loss = _sum_loss(x, scaled.values, merged=b.data.shape[0])
         b = b.T.tocsr() if b.shape[0] < b.shape[1] else b
-        one = _bracket_scaled(b, rtol=rtol)
-        lower = np.asarray([max(one.lower - loss, 0.0)])
-        upper = np.asarray([one.upper + loss])
-        products = one.products
-    return (*scaling.restore(lower, upper, scaled, dtype=dtype), products)
+        active.append(_bracket_rows(b, rtol=rtol).widened(loss))
+    found = of_stack(active)
+    return Bounds(*scaling.restore(found.lower, found.upper, scaled, dtype=dtype), found.cost)
 
 
-def normalised(x: Array) -> Array | None:
-    """Return a `stored` matrix in compressed rows, its largest entry near 1; None if that is zero or not finite."""
+def unit_vectors(x: Array, *, rtol: float) -> tuple[HostNumbers, HostNumbers]:
+    """Return unit vectors for one `stored` matrix, the first of a stack, as those of `ritz`."""
+    left, right = (np.eye(1, size) for size in x.shape)
+    if x.data.shape[0] == 0:
+        return left, right
+    scaled = _scaled(x)
+    if not scaled.active.size:
+        known = 0.0 if scaled.known[0, 0] == 0 else math.nan
+        return left + known, right + known
     xp = libraries.namespace(x)
-    scaled = _scaled(x) if x.data.shape[0] else None
-    if scaled is None or not scaled.active.size:
-        return None
     b = linalg.sparse_rows(x, scaled.values[0, 0, ...])
-    largest = crossing.to_host(xp.max(xp.abs(b.data))).item()  # sums may have cancelled
-    return b * math.ldexp(1.0, min(-math.frexp(largest)[1], 1022)) if largest else None
+    largest = crossing.to_host(xp.max(xp.abs(b.data))).item()
+    if not largest:  # the sums have cancelled
+        return left, right
+    u, v = unit_pair(b * math.ldexp(1.0, min(-math.frexp(largest)[1], 1022)), rtol)
+    return u[None], v[None]
 
 
 def _scaled(x: Array) -> scaling.Scaled:
@@ -94,20 +97,19 @@ def _square_above(values: Array) -> float:
     return float(sums.square(xp.reshape(values, (1, 1, -1)))[1][0])
 
 
-def _bracket_scaled(b: Array, *, rtol: float) -> certificate.Bracket:
-    """Bracket the norm of the sparse `b`, p x q with q <= `DENSE_COLUMNS`, entries of size about 1."""
+def _bracket_rows(b: Array, *, rtol: float) -> Bounds[float]:
+    """Bracket the norm of the sparse `b`, p x q with q <= p, entries of size about 1."""
     prec = precision_of(b.data.dtype)
     square = _square_above(b.data)
     if square < 2.0**-200:  # sums that cancelled: their rounding is above what is left
-        return certificate.Bracket(0.0, up(math.sqrt(square)), 0)
+        return Bounds(0.0, up(math.sqrt(square)))
     gram = linalg.gram_matrix(b)
-    one = certificate.certificate(b, gram, frobenius2=square, rtol=rtol)
-    if one.is_within(rtol):
-        return one
+    found = matrix_certificate(b, gram, frobenius2=square, rtol=rtol)
+    if found.is_within(rtol):
+        return found
     # clusters: the Gram iteration brackets the norm of the Gram matrix, whose root is the norm
     error = up(prec.kappa(b.shape[0]) * square + prec.underflow(b.shape[0]) * b.shape[1])
     scale = math.ldexp(1.0, -math.frexp(square)[1])
-    lower, upper, steps = iterate(gram[None, ...] * scale, rtol=rtol)
-    least = down(math.sqrt(max(lower.item() / scale - error, 0.0)))
-    most = up(math.sqrt(upper.item() / scale + error))
-    return certificate.Bracket(max(one.lower, least), min(one.upper, most), one.products + steps)
+    of_gram = bracket_by_iteration(gram[None, ...] * scale, rtol=rtol).item()
+    least = down(math.sqrt(max(of_gram.lower / scale - error, 0.0)))
+    return found.narrowed(Bounds(least, up(math.sqrt(of_gram.upper / scale + error)), of_gram.cost))

@@ -21,8 +21,9 @@ from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.sampling import chunks
 from gramnorm._conv.symbol import Symbol, polyphase
 from gramnorm._matrix.bounds import matrix_norm_bound
-from gramnorm._matrix.choose import attainable, bracket_stack, result_dtype
+from gramnorm._matrix.choose import bracket_stack
 from gramnorm._rescaling import row_scales
+from gramnorm._results import attainable, result_dtype
 from gramnorm._rigour import scaling, sums
 from gramnorm._rigour.model import precision_of, up, working_dtype
 
@@ -204,7 +205,7 @@ def _largest_singular_value(blocks: Array) -> float:
     if found is not None:
         return found
     real = dtypes.real_dtype(blocks.dtype)
-    return float(np.max(bracket_stack(blocks, rtol=attainable(0.0), dtype=real)[1]))
+    return float(np.max(bracket_stack(blocks, rtol=attainable(0.0), dtype=real).upper))
 
 
 def tensor_norm(kernel: Array, setting: Setting, *, starts: int, iterations: int) -> float:

@@ -24,8 +24,7 @@ from gramnorm import _validate
 from gramnorm._arrays import autodiff, crossing, dtypes, libraries, probes
 from gramnorm._arrays.types import Array, DType, HostFloats, Namespace
 from gramnorm._matrix.bounds import matrix_norm_bound
-from gramnorm._matrix.choose import result_dtype
-from gramnorm._results import NormBracket
+from gramnorm._results import NormBracket, result_dtype
 from gramnorm._rigour.fractions import float_above, largest, length_above, product_above, sum_above
 from gramnorm._rigour.model import round_outward
 

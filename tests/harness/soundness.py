@@ -177,13 +177,13 @@ class MatrixTask:
     def brackets(self, lib: Library, stack: np.ndarray) -> Iterator[np.ndarray]:
         """Return lower, upper and converged on the host, for the stack or matrix by matrix."""
         import gramnorm as gn  # noqa: PLC0415 - after the process has set its threads
-        from gramnorm._matrix import certificate, cholesky  # noqa: PLC0415
+        from gramnorm._arrays import limits  # noqa: PLC0415
 
         parts = list(stack) if self.singly else [stack]
         with contextlib.ExitStack() as way:
             if self.certified:
-                way.enter_context(mock.patch.multiple(certificate, SQUARED=0, EIGENVECTORS=2))
-                way.enter_context(mock.patch.object(cholesky, "BLOCK", 3))
+                small = {"EIGENVECTOR_COLUMNS": 2, "CHOLESKY_BLOCK": 3}
+                way.enter_context(mock.patch.multiple(limits, SQUARING_COLUMNS=0, **small))
             found = [gn.matrix_norm_bracket(lib.asarray(part), rtol=self.rtol) for part in parts]
         for name in ("lower", "upper", "converged"):
             host = [lib.to_numpy(getattr(bracket, name)) for bracket in found]
@@ -569,14 +569,11 @@ class SparseTask:
     certified: bool = False
 
     def run(self) -> Report:
-        from gramnorm._matrix import certificate, cholesky  # noqa: PLC0415
+        from gramnorm._arrays import limits  # noqa: PLC0415
 
         if not self.certified:
             return self._run()
-        with (
-            mock.patch.object(certificate, "EIGENVECTORS", 2),
-            mock.patch.object(cholesky, "BLOCK", 3),
-        ):
+        with mock.patch.multiple(limits, EIGENVECTOR_COLUMNS=2, CHOLESKY_BLOCK=3):
             return self._run()
 
     def _run(self) -> Report:

@@ -11,7 +11,7 @@ import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 import gramnorm as gn
-from gramnorm._matrix import sparse
+from gramnorm._arrays import limits
 from tests.harness import made_sparse, oracles
 from tests.harness.families import FAMILIES
 from tests.harness.made_sparse import DTYPES, FORMATS, MAKERS
@@ -417,7 +417,7 @@ def test_operators_of_shared_sparse_matrices_are_not_above_their_norm(shared_dat
 
 
 def test_beyond_the_limit_the_error_names_the_way_out():
-    most = sparse.DENSE_COLUMNS
+    most = limits.SPARSE_COLUMNS
     x = scipy.sparse.eye_array(most + 1, most + 2, format="csr")
     with pytest.raises(ValueError, match="operator_norm_lower_bound") as caught:
         gn.matrix_norm_bracket(x)
