@@ -50,7 +50,7 @@ def climb(
         c = (taps @ v) @ u.conj()
 
         def values(around: HostFloats, c: HostComplex = c) -> HostFloats:
-            return np.abs(np.exp(2j * math.pi * (around @ offsets.T)) @ c)
+            return np.asarray(np.abs(np.exp(2j * math.pi * (around @ offsets.T)) @ c))
 
         turns = uphill(values, turns, moves)
         if np.all(np.abs(turns - before) <= 1e-6 / np.maximum(np.ptp(offsets, axis=0), 1)):

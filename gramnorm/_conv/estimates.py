@@ -1,7 +1,8 @@
-"""Estimates of the norm of a symbol at many frequencies, and of where it is largest: where to look, not what to believe.
+"""Estimates of the norm of a symbol at many frequencies, and of where it is largest.
 
-Lanczos steps on F^H F in single precision, for all frequencies together: the taps are real matrices (or complex) that
-every vector meets, so that a step is two large products, with phases in between.
+Lanczos steps on F^H F in single precision, for all frequencies together: the taps are matrices that
+every vector meets, so that a step is two large products, with phases in between.  They say where to
+look, and prove nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Estimator:
         if start is None:
             rng = np.random.default_rng(0)
             one = rng.standard_normal((2, self.q)).astype(np.float32)
-            start = np.broadcast_to(one[0] + 1j * one[1], (len(turns), self.q))
+            start = np.broadcast_to(
+                (one[0] + 1j * one[1]).astype(np.complex64), (len(turns), self.q)
+            )
         step = max(1, limits.ESTIMATED // (self.count * self.p))
         parts = [
             self._lanczos(turns[i : i + step], min(steps, self.q), start[i : i + step])
@@ -64,7 +67,7 @@ class Estimator:
         many = len(turns)
         basis = np.zeros((many, steps, self.q), dtype=np.complex64)
         diagonal, off = np.zeros((many, steps)), np.zeros((many, steps))
-        v = start / np.linalg.norm(start, axis=1, keepdims=True)
+        v = (start / np.linalg.norm(start, axis=1, keepdims=True)).astype(np.complex64)
         for j in range(steps):
             basis[:, j] = v
             y = phases[:, None, :] @ self.images(v)
@@ -118,13 +121,13 @@ class Estimator:
 
 
 def _phases(turns: HostFloats, offsets: HostInts) -> npt.NDArray[np.complex128]:
-    return np.exp(2j * math.pi * (turns @ offsets.T))
+    return np.asarray(np.exp(2j * math.pi * (turns @ offsets.T)))
 
 
 def _times(x: HostVectors, matrix: HostArray) -> HostVectors:
     """Return complex rows times a real or complex matrix, as real products for a real one."""
     if matrix.dtype.kind == "c":
-        return linalg.matmul(x, matrix)
+        return np.asarray(linalg.matmul(x, matrix))
     both = linalg.matmul(np.concatenate([x.real, x.imag]), matrix)
     result = np.empty((len(x), matrix.shape[1]), dtype=np.complex64)
     result.real, result.imag = both[: len(x)], both[len(x) :]

@@ -90,9 +90,7 @@ def over_torus(
     return best.with_upper(min(finished, ceiling))
 
 
-def _by_factors(
-    symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, most: int
-) -> Maximum:
+def _by_factors(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, most: int) -> Maximum:
     """Bracket the supremum of a wide symbol, crudely if it is flat or takes more than it may."""
 
     def is_flat(lower: float) -> bool:

@@ -1,7 +1,8 @@
-"""Norms of a wide symbol at many frequencies, each by one factorisation at a level that is just high enough.
+"""Norms of a wide symbol at many frequencies, each by a factorisation at a level just high enough.
 
-Estimates say how high: what decides how sharply norms are needed is asked about ever smaller bounds above them, and the
-first that is small enough is proved (docs/theory.md, Lemma 12).  Frequencies are moved to multiples of 2^-40 turns; by
+Estimates say how high: what decides how sharply norms are needed is asked about ever smaller bounds
+above them, and the first that is small enough is proved (docs/theory.md, Lemma 19).  Frequencies are
+moved to multiples of 2^-40 turns; by
 
     ||F(theta) - F(theta')|| <= sum_k ||K_k||_F |k . (theta - theta')|
 

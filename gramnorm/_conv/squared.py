@@ -2,10 +2,11 @@
 
 With H_m = sum_k K_k^H K_{k+m} the square of the symbol is (docs/theory.md, Lemma 11)
 
-    G(theta) = F^H F = H_0 + sum_{m > 0} cos(m . theta) (H_m + H_m^H) + i sin(m . theta) (H_m - H_m^H),
+    G = F^H F = H_0 + sum_{m > 0} cos(m . theta) (H_m + H_m^H) + i sin(m . theta) (H_m - H_m^H),
 
-one product of a few cosines with a table that is formed once: at each frequency it costs as much as adding up
-matrices.  If tau^2 I - G(theta) + d I >= 0, then ||F(theta)||^2 <= tau^2 + d (docs/theory.md, Lemma 12).
+a few cosines times a table that is formed once: at each frequency it costs as much as adding up
+matrices.  If tau^2 I - G(theta) + d I >= 0, then ||F(theta)||^2 <= tau^2 + d, and a factorisation
+says how small d may be (Lemma 19).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Squared:
         self.error = self._error_bound(count, p)
 
     @functools.cached_property
-    def _tables(self) -> tuple[HostFloats, HostFloats]:
+    def _tables(self) -> tuple[HostArray, HostArray]:
         """What makes the real and the imaginary part of -G, by cosines and sines; block columns in rows."""
         entries = sum(c.size for c in _columns(np.zeros((self.order, self.order), np.bool_)))
         even = np.empty((len(self.lags), entries), dtype=self._taps.dtype)
@@ -109,12 +110,13 @@ class Squared:
         return found if math.isfinite(found) else 0.0
 
     def _error_bound(self, count: int, p: int) -> float:
-        """Bound the error of the sum (Lemma 12): of the lags, of the phases, of the sum and of tau^2 on its diagonal."""
+        """Bound the error of the sum, of its lags, phases and additions (Lemma 19)."""
         prec = Precision(HOST_UNIT, 2.0**-1022, complex=not self._real)
         terms = len(self.lags) + 1
         relative = prec.kappa(count * p) + 4 * (prec.gamma(4 * terms + 8) + PHASE_ERROR)
         lost = 4 * terms * prec.underflow(count * p + 2 * terms) * self.order
-        return up(relative * self.sum_bound**2 + lost)
+        found: float = up(relative * self.sum_bound**2 + lost)
+        return found
 
     def formed(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> list[HostStack]:
         """Return level I - G at frequencies, as block columns from the diagonal down; `wide` in double precision."""
@@ -159,7 +161,7 @@ class Squared:
         return found
 
     def _bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
-        """Return upper bounds on the squared norms at frequencies, little above `levels` if those are some; else inf."""
+        """Return upper bounds on the squared norms, little above `levels` if those are some; else inf."""
         found = np.full(len(turns), np.inf)
         step = max(1, limits.FORMED // self._tables[0].shape[1])
         few = max(1, limits.FACTORED // self.order)

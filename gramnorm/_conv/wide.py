@@ -6,7 +6,7 @@ Theorem 10 (docs/theory.md) closes a cell of half width w with centre c as soon 
     ||F(c)|| <= (1 + rtol) L cos(w),    that is w <= arccos(||F(c)|| / ((1 + rtol) L)).
 
 So a cell is cut into as many parts as its estimate asks for, and a cell that is small enough is closed by one
-factorisation of tau^2 I - G(c) (Lemma 12).  Only this, and the quotient that is L, proves anything.
+factorisation of tau^2 I - G(c) (Lemma 19).  Only this, and the quotient that is L, proves anything.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class _Search:
         parts = np.concatenate([np.minimum(self._parts(cells), 8) for cells in first])
         need = float(np.sum(parts**self._axes))
         cost = 2.0 * self._squares[0].order ** 3
-        most = min(most, max(limits.WIDE_FACTORS[0], min(limits.WIDE_FACTORS[1], limits.WIDE_WORK / cost)))
+        most = min(
+            most, max(limits.WIDE_FACTORS[0], min(limits.WIDE_FACTORS[1], limits.WIDE_WORK / cost))
+        )
         if np.mean(parts == 8) > limits.WIDE_FLAT and is_flat(self._lower):
             most = 0.0
         for block, cells in enumerate(first):
@@ -139,11 +141,11 @@ class _Search:
         return down((1 + self._rtol) * self._lower)
 
     def _width(self, sizes: HostFloats) -> HostFloats:
-        """Return w of cells of some sizes, rounded up: centres are multiples of 1 / FINEST turns, children of others."""
+        """Return w of cells of some sizes, rounded up: centres may be off by 16 / FINEST turns."""
         reach = self._rates * self._reach
         inner = max((reach[a] for a in self._diamond), default=0.0)
         w = inner + sum(reach[a] for a in range(len(reach)) if a not in self._diamond)
-        return up(w * sizes + float(np.sum(self._rates)) * 16 / FINEST) * (self._axes > 0)
+        return np.asarray(up(w * sizes + float(np.sum(self._rates)) * 16 / FINEST))
 
     def _need(self, norms: HostFloats) -> HostFloats:
         """Return the largest w with which cells can be closed, by the estimates of their norms."""
@@ -157,7 +159,7 @@ class _Search:
 
     def _climb(self, block: int, cells: _Open) -> None:
         """Raise the lower bound by local maxima beside the best cells."""
-        square, best = self._squares[block], np.argsort(-cells.norms)[:limits.WIDE_CLIMBS]
+        square, best = self._squares[block], np.argsort(-cells.norms)[: limits.WIDE_CLIMBS]
         tops, vectors = square.estimator.climb(cells.centres[best], cells.vectors[best])
         for turns, v in zip(snapped(tops), vectors, strict=True):
             lower = square.quotient(turns, v)

@@ -1,12 +1,13 @@
-"""How far Hermitian matrices on the host are from being positive semidefinite, by one factorisation each.
+"""How far Hermitian matrices on the host are from being positive semidefinite.
 
-For *any* lower triangular R with columns in blocks, A = R R^H + D implies A + ||D|| I >= 0 (docs/theory.md,
-Theorem 6).  The blocks of D are measured as they arise, and what products and differences may have lost is
+For *any* lower triangular R with columns in blocks, A = R R^H + D implies A + ||D|| I >= 0
+(docs/theory.md, Theorem 6).  The blocks of D are measured as they arise, and what products and
+differences may have lost is, for N products with inner lengths of h at most (Lemma 19),
 
-    (kappa(h) + 4 gamma_{N+2}) |R| |R|^H   entry by entry,    || |R| |R|^H || <= max_i (|R| |R|^H w)_i / w_i
+    (kappa(h) + 4 gamma_{N+2}) |R| |R|^H  entrywise,   || |R| |R|^H || <= max_i (|R| |R|^H w)_i / w_i
 
-for products with inner lengths of up to h, N of them, and every vector w > 0 (Collatz and Wielandt): a few units of u times a small
-number, where ||R||_F^2 is as large as the trace.  So single precision serves up to a relative margin of some 10^-4.
+for every vector w > 0: a few units of u times a small number, where ||R||_F^2 is as large as the
+trace.  So single precision serves up to a relative margin of some 10^-4.
 """
 
 from __future__ import annotations
@@ -85,7 +86,11 @@ def expected_loss(q: int, kind: np.dtype[np.generic]) -> float:
     The norm of |R| |R|^H was found to be 2 + 0.055 q times the largest diagonal entry, for kernels of several kinds.
     """
     prec = precision_of(kind)
-    return 1.2 * (prec.kappa(limits.INNER) + 5 * prec.gamma(-(-q // limits.INNER) + 2)) * (2 + 0.055 * q)
+    return (
+        1.2
+        * (prec.kappa(limits.INNER) + 5 * prec.gamma(-(-q // limits.INNER) + 2))
+        * (2 + 0.055 * q)
+    )
 
 
 def _factorise(factor: HostStack, column: HostStack) -> HostFloats | None:
@@ -140,6 +145,6 @@ def _collatz(moduli: npt.NDArray[np.floating]) -> HostFloats:
         best = np.minimum(best, np.max(image / w, axis=(1, 2)))
         w = image / np.max(image, axis=1, keepdims=True)
         w = np.maximum(w, 2.0**-20)  # any vector will do that is not so small that terms underflow
-    # sums of q terms twice, moduli right within 4 u, and a quotient
+    # sums of q terms twice, moduli right within 4 u, and a quotient; what underflows is below the last term
     relative = precision_of(moduli.dtype).gamma(2 * q + 16)
-    return up(best.astype(np.float64) * (1 + 2 * relative)) + 2.0**-80
+    return up(best.astype(np.float64) * (1 + 2 * relative)) + 2.0**-60
