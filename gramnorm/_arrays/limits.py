@@ -228,11 +228,11 @@ WIDE_COLUMNS = 48
 WIDE_TABLE = 2**28
 """Bytes of the tables of lags."""
 
-WIDE_CLIMBS = 3
+WIDE_CLIMBS = 2
 """Cells from which a local maximum is searched for."""
 
-WIDE_PARTS = 6
-"""Most parts per axis into which a cell is cut at once."""
+WIDE_REACH, WIDE_PARTS = 0.6, 4
+"""The w of the first cells, about, and most parts per axis into which a cell is cut at once."""
 
 WIDE_FACTORS = 5_000, 20_000
 """Factorisations that a search may always spend, and the most it may."""

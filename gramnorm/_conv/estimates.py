@@ -67,12 +67,14 @@ class Estimator:
         many = len(turns)
         basis = np.zeros((many, steps, self.q), dtype=np.complex64)
         diagonal, off = np.zeros((many, steps)), np.zeros((many, steps))
-        v = (start / np.linalg.norm(start, axis=1, keepdims=True)).astype(np.complex64)
+        v: HostVectors = np.asarray(
+            start / np.linalg.norm(start, axis=1, keepdims=True), dtype=np.complex64
+        )
         for j in range(steps):
             basis[:, j] = v
             y = phases[:, None, :] @ self.images(v)
             x = (phases.conj()[:, :, None] * y).reshape(many, -1)
-            w = _times(x, self._rows.conj())
+            w: HostArray = _times(x, self._rows.conj())
             diagonal[:, j] = np.vecdot(v, w).real
             known = basis[:, : j + 1]
             for _ in range(2):  # twice is enough: full orthogonality in working precision
@@ -81,7 +83,8 @@ class Estimator:
             # what is left of a space that is exhausted is rounding: no direction
             alive = size > 1e-5 * np.maximum(diagonal[:, 0], np.max(diagonal, axis=1))
             off[:, j] = np.where(alive, size, 0.0)
-            v = np.where(alive[:, None], w / np.where(alive, size, 1.0)[:, None], 0)
+            w = np.where(alive[:, None], w / np.where(alive, size, 1.0)[:, None], 0)
+            v = w.astype(np.complex64)
         i = np.arange(steps)
         t = np.zeros((many, steps, steps))
         t[:, i, i] = diagonal

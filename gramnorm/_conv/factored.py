@@ -26,6 +26,7 @@ STEPS = 8, 16
 ROUNDS = 6
 """In which bounds that could not be proved are sought, four times as high above the estimate each."""
 
+LEAST = 2.0**-17
 EXCESSES = 2.0 ** -np.arange(0, 18)
 """Relative heights above the estimate that are asked about."""
 
@@ -51,34 +52,47 @@ def norms(
     if not len(numerators):
         return np.zeros(0)
     exact = numerators / denominators
-    turns, upper = snapped(exact), np.zeros(len(exact))
+    upper = np.zeros(len(exact))
     for block, square in enumerate(squares):
-        spread = np.ptp(square.offsets, axis=0)
-        slip = up(math.pi * float(np.sum(spread)) * 2 / FINEST * square.sum_bound)
-        at = square.estimator.at
-        sizes, vectors = at(turns, STEPS[0])
-        high = np.full(len(turns), square.sum_bound)
-        left, least = np.arange(len(turns)), max(rtol / 8, float(EXCESSES[-1]))
-        for turn in range(ROUNDS):
-            # the largest, what must be known sharply, and what was too low before
-            close = (_heights(sizes[left], decides, least) < SHARP) | (turn > 0)
-            renewed = np.union1d(left[close], np.argsort(-sizes)[:FEW])
-            sizes[renewed], vectors[renewed] = at(turns[renewed], STEPS[1], vectors[renewed])
-            top = int(np.argmax(sizes))
-            lower = down(max(square.quotient(turns[top], vectors[top]) - slip, 0.0))
-            improve(lower, exact[top], block)
-            left = left[~decides(sizes[left], high[left])]
-            heights = _heights(sizes[left], decides, least)
-            order = np.argsort(-heights)
-            left, heights = left[order], heights[order]
-            targets = down(sizes[left] * (1 + heights) - slip)
-            bounds = square.norm_bounds(turns[left], targets, sizes[left] * (1 + heights / 8))
-            high[left] = np.minimum(high[left], up(bounds + slip))
-            left, least = left[~(bounds < np.inf)], 4 * least
-            if not left.size:
-                break
-        upper = np.maximum(upper, high)
+
+        def seen(lower: float, index: int, block: int = block) -> None:
+            improve(lower, exact[index], block)
+
+        upper = np.maximum(upper, _of_block(square, exact, decides, seen, max(rtol / 8, LEAST)))
     return upper
+
+
+def _of_block(
+    square: Squared,
+    exact: HostFloats,
+    decides: Fate,
+    seen: Callable[[float, int], None],
+    least: float,
+) -> HostFloats:
+    """Do what `norms` does for one block; where nothing else is asked for, bounds are `least` above."""
+    turns, at = snapped(exact), square.estimator.at
+    spread = float(np.sum(np.ptp(square.offsets, axis=0)))
+    slip = up(2 * math.pi * spread / FINEST * square.sum_bound)
+    sizes, vectors = at(turns, STEPS[0])
+    high, left = np.full(len(turns), square.sum_bound), np.arange(len(turns))
+    for turn in range(ROUNDS):
+        # the largest, what must be known sharply, and what was too low before
+        close = (_heights(sizes[left], decides, least) < SHARP) | (turn > 0)
+        renewed = np.union1d(left[close], np.argsort(-sizes)[:FEW])
+        sizes[renewed], vectors[renewed] = at(turns[renewed], STEPS[1], vectors[renewed])
+        top = int(np.argmax(sizes))
+        seen(down(max(square.quotient(turns[top], vectors[top]) - slip, 0.0)), top)
+        left = left[~decides(sizes[left], high[left])]
+        heights = _heights(sizes[left], decides, least)
+        order = np.argsort(-heights)
+        left, heights = left[order], heights[order]
+        targets = down(sizes[left] * (1 + heights) - slip)
+        bounds = square.norm_bounds(turns[left], targets, sizes[left] * (1 + heights / 8))
+        high[left] = np.minimum(high[left], up(bounds + slip))
+        left, least = left[~(bounds < np.inf)], 4 * least
+        if not left.size:
+            break
+    return high
 
 
 def _heights(sizes: HostFloats, decides: Fate, least: float) -> HostFloats:

@@ -192,7 +192,9 @@ class Symbol:
         count, blocks, _, q = self._tall.shape
         lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
         small = 4 * lags * blocks * q * q <= limits.WIDE_TABLE
-        if self._taps_error > 0 or count == 1 or q < limits.WIDE_COLUMNS or not small:
+        # devices multiply much faster than the host factorises
+        here = libraries.is_on_cpu(self.taps) and self._taps_error == 0
+        if not here or count == 1 or q < limits.WIDE_COLUMNS or not small:
             return []
         host = crossing.host_array(self._tall)
         host = host.astype(np.float64 if self.real else np.complex128)

@@ -98,7 +98,7 @@ class _Search:
         self, squares: Sequence[Squared], kernel_size: tuple[int, ...], half: bool, rtol: float
     ) -> None:
         self._squares, self._rtol = squares, rtol
-        roots = Cells.cover(kernel_size, half=half)
+        roots = Cells.cover(kernel_size, half=half, reach=limits.WIDE_REACH)
         self._roots = snapped(roots.centres / roots.denominators)
         self._reach = np.where(np.asarray(kernel_size) > 1, 1 / roots.denominators, 0.0)
         self._rates = (np.asarray(kernel_size) - 1) * math.pi  # of the angle w, per turn
@@ -155,7 +155,7 @@ class _Search:
     def _parts(self, cells: _Open) -> HostFloats:
         """Return into how many parts per axis cells should be cut."""
         need = np.maximum(self._need(cells.norms), 0.5 * math.sqrt(self._rtol))
-        return np.maximum(np.ceil(0.9 * self._width(cells.sizes) / need), 1.0)
+        return np.maximum(np.ceil(self._width(cells.sizes) / need), 1.0)
 
     def _climb(self, block: int, cells: _Open) -> None:
         """Raise the lower bound by local maxima beside the best cells."""
