@@ -30,7 +30,7 @@ SETTLED = 24
 
 
 class Estimator:
-    """Largest singular values of a symbol with taps (T, p, q), nearly, and right vectors that belong to them."""
+    """Largest singular values of a symbol with taps (T, p, q), nearly, and their right vectors."""
 
     def __init__(self, taps: HostArray, offsets: HostInts) -> None:
         self.count, self.p, self.q = taps.shape
@@ -42,7 +42,7 @@ class Estimator:
     def at(
         self, turns: HostFloats, steps: int, start: HostVectors | None = None
     ) -> tuple[HostFloats, HostVectors]:
-        """Return estimates of the norms at frequencies, from below, and vectors, shape (frequencies, q)."""
+        """Return estimates of the norms, from below, and vectors, shape (frequencies, q)."""
         if start is None:
             rng = np.random.default_rng(0)
             one = rng.standard_normal((2, self.q)).astype(np.float32)
@@ -99,7 +99,8 @@ class Estimator:
     def climb(self, turns: HostFloats, v: HostVectors) -> tuple[HostFloats, HostVectors]:
         """Return local maxima near some frequencies and their vectors.
 
-        For a fixed vector ||F(theta) v|| is the root of a scalar polynomial; at its top the vectors are renewed.
+        For a fixed vector ||F(theta) v|| is the root of a scalar polynomial; at its top the vector
+        is renewed.
         """
         moves = ascent.stencil(self._offsets)
         for _ in range(CLIMBS if np.any(moves) else 1):

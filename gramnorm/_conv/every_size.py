@@ -45,22 +45,19 @@ def supremum(
     return symbol, over_torus(symbol, extent, rtol=rtol, most=limit(symbol))
 
 
-def over_torus(
-    symbol: Symbol,
-    kernel_size: tuple[int, ...],
-    *,
-    rtol: float,
-    most: int,
-    squares: bool = True,
-) -> Maximum:
-    """Bracket the supremum over all frequencies, with at most about `most` evaluations.
-
-    `squares` allows for another search on the square of the symbol, if it is flat.
-    """
-    if squares and symbol.squares and first_count(kernel_size) <= limits.WIDE_FACTORS[1]:
+def over_torus(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, most: int) -> Maximum:
+    """Bracket the supremum over all frequencies, with at most about `most` evaluations."""
+    if symbol.squares and first_count(kernel_size) <= limits.WIDE_FACTORS[1]:
         best = _by_factors(symbol, kernel_size, rtol=rtol, most=most)
         if best.settles(best.bounds.upper, rtol) or most < limit(symbol):
             return best
+    return _by_squarings(symbol, kernel_size, rtol=rtol, most=most, squares=True)
+
+
+def _by_squarings(
+    symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, most: int, squares: bool
+) -> Maximum:
+    """Bracket the supremum by cells that are halved; `squares` allows for one on F^H F, if flat."""
     best = _at_corners(symbol, kernel_size, rtol=rtol)
     if first_count(kernel_size) > limits.SEARCH_EVALUATIONS[1]:
         return best.with_upper(min(symbol.flat_bound(), symbol.sum_bound()))
@@ -153,7 +150,7 @@ def _if_flat(
     # half of what the gap in the root allows for: twice that, and the whole gap would be spent
     gap = rtol * square / (square - centre)
     most = limit(squared) // limits.SQUARE_SHARE
-    inner = over_torus(squared, lags, rtol=gap, most=most, squares=False)
+    inner = _by_squarings(squared, lags, rtol=gap, most=most, squares=False)
     best = _with_norm_at(inner.turns, symbol, best.after(inner.bounds.cost), rtol)
     return min(ceiling, up(math.sqrt(centre + inner.bounds.upper))), best
 

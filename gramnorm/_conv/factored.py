@@ -1,8 +1,8 @@
 """Norms of a wide symbol at many frequencies, each by a factorisation at a level just high enough.
 
 Estimates say how high: what decides how sharply norms are needed is asked about ever smaller bounds
-above them, and the first that is small enough is proved (docs/theory.md, Lemma 19).  Frequencies are
-moved to multiples of 2^-40 turns; by
+above them, and the first that is small enough is proved (docs/theory.md, Lemma 19).  Frequencies
+are moved to multiples of 2^-40 turns; by
 
     ||F(theta) - F(theta')|| <= sum_k ||K_k||_F |k . (theta - theta')|
 
@@ -21,10 +21,10 @@ from gramnorm._conv.squared import FINEST, Squared, snapped
 from gramnorm._rigour.model import down, up
 
 STEPS = 8, 16
-"""Lanczos steps at all frequencies, and where norms are needed more sharply or no factor was found."""
+"""Lanczos steps at all frequencies, and where norms must be sharp or no factor was found."""
 
 ROUNDS = 6
-"""In which bounds that could not be proved are sought, four times as high above the estimate each."""
+"""In which what could not be proved is tried again, four times as far above the estimate."""
 
 LEAST = 2.0**-17
 EXCESSES = 2.0 ** -np.arange(0, 18)
@@ -45,8 +45,9 @@ def norms(
     *,
     rtol: float,
 ) -> HostFloats:
-    """Bound the norm at each frequency from above, as sharply as `decides` wants, and hand lower bounds to `improve`.
+    """Bound the norm at each frequency from above, as sharply as `decides` wants.
 
+    Lower bounds are handed to `improve`, with the turns and the block where they are attained.
     Bounds are crude at frequencies that no bound would settle.
     """
     if not len(numerators):
@@ -69,7 +70,7 @@ def _of_block(
     seen: Callable[[float, int], None],
     least: float,
 ) -> HostFloats:
-    """Do what `norms` does for one block; where nothing else is asked for, bounds are `least` above."""
+    """Do what `norms` does for one block; bounds are not sought closer than `least`."""
     turns, at = snapped(exact), square.estimator.at
     spread = float(np.sum(np.ptp(square.offsets, axis=0)))
     slip = up(2 * math.pi * spread / FINEST * square.sum_bound)
@@ -96,7 +97,7 @@ def _of_block(
 
 
 def _heights(sizes: HostFloats, decides: Fate, least: float) -> HostFloats:
-    """Return the largest relative excess with which a bound settles the matter, or the `least` that is tried."""
+    """Return the largest relative excess with which a bound is enough; else `least`."""
     found = np.full(len(sizes), least)
     for excess in EXCESSES[::-1]:
         if excess > least:

@@ -48,7 +48,7 @@ class Squared:
     estimator : Estimator
         What says where to look.
     error : float
-        Bound on the norm of the difference of the sum above, as formed in double precision, from the exact one.
+        Bound on the norm of what the sum above errs by, formed in double precision.
     sum_bound : float
         sum_k ||K_k||_F, not below the norm of the symbol at any frequency.
     """
@@ -68,7 +68,7 @@ class Squared:
 
     @functools.cached_property
     def _tables(self) -> tuple[HostArray, HostArray]:
-        """What makes the real and the imaginary part of -G, by cosines and sines; block columns in rows."""
+        """What cosines and sines make -G of: its real and imaginary part, block columns in rows."""
         entries = sum(c.size for c in _columns(np.zeros((self.order, self.order), np.bool_)))
         even = np.empty((len(self.lags), entries), dtype=self._taps.dtype)
         odd = np.empty((len(self.lags) - 1, entries), dtype=self._taps.dtype)
@@ -90,9 +90,9 @@ class Squared:
         return np.flatnonzero(np.concatenate(_columns(np.eye(self.order))))
 
     def quotient(self, turns: HostFloats, v: HostVector) -> float:
-        """Return a lower bound on the norm at one frequency, ||F v|| / ||v|| as computed less its error.
+        """Return a lower bound on the norm at one frequency: ||F v|| / ||v|| less its error.
 
-        An entry of F v is a sum of T q products, with phases: it errs by kappa(T q + T) sum_k |K_k| |v| and 2 phases.
+        An entry of F v is a sum of T q products and errs by (kappa(T q + T) + 40 u) sum_k |K_k| |v|.
         """
         count, p, q = self._taps.shape
         v = v.astype(np.complex128)
@@ -119,7 +119,7 @@ class Squared:
         return found
 
     def formed(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> list[HostStack]:
-        """Return level I - G at frequencies, as block columns from the diagonal down; `wide` in double precision."""
+        """Return level I - G as block columns from the diagonal down, in double precision if `wide`."""
         angle = turns @ self.lags.T
         angle = 2 * math.pi * (angle - np.round(angle))
         even, odd = np.cos(angle), np.sin(angle[:, 1:])
@@ -142,9 +142,9 @@ class Squared:
     def norm_bounds(
         self, turns: HostFloats, targets: HostFloats, estimates: HostFloats
     ) -> HostFloats:
-        """Return upper bounds on the norms at frequencies, at most `targets` where that could be proved; else inf.
+        """Return upper bounds on the norms, at most `targets` where that could be proved; else inf.
 
-        Single precision serves where the estimates of the norms are so far below that it loses less.
+        Single precision serves where the estimates are farther below than what it loses.
         """
         found = np.full(len(turns), np.inf)
         margins = (targets / np.maximum(estimates, 1e-300)) ** 2 - 1
@@ -161,7 +161,7 @@ class Squared:
         return found
 
     def _bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
-        """Return upper bounds on the squared norms, little above `levels` if those are some; else inf."""
+        """Return bounds on the squared norms, little above `levels` if those are some; else inf."""
         found = np.full(len(turns), np.inf)
         step = max(1, limits.FORMED // self._tables[0].shape[1])
         few = max(1, limits.FACTORED // self.order)

@@ -1,12 +1,13 @@
-"""The certified supremum of the norm of a wide symbol, by one factorisation for each cell of frequencies.
+"""The certified supremum of the norm of a wide symbol, by one factorisation for each cell.
 
-Estimates for all cells together and a local ascent say where the lower bound L is and how large a cell may be:
-Theorem 10 (docs/theory.md) closes a cell of half width w with centre c as soon as
+Estimates for all cells together and a local ascent say where the lower bound L is and how large a
+cell may be: Theorem 10 (docs/theory.md) closes a cell of half width w with centre c as soon as
 
     ||F(c)|| <= (1 + rtol) L cos(w),    that is w <= arccos(||F(c)|| / ((1 + rtol) L)).
 
-So a cell is cut into as many parts as its estimate asks for, and a cell that is small enough is closed by one
-factorisation of tau^2 I - G(c) (Lemma 19).  Only this, and the quotient that is L, proves anything.
+So a cell is cut into as many parts as its estimate asks for, and one that is small enough is closed
+by one factorisation of tau^2 I - G(c) (Lemma 19).  Only this, and the quotient that is L, proves
+anything.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from gramnorm._conv.squared import FINEST, Squared, snapped
 from gramnorm._rigour.model import down, up
 
 FIRST_STEPS, CHILD_STEPS, MORE_STEPS = 10, 4, 12
-"""Lanczos steps at the first centres, at those of parts from the vector of the whole, and after a failure."""
+"""Lanczos steps at the first centres, at those of parts, and after a failure."""
 
 DOUBTFUL = 1.1
 """Times w up to which what is needed is estimated once more before a factorisation is tried."""
@@ -33,7 +34,7 @@ DOUBTFUL = 1.1
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """A bracket of the supremum, the turns and the block where `lower` is attained, and the factorisations spent."""
+    """A bracket of the supremum, where `lower` is attained, and the factorisations spent."""
 
     lower: float
     upper: float
@@ -51,7 +52,7 @@ def supremum(
     most: float,
     is_flat: Callable[[float], bool],
 ) -> Peak:
-    """Bracket the supremum over all frequencies and blocks of a symbol, crudely where that takes too long.
+    """Bracket the supremum over all frequencies and blocks, crudely where that takes too long.
 
     Parameters
     ----------
@@ -62,14 +63,14 @@ def supremum(
     most : float
         Factorisations that are worth it.
     is_flat : callable
-        Asked, for a lower bound, whether the norm is so much the same everywhere that there are better ways.
+        Asked, for a lower bound, whether the norm is hardly lower anywhere: there are better ways.
     """
     return _Search(squares, kernel_size, half, rtol).run(most, is_flat)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Open:
-    """Cells of one block that are not closed: centres in turns, sizes relative to the first cells, estimates."""
+    """Open cells of one block: centres in turns, sizes relative to the first cells, estimates."""
 
     centres: HostFloats
     sizes: HostFloats
@@ -109,7 +110,7 @@ class _Search:
         self._cost = 0
 
     def run(self, most: float, is_flat: Callable[[float], bool]) -> Peak:
-        """Return the bracket of the supremum; from above it is crude if it takes more than `most` factorisations."""
+        """Return the bracket; from above it is crude if it takes more than `most` factorisations."""
         first = []
         for square in self._squares:
             norms, vectors = square.estimator.at(self._roots, FIRST_STEPS)
@@ -201,7 +202,7 @@ class _Search:
         return cells.again(square, doubtful, CHILD_STEPS)
 
     def _tried(self, square: Squared, cells: _Open) -> HostFloats:
-        """Return bounds on the norm in cells that a factorisation at their centres closes; else inf."""
+        """Return bounds on the norm in cells that one factorisation closes; else inf."""
         cosine = down(np.cos(self._width(cells.sizes)))
         self._cost += len(cells)
         norms = cells.norms * (1 + self._rtol / 8)
@@ -224,7 +225,7 @@ class _Search:
             self._upper = max(self._upper, square.sum_bound)
 
     def _split(self, square: Squared, cells: _Open) -> _Open:
-        """Cut cells, each into as many parts as it needs, and estimate the norms at their centres."""
+        """Cut cells into as many parts as they need; estimate the norms at their centres."""
         parts = np.clip(self._parts(cells), 2, limits.WIDE_PARTS).astype(np.int64)
         centres, sizes, origin = [], [], []
         for count in np.unique(parts):

@@ -4,7 +4,7 @@ For *any* lower triangular R with columns in blocks, A = R R^H + D implies A + |
 (docs/theory.md, Theorem 6).  The blocks of D are measured as they arise, and what products and
 differences may have lost is, for N products with inner lengths of h at most (Lemma 19),
 
-    (kappa(h) + 4 gamma_{N+2}) |R| |R|^H  entrywise,   || |R| |R|^H || <= max_i (|R| |R|^H w)_i / w_i
+    (kappa(h) + 4 gamma_{N+2}) |R| |R|^H  entrywise,  || |R| |R|^H || <= max_i (|R| |R|^H w)_i / w_i
 
 for every vector w > 0: a few units of u times a small number, where ||R||_F^2 is as large as the
 trace.  So single precision serves up to a relative margin of some 10^-4.
@@ -36,13 +36,13 @@ def blocks_of(q: int) -> list[tuple[int, int]]:
 
 
 def shortfalls(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
-    """Return numbers d with A + d I >= 0 for each matrix of a stack, and bounds on the norms of |A|.
+    """Return numbers d with A + d I >= 0 for a stack of matrices, and bounds on the norms of |A|.
 
     Parameters
     ----------
     columns : list of host arrays, shape (b, q - start, width)
-        Block columns from the diagonal down, complex64 or complex128, of matrices that are Hermitian but for what
-        the caller counts as an error: their Hermitian part is meant.
+        Block columns from the diagonal down, complex64 or complex128. The Hermitian part of the
+        matrices is meant; what departs from it counts as an error of the caller.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def shortfalls(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
 
 
 def _by_halves(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
-    """Look for the matrices that have no factor, which the library finds for all of a stack or for none."""
+    """Look for those without a factor: the library returns one for all of a stack or for none."""
     count = len(columns[0])
     if count == 1:
         return np.full(1, np.inf), np.full(1, np.inf)
@@ -81,9 +81,9 @@ def _by_halves(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
 
 
 def expected_loss(q: int, kind: np.dtype[np.generic]) -> float:
-    """Return about how far rounding raises the shortfall of matrices of order `q`, relative to their entries.
+    """Return about how far rounding raises shortfalls, relative to the largest diagonal entry.
 
-    The norm of |R| |R|^H was found to be 2 + 0.055 q times the largest diagonal entry, for kernels of several kinds.
+    The norm of |R| |R|^H was found to be 2 + 0.055 q times that entry, for kernels of several kinds.
     """
     prec = precision_of(kind)
     return (
@@ -94,7 +94,7 @@ def expected_loss(q: int, kind: np.dtype[np.generic]) -> float:
 
 
 def _factorise(factor: HostStack, column: HostStack) -> HostFloats | None:
-    """Fill the last block column of R; return the squared norm of what it leaves of A, or None if there is none.
+    """Fill the last block column of R; return the squared norm of what it leaves of A, or None.
 
     `factor` is what R has from the rows of the block down and up to its last column.
     """
@@ -120,7 +120,7 @@ def _factorise(factor: HostStack, column: HostStack) -> HostFloats | None:
 
 
 def _inverse(upper: HostStack) -> HostStack | None:
-    """Return about the inverses of upper triangular matrices, from those of the halves of their diagonals."""
+    """Return about the inverses of upper triangular matrices, by halves of their diagonals."""
     count, n = upper.shape[:2]
     if n <= SMALLEST or n % 2:
         return linalg.attempted(np.linalg.inv, upper)
@@ -145,6 +145,6 @@ def _collatz(moduli: npt.NDArray[np.floating]) -> HostFloats:
         best = np.minimum(best, np.max(image / w, axis=(1, 2)))
         w = image / np.max(image, axis=1, keepdims=True)
         w = np.maximum(w, 2.0**-20)  # any vector will do that is not so small that terms underflow
-    # sums of q terms twice, moduli right within 4 u, and a quotient; what underflows is below the last term
+    # sums of q terms twice, moduli right within 4 u, a quotient; underflow is below the last term
     relative = precision_of(moduli.dtype).gamma(2 * q + 16)
     return up(best.astype(np.float64) * (1 + 2 * relative)) + 2.0**-60

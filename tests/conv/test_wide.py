@@ -1,4 +1,4 @@
-"""Wide symbols: the supremum by one factorisation for each cell, and what each of its error terms is for."""
+"""Wide symbols: one factorisation for each cell, and what each of its error terms is for."""
 
 import itertools
 import math
