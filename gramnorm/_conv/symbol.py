@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, probes
 from gramnorm._arrays.types import Array, HostInts
 from gramnorm._conv.flat import Autocorrelation, autocorrelation
+from gramnorm._conv.squared import Squared
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import HOST_UNIT, precision_of, up
 
@@ -184,6 +185,20 @@ class Symbol:
     def autocorrelation(self) -> Autocorrelation | None:
         """Autocorrelation of the taps with no fewer rows than columns; None if it is too large."""
         return autocorrelation(self._tall, self.offsets)
+
+    @functools.cached_property
+    def squares(self) -> list[Squared]:
+        """The squares of the blocks on the host if these are wide and their tables fit; else none."""
+        count, blocks, _, q = self._tall.shape
+        lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
+        small = 4 * lags * blocks * q * q <= limits.WIDE_TABLE
+        # devices multiply much faster than the host factorises
+        here = libraries.is_on_cpu(self.taps) and self._taps_error == 0
+        if not here or count == 1 or q < limits.WIDE_COLUMNS or not small:
+            return []
+        host = crossing.host_array(self._tall)
+        host = host.astype(np.float64 if self.real else np.complex128)
+        return [Squared(np.ascontiguousarray(host[:, k]), self.offsets) for k in range(blocks)]
 
     def flat_bound(self) -> float:
         """Return a bound on the norm at every frequency, sharp if the symbol is a scaled unitary."""
