@@ -10,3 +10,37 @@ from __future__ import annotations
 
 
 # Convolutions
+
+
+# Large sparse matrices
+
+SMALL_SIDE = 384
+"""Up to this many rows or columns the dense Gram matrix comes first: it takes 3 ms, as a look at the signs does."""
+
+FIRST_STEPS = 8
+"""Power steps with the moduli, from ones: counts, graphs and grids at a modest gap need no more, and they settle which
+parts can be the largest; eight take as long as a quarter of `svds` on 20 000 unknowns."""
+
+LANCZOS_WORK = 2**33
+"""Entries that the products of one Lanczos iteration may touch: ten seconds at 1.2 ns each."""
+
+LANCZOS_STEPS = 2000
+"""Most steps: the Laplacian on 600 x 600 takes 1500 to a gap of 1e-6, and the Ritz problems stay below a tenth of it."""
+
+BASIS = 2**26
+"""Bytes of Lanczos vectors to remember; the others are computed twice, which doubles the time at worst."""
+
+SMOOTHING = 12
+"""Power steps after Lanczos, which mend the small entries of its vector: the corners of a grid need 3 to 8."""
+
+STACKED = 32
+"""Largest side of a part that is bracketed densely in a stack with others: a part by itself costs 0.5 ms."""
+
+GRAM_WORK = 2**27
+"""Products of two entries that forming a sparse Gram matrix may take: half a second at 4 ns each."""
+
+WINDOW = 2**25
+"""Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB, 512 MiB if complex."""
+
+WINDOW_WORK = 2**37
+"""Sum of squares of its sides, column by column: five seconds at 25 GFLOP/s, or one dense factorisation of 7000."""

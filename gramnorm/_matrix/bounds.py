@@ -144,7 +144,7 @@ def matrix_norm_bracket(
     """
     is_sparse = libraries.is_sparse(x)
     if is_sparse:
-        _validate.sparse(x, most=sparse.DENSE_COLUMNS)
+        _validate.sparse(x)
         x = sparse.stored(x)
     values = x.data if is_sparse else x
     a = _validate.concrete_argument(values, name="x", instead="gram_iteration")

@@ -8,13 +8,15 @@ is built of them is built anew, and no array of it is ever exchanged.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
-from gramnorm._arrays import crossing, libraries, linalg
+from gramnorm._arrays import crossing, libraries, limits, linalg
 from gramnorm._arrays.types import Array, DType, HostFloats
-from gramnorm._matrix import certificate
+from gramnorm._matrix import certificate, large_sparse
 from gramnorm._matrix.choose import iterate
+from gramnorm._results import Bounds
 from gramnorm._rigour import scaling, sums
 from gramnorm._rigour.model import down, precision_of, up
 
@@ -44,10 +46,10 @@ def bracket(x: Array, *, rtol: float, dtype: DType) -> tuple[HostFloats, HostFlo
         b = linalg.sparse_rows(x, scaled.values[0, 0, ...])
         loss = _sum_loss(x, scaled.values, merged=b.data.shape[0])
         b = b.T.tocsr() if b.shape[0] < b.shape[1] else b
-        one = _bracket_scaled(b, rtol=rtol)
+        one = _bracket_summed(b, rtol=rtol)
         lower = np.asarray([max(one.lower - loss, 0.0)])
         upper = np.asarray([one.upper + loss])
-        products = one.products
+        products = one.cost
     return (*scaling.restore(lower, upper, scaled, dtype=dtype), products)
 
 
@@ -92,6 +94,24 @@ def _square_above(values: Array) -> float:
     """Return an upper bound on the sum of squares of all values."""
     xp = libraries.namespace(values)
     return float(sums.square(xp.reshape(values, (1, 1, -1)))[1][0])
+
+
+def _bracket_summed(b: Array, *, rtol: float) -> Bounds[float]:
+    """Bracket the norm of the sparse `b`, p x q with q <= p, entries of size about 1 and no place twice."""
+    if b.shape[1] <= limits.SMALL_SIDE or _square_above(b.data) < 2.0**-200:
+        return _by_dense_gram(b, rtol=rtol)
+    return large_sparse.bracket(crossing.host_sparse(b), rtol=rtol, dense=partial(_or_none, rtol=rtol)).bounds
+
+
+def _or_none(b: Array, *, rtol: float) -> Bounds[float] | None:
+    """Bracket what has a side that is small enough for a dense Gram matrix."""
+    b = b.T.tocsr() if b.shape[0] < b.shape[1] else b
+    return _by_dense_gram(b, rtol=rtol) if b.shape[1] <= DENSE_COLUMNS else None
+
+
+def _by_dense_gram(b: Array, *, rtol: float) -> Bounds[float]:
+    one = _bracket_scaled(b, rtol=rtol)
+    return Bounds(one.lower, one.upper, one.products)
 
 
 def _bracket_scaled(b: Array, *, rtol: float) -> certificate.Bracket:

@@ -1,0 +1,123 @@
+"""Matrices of moduli: an upper bound from one pair of products with a positive vector.
+
+For M >= 0 and any w > 0, with v = M w and z = M^T v  (Collatz, Wielandt; docs/theory.md, Theorem 8)
+
+    ||M||^2 <= max_j z_j / w_j ,
+
+with equality where w is the leading right singular vector.  Sums of non-negative numbers do not cancel: a computed
+entry of v or z misses the true one by a few units for each entry of a row or column, whatever the order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gramnorm._arrays import limits
+from gramnorm._arrays.types import HostFloats
+from gramnorm._matrix import lanczos
+from gramnorm._rigour.model import HOST_UNIT, up
+
+Product = Callable[[HostFloats], HostFloats]
+
+LEAST = 2.0**-500
+"""Of the entries of w beside the largest: what underflow adds to a product stays far below any of them."""
+
+_TINY = 2.0**-1022
+
+
+@dataclasses.dataclass(frozen=True)
+class NonNegative:
+    """A matrix without negative entries, by its products with host vectors.
+
+    Attributes
+    ----------
+    forward, backward : callable
+        The products with M and with M^T.
+    in_row, in_column : int
+        Most entries of a row and of a column: the terms of a sum.
+    side, entries : int
+        The number of columns, and what a product costs.
+    """
+
+    forward: Product
+    backward: Product
+    in_row: int
+    in_column: int
+    side: int
+    entries: int
+
+    def images(self, w: HostFloats) -> tuple[HostFloats, HostFloats]:
+        """Return M w and M^T M w, as computed, with what may have underflowed added."""
+        v = self.forward(w) + 3 * self.in_row * _TINY
+        return v, self.backward(v) + 3 * self.in_column * _TINY
+
+    def above(self, quotients: HostFloats) -> HostFloats:
+        """Return upper bounds on the norms of parts by the largest of their computed quotients z / w."""
+        # a term of v meets a product, in_row - 1 sums and one more for underflow, and 5 u are for a modulus that a
+        # library has rounded; a term of z the same, and the quotient is rounded as well
+        terms = (self.in_row + 6) + (self.in_column + 7)
+        gamma = terms * HOST_UNIT / (1 - terms * HOST_UNIT) if terms * HOST_UNIT < 0.5 else np.inf
+        found = up(np.sqrt(up(quotients * (1 + gamma))))
+        return np.where(np.isfinite(found), found, np.inf)
+
+    def upper(self, w: HostFloats, z: HostFloats) -> float:
+        """Return an upper bound on ||M|| by the second image `z` of `w`."""
+        return float(self.above(np.max(z / w, initial=0.0)))
+
+
+def moduli(b: Any) -> NonNegative:
+    """Return the moduli of the entries of a host matrix, dense or in compressed rows without repeated places."""
+    m = abs(b)
+    if isinstance(m, np.ndarray):
+        return NonNegative(lambda w: m @ w, lambda v: m.T @ v, *m.shape[::-1], m.shape[1], m.size)
+    in_row = int(np.max(np.diff(m.indptr), initial=0))
+    in_column = int(np.max(np.bincount(m.indices, minlength=1), initial=0))
+    t = m.T
+    return NonNegative(lambda w: m @ w, lambda v: t @ v, in_row, in_column, m.shape[1], m.nnz)
+
+
+def positive(w: HostFloats) -> HostFloats:
+    """Return moduli of `w`, the largest one about 1 and none next to nothing; ones where that fails."""
+    w = np.abs(w)
+    largest = float(np.max(w, initial=0.0))
+    if not 0.0 < largest < math.inf:
+        return np.ones_like(w)
+    return np.maximum(w / largest, LEAST)
+
+
+def leading(m: NonNegative, w: HostFloats, *, rtol: float) -> tuple[float, HostFloats, int]:
+    """Return an upper bound on ||M||, the vector w > 0 that gave it, and the pairs of products spent.
+
+    Starts at `w` > 0 and stops where the bound is within about `rtol` of the norm.
+    """
+    best, vector, cost = math.inf, w, 0
+    for tolerance in (0.1 * rtol, 1e-4 * rtol, 1e-7 * rtol):
+        steps = lanczos_steps(m.entries)
+        found = lanczos.long_ritz_vector(
+            lambda q: m.backward(m.forward(q)),
+            vector,
+            rtol=max(tolerance, 1e-15),
+            steps=steps,
+            kept=limits.BASIS // (8 * len(w)),
+        )
+        w = positive(found) + 1e-17  # what Lanczos has left of the least entries is noise
+        for _ in range(limits.SMOOTHING):
+            v, z = m.images(w)
+            cost += 1
+            upper = m.upper(w, z)
+            if upper < best:
+                best, vector = upper, w
+            if upper <= np.linalg.norm(v) / np.linalg.norm(w) * (1 + rtol):
+                return best, vector, cost
+            w = positive(z)
+    return best, vector, cost
+
+
+def lanczos_steps(entries: int) -> int:
+    """Return the most steps of a Lanczos iteration whose products touch so many entries, four times a step."""
+    return max(20, min(limits.LANCZOS_STEPS, limits.LANCZOS_WORK // (4 * max(entries, 1))))
