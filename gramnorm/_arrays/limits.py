@@ -30,8 +30,9 @@ LANCZOS_STEPS = 2000
 BASIS = 2**26
 """Bytes of Lanczos vectors to remember; the others are computed twice, which doubles the time at worst."""
 
-SMOOTHING = 12
-"""Power steps after Lanczos, which mend the small entries of its vector: the corners of a grid need 3 to 8."""
+SMOOTHING = 96
+"""Most power steps after Lanczos, as long as eight of them gain a third: the corners of a grid need 3 to 8, the far ends of
+a random graph with heavy hubs 50."""
 
 STACKED = 32
 """Largest side of a part that is bracketed densely in a stack with others: a part by itself costs 0.5 ms."""

@@ -95,27 +95,46 @@ def leading(m: NonNegative, w: HostFloats, *, rtol: float) -> tuple[float, HostF
 
     Starts at `w` > 0 and stops where the bound is within about `rtol` of the norm.
     """
-    best, vector, cost = math.inf, w, 0
+    best, cost = Proof(math.inf, math.inf, w), 0
     for tolerance in (0.1 * rtol, 1e-4 * rtol, 1e-7 * rtol):
-        steps = lanczos_steps(m.entries)
         found = lanczos.long_ritz_vector(
             lambda q: m.backward(m.forward(q)),
-            vector,
+            best.vector,
             rtol=max(tolerance, 1e-15),
-            steps=steps,
+            steps=lanczos_steps(m.entries),
             kept=limits.BASIS // (8 * len(w)),
         )
-        w = positive(found) + 1e-17  # what Lanczos has left of the least entries is noise
-        for _ in range(limits.SMOOTHING):
-            v, z = m.images(w)
-            cost += 1
-            upper = m.upper(w, z)
-            if upper < best:
-                best, vector = upper, w
-            if upper <= np.linalg.norm(v) / np.linalg.norm(w) * (1 + rtol):
-                return best, vector, cost
-            w = positive(z)
-    return best, vector, cost
+        # what Lanczos leaves of the least entries is noise; the quotient of a sum lies between those of its terms
+        one, steps = _smoothed(m, positive(found) + 1e-12 * best.vector, rtol=rtol)
+        best, cost = min(best, one, key=lambda proof: proof.upper), cost + steps
+        if best.excess <= rtol:
+            break
+    return best.upper, best.vector, cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """An upper bound, how far it is above the norm at most (about), and the vector that gave it."""
+
+    upper: float
+    excess: float
+    vector: HostFloats
+
+
+def _smoothed(m: NonNegative, w: HostFloats, *, rtol: float) -> tuple[Proof, int]:
+    """Mend the small entries of `w` by power steps, as long as that helps."""
+    best, history = Proof(math.inf, math.inf, w), []
+    for step in range(limits.SMOOTHING):
+        v, z = m.images(w)
+        upper = m.upper(w, z)
+        excess = upper * float(np.linalg.norm(w) / np.linalg.norm(v)) - 1
+        if upper < best.upper:
+            best = Proof(upper, excess, w)
+        history.append(best.excess)
+        if excess <= rtol or (step >= 8 and history[-1] > 0.7 * history[-9]):
+            break
+        w = positive(z)
+    return best, len(history)
 
 
 def lanczos_steps(entries: int) -> int:

@@ -45,7 +45,7 @@ def bracket(b: Rows, known: Bounds[float], *, rtol: float) -> Bounds[float] | No
     error += up(prec.underflow(m.in_column) * int(np.max(np.diff(gram.indptr))))
     upper = _by_moduli(moduli(gram), error, known, rtol=rtol)
     level = up(known.lower**2)
-    for gap in (1.2 * rtol, 100 * rtol):
+    for gap in (0.8 * rtol, 100 * rtol):
         if upper <= level * (1 + 1.6 * rtol):
             break
         upper = min(upper, up(_by_factor(gram, level * (1 + 2 * gap)) + error))
@@ -77,12 +77,16 @@ def _by_factor(gram: Rows, level: float) -> float:
 
 
 def _reach(s: Rows) -> HostInts:
-    """Return for each block of columns one more than the last row that it, or one before it, reaches in the factor."""
+    """Return for each block of columns where the rows end that it, or one before it, reaches in the factor.
+
+    That is the end of a block: blocks on the diagonal are read as a whole, and enter the window as such.
+    """
     last = np.arange(s.shape[0])
     rows = np.repeat(last, np.diff(s.indptr))
     np.maximum.at(last, s.indices, rows)
     starts = np.arange(0, len(last), BLOCK)
-    return np.maximum.accumulate(np.maximum.reduceat(last, starts)) + 1
+    blocks = np.maximum.accumulate(np.maximum.reduceat(last, starts)) // BLOCK + 1
+    return np.minimum(blocks * BLOCK, len(last))
 
 
 def _side(reach: HostInts) -> int:
