@@ -17,6 +17,9 @@ from __future__ import annotations
 SMALL_SIDE = 384
 """Up to this many rows or columns the dense Gram matrix comes first: it takes 3 ms, as a look at the signs does."""
 
+BATCH = 2**19
+"""Entries whose ends are joined at a time: 40 MiB; fewer make the passes over all rows and columns dear."""
+
 FIRST_STEPS = 8
 """Power steps with the moduli, from ones: counts, graphs and grids at a modest gap need no more, and they settle which
 parts can be the largest; eight take as long as a quarter of `svds` on 20 000 unknowns."""

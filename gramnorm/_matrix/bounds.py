@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, linalg
 from gramnorm._arrays.types import Array, DType, HostFloats
 from gramnorm._matrix import gradients, ritz, sparse
 from gramnorm._matrix.choose import attainable, bracket_stack, converged, fixed_steps, result_dtype
@@ -145,8 +145,7 @@ def matrix_norm_bracket(
     is_sparse = libraries.is_sparse(x)
     if is_sparse:
         _validate.sparse(x)
-        x = sparse.stored(x)
-    values = x.data if is_sparse else x
+    values = linalg.no_entries(x) if is_sparse else x
     a = _validate.concrete_argument(values, name="x", instead="gram_iteration")
     xp = libraries.namespace(a)
     out = result_dtype(a)
@@ -164,7 +163,8 @@ def matrix_norm_bracket(
     result = to_bracket(lower, upper, rtol=gap, shape=batch, n_products=products, dtype=out, like=a)
     if vectors:
         with libraries.plain_arithmetic(a):
-            result = _with_vectors(result, x if is_sparse else stack, rtol=aim, dtype=out)
+            stack = sparse.stored(x) if is_sparse else stack
+            result = _with_vectors(result, stack, rtol=aim, dtype=out)
     if autodiff.is_differentiated(values) and not is_sparse:
         result = with_gradient(result, _value_and_gradient(rtol)[1], x)
     return result
@@ -342,7 +342,7 @@ def _with_vectors(result: NormBracket, a: Array, *, rtol: float, dtype: DType) -
     if not libraries.is_sparse(a):
         left, right = ritz.unit_vectors(a, rtol=rtol, work=work)
     elif (b := sparse.normalised(a)) is not None:
-        left, right = ritz.unit_pair(b, rtol)
+        left, right = sparse.unit_pair(b, rtol)
     else:
         left, right = (
             np.eye(1, size)[0] if result.lower == 0 else np.full(size, np.nan) for size in a.shape

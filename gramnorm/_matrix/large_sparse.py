@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostFloats, HostInts
-from gramnorm._matrix import lanczos, signs, windows
+from gramnorm._matrix import lanczos, signs
 from gramnorm._matrix.choose import iterate
 from gramnorm._matrix.non_negative import LEAST, lanczos_steps, leading, moduli
 from gramnorm._results import Bounds
@@ -31,8 +31,8 @@ Rows = Any
 
 Vector = npt.NDArray[np.inexact]
 
-Dense = Callable[[Rows], Bounds[float] | None]
-"""Brackets a matrix with a side so small that its Gram matrix may be dense; None if neither is."""
+Road = Callable[[Rows, Bounds[float]], Bounds[float] | None]
+"""Bounds the norm of a matrix, of which some bounds are known, by its Gram matrix; None if that is dear."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,9 @@ class Found:
     vector: Vector
 
 
-def bracket(b: Rows, *, rtol: float, dense: Dense) -> Found:
-    """Bracket the norm of `b`, not a zero matrix."""
-    rows = np.repeat(np.arange(b.shape[0]), np.diff(b.indptr))
-    parts = signs.parts(rows, b.indices, b.data, b.shape)
+def bracket(b: Rows, *, rtol: float, roads: Sequence[Road]) -> Found:
+    """Bracket the norm of `b`, not a zero matrix; `roads` are tried in turn where the moduli are too large."""
+    parts = signs.parts(b)
     uppers, lengths, w = _first_steps(b, parts, rtol)
     best = int(np.argmax(lengths))
     x = np.where(parts.columns == best, parts.phases * w, 0.0)
@@ -54,7 +53,7 @@ def bracket(b: Rows, *, rtol: float, dense: Dense) -> Found:
     found = Found(Bounds(lower_bound(b, x, most), most, 2 * limits.FIRST_STEPS + 1), x)
     if found.bounds.is_within(rtol):
         return found
-    return _largest_part(b, parts, uppers, w, found, rtol=rtol, dense=dense)
+    return _largest_part(b, parts, uppers, w, found, rtol=rtol, roads=roads)
 
 
 def lower_bound(b: Rows, x: Vector, upper: float) -> float:
@@ -112,7 +111,7 @@ def _largest_part(
     found: Found,
     *,
     rtol: float,
-    dense: Dense,
+    roads: Sequence[Road],
 ) -> Found:
     """Bracket the parts that may have the largest norm: small ones in stacks, others one by one."""
     lower, cost, x = found.bounds.lower, found.bounds.cost, found.vector
@@ -136,7 +135,7 @@ def _largest_part(
         chosen = columns.of(part)
         y = parts.phases[chosen] * w[chosen]
         one = _connected(
-            b[rows.of(part)][:, chosen].tocsr(), y, float(uppers[part]), rtol=rtol, dense=dense
+            b[rows.of(part)][:, chosen].tocsr(), y, float(uppers[part]), rtol=rtol, roads=roads
         )
         uppers[part], cost = min(uppers[part], one.bounds.upper), cost + one.bounds.cost
         if one.bounds.lower > lower:
@@ -197,7 +196,7 @@ def _dense_vector(block: Vector) -> Vector:
     return lanczos.top_eigenpair(block.conj().T @ block)[1]
 
 
-def _connected(b: Rows, x: Vector, upper: float, *, rtol: float, dense: Dense) -> Found:
+def _connected(b: Rows, x: Vector, upper: float, *, rtol: float, roads: Sequence[Road]) -> Found:
     """Bracket a connected matrix; `x` has the phases of a spanning tree, and moduli after a few power steps."""
     m = moduli(b)
     w = np.abs(x)
@@ -216,10 +215,10 @@ def _connected(b: Rows, x: Vector, upper: float, *, rtol: float, dense: Dense) -
         found = Found(
             found.bounds.narrowed(Bounds(lower, most, cost)), y if better else found.vector
         )
-    for road in (dense, lambda b: windows.bracket(b, found.bounds, rtol=rtol)):
+    for road in roads:
         if found.bounds.is_within(rtol):
             break
-        one = road(b)
+        one = road(b, found.bounds)
         if one is not None:
             found = Found(found.bounds.narrowed(one), found.vector)
     return found

@@ -72,9 +72,10 @@ class NonNegative:
 
 def moduli(b: Any) -> NonNegative:
     """Return the moduli of the entries of a host matrix, dense or in compressed rows without repeated places."""
-    m = abs(b)
-    if isinstance(m, np.ndarray):
+    if isinstance(b, np.ndarray):
+        m = np.abs(b)
         return NonNegative(lambda w: m @ w, lambda v: m.T @ v, *m.shape[::-1], m.shape[1], m.size)
+    m = type(b)((np.abs(b.data), b.indices, b.indptr), shape=b.shape)  # which shares the places
     in_row = int(np.max(np.diff(m.indptr), initial=0))
     in_column = int(np.max(np.bincount(m.indices, minlength=1), initial=0))
     t = m.T

@@ -12,11 +12,16 @@ prove is the image of one vector (docs/theory.md, Theorem 8).
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostInts
+
+Rows = Any
 
 Phases = npt.NDArray[np.inexact]
 
@@ -37,25 +42,30 @@ class Parts:
     phases: Phases
 
 
-def parts(rows: HostInts, columns: HostInts, values: Phases, shape: tuple[int, int]) -> Parts:
-    """Return the connected parts of the entries a[rows[k], columns[k]] = values[k], and phases.
+def parts(b: Rows) -> Parts:
+    """Return the connected parts of a host matrix in compressed rows, and phases.
 
     Every root of a forest joins the least root that an entry leads to, and its descendants follow it at once, so
-    that the number of roots falls at least by half in two rounds.
+    that the number of roots falls at least by half in two rounds.  Entries come in batches, to save memory.
     """
-    total = sum(shape)
-    kept = np.flatnonzero(values)
-    i, j = rows[kept].astype(np.int64), columns[kept].astype(np.int64) + shape[0]
-    p = values[kept] / np.abs(values[kept])
+    m, total = b.shape[0], sum(b.shape)
     root = np.arange(total)
-    phase = np.ones(total, dtype=p.dtype)  # of a node over that of its root
-    while i.size:
-        # of the root of the row over that of the column
-        _join(root, phase, root[i], root[j], over=np.conj(phase[i]) * p * phase[j])
-        apart = root[i] != root[j]  # an entry within a tree closes a cycle
-        i, j, p = i[apart], j[apart], p[apart]
+    phase = np.ones(total, dtype=b.dtype)  # of a node over that of its root
+    starts = np.arange(0, b.nnz, limits.BATCH)
+    bounds = [0, *np.searchsorted(b.indptr, starts[1:]).tolist(), m]
+    for first, last in itertools.pairwise(bounds):
+        inside = slice(b.indptr[first], b.indptr[last])
+        kept = np.flatnonzero(b.data[inside])
+        i = np.repeat(np.arange(first, last), np.diff(b.indptr[first : last + 1]))[kept]
+        j, p = b.indices[inside][kept].astype(np.int64) + m, b.data[inside][kept]
+        p = p / np.abs(p)
+        while i.size:
+            # of the root of the row over that of the column
+            _join(root, phase, root[i], root[j], over=np.conj(phase[i]) * p * phase[j])
+            apart = root[i] != root[j]  # an entry within a tree closes a cycle
+            i, j, p = i[apart], j[apart], p[apart]
     number = (np.cumsum(root == np.arange(total)) - 1)[root]
-    return Parts(number[: shape[0]], number[shape[0] :], phase[shape[0] :])
+    return Parts(number[:m], number[m:], phase[m:])
 
 
 def _join(root: HostInts, phase: Phases, a: HostInts, b: HostInts, over: Phases) -> None:

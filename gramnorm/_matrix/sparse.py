@@ -7,6 +7,7 @@ is built of them is built anew, and no array of it is ever exchanged.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from gramnorm._arrays import crossing, libraries, limits, linalg
 from gramnorm._arrays.types import Array, DType, HostFloats
-from gramnorm._matrix import certificate, large_sparse
+from gramnorm._matrix import certificate, large_sparse, ritz, windows
 from gramnorm._matrix.choose import iterate
 from gramnorm._results import Bounds
 from gramnorm._rigour import scaling, sums
@@ -37,14 +38,19 @@ def stored(x: Array) -> Array:
 
 
 def bracket(x: Array, *, rtol: float, dtype: DType) -> tuple[HostFloats, HostFloats, int]:
-    """Bracket the norm of one `stored` sparse matrix as host numbers that `dtype` represents."""
+    """Bracket the norm of one sparse matrix as host numbers that `dtype` represents."""
     lower, upper, products = np.zeros(0), np.zeros(0), 0
+    x = stored(x)
     if x.data.shape[0] == 0:
         return np.zeros(1), np.zeros(1), 0
     scaled = _scaled(x)
     if scaled.active.size:
-        b = linalg.sparse_rows(x, scaled.values[0, 0, ...])
-        loss = _sum_loss(x, scaled.values, merged=b.data.shape[0])
+        # of a large matrix one copy is kept, no more
+        x = linalg.with_entries(x, scaled.values[0, 0, ...])
+        scaled = dataclasses.replace(scaled, values=scaled.values[:, :, :0])
+        b = linalg.sparse_rows(x, x.data)
+        loss = _sum_loss(x, merged=b.data.shape[0])
+        del x
         b = b.T.tocsr() if b.shape[0] < b.shape[1] else b
         one = _bracket_summed(b, rtol=rtol)
         lower = np.asarray([max(one.lower - loss, 0.0)])
@@ -79,15 +85,15 @@ def _scaled(x: Array) -> scaling.Scaled:
     )
 
 
-def _sum_loss(x: Array, values: Array, *, merged: int) -> float:
-    """Bound what rounding did to the norm when `values` became `merged` sums, by |E_ij| <= gamma_k sum |v|."""
+def _sum_loss(x: Array, *, merged: int) -> float:
+    """Bound what rounding did to the norm when all values became `merged` sums, by |E_ij| <= gamma_k sum |v|."""
     xp = libraries.namespace(x)
     if merged == x.data.shape[0]:
         return 0.0
-    prec = precision_of(values.dtype)
-    ones = xp.ones(x.data.shape, dtype=xp.float64, device=libraries.device_of(values))
+    prec = precision_of(x.data.dtype)
+    ones = xp.ones(x.data.shape, dtype=xp.float64, device=libraries.device_of(x.data))
     most = crossing.to_host(xp.max(linalg.sparse_rows(x, ones).data)).item()  # entries in one place
-    return up(prec.gamma(int(most)) * math.sqrt(most * _square_above(values)))
+    return up(prec.gamma(int(most)) * math.sqrt(most * _square_above(x.data)))
 
 
 def _square_above(values: Array) -> float:
@@ -96,17 +102,27 @@ def _square_above(values: Array) -> float:
     return float(sums.square(xp.reshape(values, (1, 1, -1)))[1][0])
 
 
+def unit_pair(b: Array, rtol: float) -> tuple[ritz.HostVectors, ritz.HostVectors]:
+    """Return left and right unit vectors (u, v) with u^H B v almost the norm of a `normalised` matrix."""
+    if min(b.shape) <= limits.SMALL_SIDE:
+        return ritz.unit_pair(b, rtol)
+    b = crossing.host_sparse(b)
+    v = large_sparse.bracket(b, rtol=rtol, roads=()).vector
+    u = b @ v
+    return u / np.linalg.norm(u), v / np.linalg.norm(v)
+
+
 def _bracket_summed(b: Array, *, rtol: float) -> Bounds[float]:
     """Bracket the norm of the sparse `b`, p x q with q <= p, entries of size about 1 and no place twice."""
     if b.shape[1] <= limits.SMALL_SIDE or _square_above(b.data) < 2.0**-200:
         return _by_dense_gram(b, rtol=rtol)
-    return large_sparse.bracket(crossing.host_sparse(b), rtol=rtol, dense=partial(_or_none, rtol=rtol)).bounds
 
+    def dense(part: Array, _: Bounds[float]) -> Bounds[float] | None:
+        part = part.T.tocsr() if part.shape[0] < part.shape[1] else part
+        return _by_dense_gram(part, rtol=rtol) if part.shape[1] <= DENSE_COLUMNS else None
 
-def _or_none(b: Array, *, rtol: float) -> Bounds[float] | None:
-    """Bracket what has a side that is small enough for a dense Gram matrix."""
-    b = b.T.tocsr() if b.shape[0] < b.shape[1] else b
-    return _by_dense_gram(b, rtol=rtol) if b.shape[1] <= DENSE_COLUMNS else None
+    roads = dense, partial(windows.bracket, rtol=rtol)
+    return large_sparse.bracket(crossing.host_sparse(b), rtol=rtol, roads=roads).bounds
 
 
 def _by_dense_gram(b: Array, *, rtol: float) -> Bounds[float]:
