@@ -17,8 +17,8 @@ from __future__ import annotations
 SMALL_SIDE = 384
 """Up to this many rows or columns the dense Gram matrix comes first: it takes 3 ms, as a look at the signs does."""
 
-BATCH = 2**19
-"""Entries whose ends are joined at a time: 40 MiB; fewer make the passes over all rows and columns dear."""
+BATCH = 2**18
+"""Entries whose ends are joined at a time: 20 MiB; fewer make the passes over all rows and columns dear."""
 
 FIRST_STEPS = 8
 """Power steps with the moduli, from ones: counts, graphs and grids at a modest gap need no more, and they settle which
@@ -42,6 +42,10 @@ STACKED = 32
 
 GRAM_WORK = 2**27
 """Products of two entries that forming a sparse Gram matrix may take: half a second at 4 ns each."""
+
+WINDOW_BLOCK, STRIP, WIDE_WINDOW = 64, 4, 1024
+"""Columns of a block of that factorisation, four times as many where the window is wide: products of 64 columns run at a
+third of the speed there; and how many blocks are updated in one product."""
 
 WINDOW = 2**25
 """Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB, 512 MiB if complex."""

@@ -77,7 +77,11 @@ def moduli(b: Any) -> NonNegative:
         return NonNegative(lambda w: m @ w, lambda v: m.T @ v, *m.shape[::-1], m.shape[1], m.size)
     m = type(b)((np.abs(b.data), b.indices, b.indptr), shape=b.shape)  # which shares the places
     in_row = int(np.max(np.diff(m.indptr), initial=0))
-    in_column = int(np.max(np.bincount(m.indices, minlength=1), initial=0))
+    batches = range(0, m.nnz, limits.BATCH)  # of indices that are widened on the way
+    counts = np.zeros(m.shape[1], dtype=np.int64)
+    for k in batches:
+        counts += np.bincount(m.indices[k : k + limits.BATCH], minlength=m.shape[1])
+    in_column = int(np.max(counts, initial=0))
     t = m.T
     return NonNegative(lambda w: m @ w, lambda v: t @ v, in_row, in_column, m.shape[1], m.nnz)
 

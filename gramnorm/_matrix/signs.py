@@ -50,7 +50,8 @@ def parts(b: Rows) -> Parts:
     """
     m, total = b.shape[0], sum(b.shape)
     root = np.arange(total)
-    phase = np.ones(total, dtype=b.dtype)  # of a node over that of its root
+    # of a node over that of its root; signs are exact in any type
+    phase = np.ones(total, dtype=b.dtype if b.dtype.kind == "c" else np.float32)
     starts = np.arange(0, b.nnz, limits.BATCH)
     bounds = [0, *np.searchsorted(b.indptr, starts[1:]).tolist(), m]
     for first, last in itertools.pairwise(bounds):

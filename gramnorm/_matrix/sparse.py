@@ -47,7 +47,7 @@ def bracket(x: Array, *, rtol: float, dtype: DType) -> tuple[HostFloats, HostFlo
     if scaled.active.size:
         # of a large matrix one copy is kept, no more
         x = linalg.with_entries(x, scaled.values[0, 0, ...])
-        scaled = dataclasses.replace(scaled, values=scaled.values[:, :, :0])
+        scaled = dataclasses.replace(scaled, values=1 * scaled.values[:, :, :0])
         b = linalg.sparse_rows(x, x.data)
         loss = _sum_loss(x, merged=b.data.shape[0])
         del x

@@ -7,6 +7,7 @@ which the columns at hand reach is all that is ever formed.  It is factorised an
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy.typing as npt
 
 from gramnorm._arrays import limits, linalg
 from gramnorm._arrays.types import HostInts
-from gramnorm._matrix.cholesky import BLOCK
 from gramnorm._matrix.non_negative import NonNegative, leading, moduli, positive
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
@@ -23,10 +23,6 @@ from gramnorm._rigour.model import precision_of, up
 
 Rows = Any
 Matrix = npt.NDArray[np.inexact]
-
-STRIP = 4 * BLOCK
-"""Columns of the window that are updated in one product."""
-
 
 def bracket(b: Rows, known: Bounds[float], *, rtol: float) -> Bounds[float] | None:
     """Bound the norm of `b` from above by its Gram matrix on the smaller side; None if that is dear.
@@ -67,91 +63,109 @@ def _by_moduli(m: NonNegative, error: float, known: Bounds[float], *, rtol: floa
 def _by_factor(gram: Rows, level: float) -> float:
     """Return an upper bound on the eigenvalues of S, close to `level` if that is one; inf otherwise, or if it is dear."""
     order = linalg.bandwidth_order(gram)
-    permuted = gram[order][:, order].tocsr()
-    found = min((_reach(gram), gram), (_reach(permuted), permuted), key=lambda pair: _work(pair[0]))
-    reach, s = found
-    if not _work(reach) <= limits.WINDOW_WORK or _side(reach) ** 2 > limits.WINDOW:
+    choices = [gram, gram[order][:, order].tocsr()]
+    windows = [Window.of(s) for s in choices]
+    best = int(windows[1].work < windows[0].work)
+    if not (windows[best].work <= limits.WINDOW_WORK and windows[best].side**2 <= limits.WINDOW):
         return math.inf
-    s.sort_indices()
-    return eigenvalue_bound(s, reach, level)
+    return eigenvalue_bound(choices[best], windows[best], level)
 
 
-def _reach(s: Rows) -> HostInts:
-    """Return for each block of columns where the rows end that it, or one before it, reaches in the factor.
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Where the entries of a factor may lie.
 
-    That is the end of a block: blocks on the diagonal are read as a whole, and enter the window as such.
+    Attributes
+    ----------
+    block : int
+        Columns of a block.
+    reach : host ints
+        For each block of columns where the rows end that it, or one before it, reaches: at the end of a block, because
+        blocks on the diagonal are read as a whole, and enter the window as such.
     """
-    last = np.arange(s.shape[0])
-    rows = np.repeat(last, np.diff(s.indptr))
-    np.maximum.at(last, s.indices, rows)
-    starts = np.arange(0, len(last), BLOCK)
-    blocks = np.maximum.accumulate(np.maximum.reduceat(last, starts)) // BLOCK + 1
-    return np.minimum(blocks * BLOCK, len(last))
+
+    block: int
+    reach: HostInts
+
+    @classmethod
+    def of(cls, s: Rows) -> Window:
+        """Return the window of a sparse Hermitian matrix."""
+        last = np.arange(s.shape[0])
+        np.maximum.at(last, s.indices, np.repeat(last, np.diff(s.indptr)))
+        width = int(np.max(last - np.arange(len(last)), initial=0))
+        block = limits.WINDOW_BLOCK * (1 if width < limits.WIDE_WINDOW else 4)
+        starts = np.arange(0, len(last), block)
+        blocks = np.maximum.accumulate(np.maximum.reduceat(last, starts)) // block + 1
+        return cls(block, np.minimum(blocks * block, len(last)))
+
+    @property
+    def heights(self) -> HostInts:
+        """How many rows the window has at each block of columns."""
+        return self.reach - self.block * np.arange(len(self.reach))
+
+    @property
+    def side(self) -> int:
+        """The side of the window."""
+        return int(np.max(self.heights))
+
+    @property
+    def work(self) -> float:
+        """The operations of a factorisation."""
+        return float(np.sum(self.heights.astype(np.float64) ** 2) * self.block)
 
 
-def _side(reach: HostInts) -> int:
-    """Return the side of the window."""
-    return int(np.max(reach - BLOCK * np.arange(len(reach))))
-
-
-def _work(reach: HostInts) -> float:
-    """Return the operations of a factorisation."""
-    return float(np.sum((reach - BLOCK * np.arange(len(reach))).astype(np.float64) ** 2) * BLOCK)
-
-
-def eigenvalue_bound(s: Rows, reach: HostInts, level: float) -> float:
-    """Return an upper bound on the eigenvalues of a sparse Hermitian matrix, close to `level` if that is one; else inf.
-
-    Block k of the columns has no entry below row `reach[k]`, neither in S nor in the factor.
-    """
+def eigenvalue_bound(s: Rows, window: Window, level: float) -> float:
+    """Return an upper bound on the eigenvalues of a sparse Hermitian matrix, close to `level` if that is one; else inf."""
     with np.errstate(over="ignore", invalid="ignore"):  # a useless R ends as inf or NaN, hence inf
-        measured = _factorise(s, reach, level)
+        measured = _factorise(s, window, level)
     if measured is None:
         return math.inf
     defect, size = measured
-    prec, n, side = precision_of(s.dtype), s.shape[0], _side(reach)
+    prec, n, side, block = precision_of(s.dtype), s.shape[0], window.side, window.block
     # an entry is a difference of one product for each block column in the window; see Theorem 6
-    count = -(-side // BLOCK) + 2
-    relative = prec.gamma(4 * side * BLOCK + len(reach) + 8)  # of sums of squares, panel by panel
+    count = -(-side // block) + 2
+    relative = prec.gamma(4 * side * block + len(window.reach) + 8)  # of sums of squares, panel by panel
     lost = 4.0 * n * side * prec.tiny
     defect, size = (up((x + lost) / (1 - relative)) for x in (defect, size))
     entry = up(sums.host_norm(s.data)[1] + level * math.sqrt(n))
     rounding = (
-        (prec.kappa(BLOCK) + prec.gamma(count)) * size
+        (prec.kappa(block) + prec.gamma(count)) * size
         + prec.gamma(count) * entry
-        + 2 * count * prec.underflow(BLOCK) * n
+        + 2 * count * prec.underflow(block) * n
     )
     bound = up(level + math.sqrt(2 * defect) + up(rounding), 4)
     return bound if math.isfinite(bound) else math.inf
 
 
-def _factorise(s: Rows, reach: HostInts, level: float) -> tuple[float, float] | None:
+def _factorise(s: Rows, window: Window, level: float) -> tuple[float, float] | None:
     """Return the computed squared norms of D and R, from the blocks formed; None if there is no R."""
-    side = _side(reach)
-    window = np.zeros((side, side), dtype=s.dtype)
+    square = np.zeros((window.side, window.side), dtype=s.dtype)
     defect, size, known = 0.0, 0.0, 0
-    for k, stop in enumerate(reach.tolist()):
-        start, width = k * BLOCK, min(BLOCK, s.shape[0] - k * BLOCK)
+    for k, stop in enumerate(window.reach.tolist()):
+        start = k * window.block
+        width, height = min(window.block, s.shape[0] - start), stop - start
         if stop > known:
             entering = -s[known:stop, start:stop].toarray()
-            entering[np.arange(stop - known), np.arange(known - start, stop - start)] += level
-            window[known - start : stop - start, : stop - start] = entering
+            entering[np.arange(stop - known), np.arange(known - start, height)] += level
+            square[known - start : height, :height] = entering
             known = stop
-        height = stop - start
-        panel = _panel(window[:height, :width])
+        panel = _panel(square[:height, :width])
         if panel is None:
             return None
-        rest = window[:height, :width] - panel @ panel[:width].conj().T
-        defect += linalg.square_sum(rest)
+        defect += linalg.square_sum(square[:height, :width] - panel @ panel[:width].conj().T)
         size += linalg.square_sum(panel)
-        below = panel[width:]
-        for a in range(0, height - width, STRIP):
-            b = min(a + STRIP, height - width)
-            product = below[a:] @ below[a:b].conj().T
-            window[a : height - width, a:b] = (
-                window[a + width : height, a + width : b + width] - product
-            )
+        _advance(square, panel, strip=limits.STRIP * window.block)
     return defect, size
+
+
+def _advance(square: Matrix, panel: Matrix, *, strip: int) -> None:
+    """Subtract the product of a panel from what is below and right of it, and move that to the corner."""
+    height, width = panel.shape
+    below = panel[width:]
+    for a in range(0, height - width, strip):  # on and below the diagonal
+        b = min(a + strip, height - width)
+        product = below[a:] @ below[a:b].conj().T
+        square[a : height - width, a:b] = square[a + width : height, a + width : b + width] - product
 
 
 def _panel(column: Matrix) -> Matrix | None:
