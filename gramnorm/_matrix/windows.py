@@ -42,7 +42,7 @@ def bracket(b: Rows, known: Bounds[float], *, rtol: float) -> Bounds[float] | No
     upper = _by_moduli(moduli(gram), error, known, rtol=rtol)
     level = up(known.lower**2)
     for gap in (0.8 * rtol, 100 * rtol):
-        if upper <= level * (1 + 1.6 * rtol):
+        if upper <= level * (1 + 1.9 * rtol):
             break
         upper = min(upper, up(_by_factor(gram, level * (1 + 2 * gap)) + error))
     return Bounds(0.0, up(math.sqrt(upper)), 1)
