@@ -27,7 +27,7 @@ def host_array(x: Array) -> npt.NDArray[Any]:
 
 def host_sparse(x: Array) -> Array:
     """Return a sparse matrix of CuPy as one of SciPy, and one of SciPy as it is."""
-    return x.get() if hasattr(x, "get") and hasattr(x, "data") and compat.is_cupy_array(x.data) else x
+    return x.get() if compat.is_cupy_array(x.data) else x
 
 
 def to_host(x: Array) -> HostFloats:

@@ -28,14 +28,14 @@ LANCZOS_WORK = 2**33
 """Entries that the products of one Lanczos iteration may touch: ten seconds at 1.2 ns each."""
 
 LANCZOS_STEPS = 2000
-"""Most steps: the Laplacian on 600 x 600 takes 1500 to a gap of 1e-6, and the Ritz problems stay below a tenth of it."""
+"""Most steps: the Laplacian on 600 x 600 takes 1500 to a gap of 1e-6, the Ritz problems a tenth of that time."""
 
 BASIS = 2**26
 """Bytes of Lanczos vectors to remember; the others are computed twice, which doubles the time at worst."""
 
 SMOOTHING = 96
-"""Most power steps after Lanczos, as long as eight of them gain a third: the corners of a grid need 3 to 8, the far ends of
-a random graph with heavy hubs 50."""
+"""Most power steps after Lanczos, as long as eight of them gain a third: the corners of a grid need 3 to 8, the far
+ends of a random graph with heavy hubs 50."""
 
 STACKED = 32
 """Largest side of a part that is bracketed densely in a stack with others: a part by itself costs 0.5 ms."""
@@ -44,8 +44,8 @@ GRAM_WORK = 2**27
 """Products of two entries that forming a sparse Gram matrix may take: half a second at 4 ns each."""
 
 WINDOW_BLOCK, STRIP, WIDE_WINDOW = 64, 4, 1024
-"""Columns of a block of that factorisation, four times as many where the window is wide: products of 64 columns run at a
-third of the speed there; and how many blocks are updated in one product."""
+"""Columns of a block of that factorisation, four times as many where the window is wide, whose passes are slow; and how
+many blocks are updated in one product."""
 
 WINDOW = 2**25
 """Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB, 512 MiB if complex."""

@@ -164,7 +164,7 @@ def tridiagonal_top(diagonal: HostFloats, off: HostFloats) -> tuple[float, HostF
 
 
 def bandwidth_order(x: Array) -> HostInts:
-    """Return an order of rows and columns in which the entries of a sparse Hermitian host matrix lie near the diagonal."""
+    """Return an order in which the entries of a sparse Hermitian host matrix lie near the diagonal."""
     from scipy.sparse.csgraph import reverse_cuthill_mckee
 
     pattern = with_entries(x.tocoo(), np.ones(x.nnz)).tocsr()

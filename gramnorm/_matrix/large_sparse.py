@@ -2,7 +2,7 @@
 
     ||A x|| / ||x||  <=  ||A||  <=  || |A| ||  <=  (max_j (|A|^T |A| w)_j / w_j)^(1/2)
 
-for every x and every w > 0 (docs/theory.md, Theorem 8): equal in the middle where signs take all entries to their
+for every x and every w > 0 (docs/theory.md, Theorem 19): equal in the middle where signs take all entries to their
 moduli, and equal at both ends for the leading vectors.  Connected parts are treated apart, the norm being the largest
 of theirs.  Where the moduli are too large the Gram matrix decides, in the cheapest form that is at hand.
 """
@@ -31,8 +31,11 @@ Rows = Any
 
 Vector = npt.NDArray[np.inexact]
 
-Road = Callable[[Rows, Bounds[float]], Bounds[float] | None]
-"""Bounds the norm of a matrix, of which some bounds are known, by its Gram matrix; None if that is dear."""
+Road = Callable[[Rows, Bounds[float], float], Bounds[float] | None]
+"""Bounds the norm of a matrix by its Gram matrix; None if that is dear.
+
+Given are known bounds on it, and an upper bound on the norm of the moduli, by which the rounding is counted.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Found:
 
 def bracket(b: Rows, *, rtol: float, roads: Sequence[Road]) -> Found:
     """Bracket the norm of `b`, not a zero matrix; `roads` are tried in turn where the moduli are too large."""
+    if not np.all(b.data):  # a zero that is stored joins nothing
+        b = b.copy()
+        b.eliminate_zeros()
     parts = signs.parts(b)
     uppers, lengths, w = _first_steps(b, parts, rtol)
     best = int(np.argmax(lengths))
@@ -200,7 +206,8 @@ def _connected(b: Rows, x: Vector, upper: float, *, rtol: float, roads: Sequence
     """Bracket a connected matrix; `x` has the phases of a spanning tree, and moduli after a few power steps."""
     m = moduli(b)
     w = np.abs(x)
-    size = float(np.linalg.norm(m.forward(w)) / np.linalg.norm(w))  # no more than the norm of the moduli
+    # that of the moduli is no less
+    size = float(np.linalg.norm(m.forward(w)) / np.linalg.norm(w))
     found = Found(Bounds(lower_bound(b, x, upper), upper, 1), x)
     if found.bounds.lower < size * (1 - 1e-9):  # the phases are not those of all entries
         y = leading_vector(b, rtol=rtol)
@@ -211,14 +218,14 @@ def _connected(b: Rows, x: Vector, upper: float, *, rtol: float, roads: Sequence
         most, w, cost = leading(m, w, rtol=0.9 * rtol)
         y = x / np.abs(x) * w
         lower = lower_bound(b, y, min(most, upper))
-        better = lower > found.bounds.lower
+        upper, better = min(upper, most), lower > found.bounds.lower
         found = Found(
             found.bounds.narrowed(Bounds(lower, most, cost)), y if better else found.vector
         )
     for road in roads:
         if found.bounds.is_within(rtol):
             break
-        one = road(b, found.bounds)
+        one = road(b, found.bounds, upper)
         if one is not None:
             found = Found(found.bounds.narrowed(one), found.vector)
     return found

@@ -1,6 +1,6 @@
 """Matrices of moduli: an upper bound from one pair of products with a positive vector.
 
-For M >= 0 and any w > 0, with v = M w and z = M^T v  (Collatz, Wielandt; docs/theory.md, Theorem 8)
+For M >= 0 and any w > 0, with v = M w and z = M^T v  (Collatz, Wielandt; docs/theory.md, Theorem 19)
 
     ||M||^2 <= max_j z_j / w_j ,
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostFloats
@@ -63,18 +64,18 @@ class NonNegative:
         terms = (self.in_row + 6) + (self.in_column + 7)
         gamma = terms * HOST_UNIT / (1 - terms * HOST_UNIT) if terms * HOST_UNIT < 0.5 else np.inf
         found = up(np.sqrt(up(quotients * (1 + gamma))))
-        return np.where(np.isfinite(found), found, np.inf)
+        return np.asarray(np.where(np.isfinite(found), found, np.inf))
 
     def upper(self, w: HostFloats, z: HostFloats) -> float:
         """Return an upper bound on ||M|| by the second image `z` of `w`."""
-        return float(self.above(np.max(z / w, initial=0.0)))
+        return float(self.above(np.asarray(np.max(z / w, initial=0.0))))
 
 
 def moduli(b: Any) -> NonNegative:
     """Return the moduli of the entries of a host matrix, dense or in compressed rows without repeated places."""
     if isinstance(b, np.ndarray):
-        m = np.abs(b)
-        return NonNegative(lambda w: m @ w, lambda v: m.T @ v, *m.shape[::-1], m.shape[1], m.size)
+        m, n = np.abs(b), b.shape[1]
+        return NonNegative(lambda w: m @ w, lambda v: m.T @ v, n, m.shape[0], n, m.size)
     m = type(b)((np.abs(b.data), b.indices, b.indptr), shape=b.shape)  # which shares the places
     in_row = int(np.max(np.diff(m.indptr), initial=0))
     batches = range(0, m.nnz, limits.BATCH)  # of indices that are widened on the way
@@ -86,13 +87,13 @@ def moduli(b: Any) -> NonNegative:
     return NonNegative(lambda w: m @ w, lambda v: t @ v, in_row, in_column, m.shape[1], m.nnz)
 
 
-def positive(w: HostFloats) -> HostFloats:
+def positive(w: npt.NDArray[np.inexact]) -> HostFloats:
     """Return moduli of `w`, the largest one about 1 and none next to nothing; ones where that fails."""
-    w = np.abs(w)
+    w = np.abs(w).astype(np.float64)
     largest = float(np.max(w, initial=0.0))
     if not 0.0 < largest < math.inf:
         return np.ones_like(w)
-    return np.maximum(w / largest, LEAST)
+    return np.asarray(np.maximum(w / largest, LEAST))
 
 
 def leading(m: NonNegative, w: HostFloats, *, rtol: float) -> tuple[float, HostFloats, int]:
@@ -103,7 +104,7 @@ def leading(m: NonNegative, w: HostFloats, *, rtol: float) -> tuple[float, HostF
     best, cost = Proof(math.inf, math.inf, w), 0
     for tolerance in (0.1 * rtol, 1e-4 * rtol, 1e-7 * rtol):
         found = lanczos.long_ritz_vector(
-            lambda q: m.backward(m.forward(q)),
+            lambda q: m.backward(m.forward(np.asarray(q, dtype=np.float64))),
             best.vector,
             rtol=max(tolerance, 1e-15),
             steps=lanczos_steps(m.entries),

@@ -6,7 +6,7 @@ Rows and columns are the nodes of a graph and entries its edges.  Numbers s_i, t
 
 exist if and only if the phases along every cycle multiply to one; then A (t w) = s (|A| w), and
 ||A|| = || |A| ||.  A spanning forest proposes them, part by part.  They are never taken for granted: what they
-prove is the image of one vector (docs/theory.md, Theorem 8).
+prove is the image of one vector (docs/theory.md, Theorem 19).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gramnorm._arrays.types import HostInts
 Rows = Any
 
 Phases = npt.NDArray[np.inexact]
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -43,7 +44,7 @@ class Parts:
 
 
 def parts(b: Rows) -> Parts:
-    """Return the connected parts of a host matrix in compressed rows, and phases.
+    """Return the connected parts of a host matrix in compressed rows without stored zeros, and phases.
 
     Every root of a forest joins the least root that an entry leads to, and its descendants follow it at once, so
     that the number of roots falls at least by half in two rounds.  Entries come in batches, to save memory.
@@ -56,10 +57,9 @@ def parts(b: Rows) -> Parts:
     bounds = [0, *np.searchsorted(b.indptr, starts[1:]).tolist(), m]
     for first, last in itertools.pairwise(bounds):
         inside = slice(b.indptr[first], b.indptr[last])
-        kept = np.flatnonzero(b.data[inside])
-        i = np.repeat(np.arange(first, last), np.diff(b.indptr[first : last + 1]))[kept]
-        j, p = b.indices[inside][kept].astype(np.int64) + m, b.data[inside][kept]
-        p = p / np.abs(p)
+        i = np.repeat(np.arange(first, last), np.diff(b.indptr[first : last + 1]))
+        j = b.indices[inside].astype(np.int64) + m
+        p = b.data[inside] / np.abs(b.data[inside])
         while i.size:
             # of the root of the row over that of the column
             _join(root, phase, root[i], root[j], over=np.conj(phase[i]) * p * phase[j])
@@ -85,5 +85,5 @@ def _join(root: HostInts, phase: Phases, a: HostInts, b: HostInts, over: Phases)
         root[joining] = root[above]
         above = root[joining]
     above = root
-    phase *= phase[above]
+    phase[:] = phase * phase[above]
     root[:] = root[above]

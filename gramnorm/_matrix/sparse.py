@@ -117,7 +117,7 @@ def _bracket_summed(b: Array, *, rtol: float) -> Bounds[float]:
     if b.shape[1] <= limits.SMALL_SIDE or _square_above(b.data) < 2.0**-200:
         return _by_dense_gram(b, rtol=rtol)
 
-    def dense(part: Array, _: Bounds[float]) -> Bounds[float] | None:
+    def dense(part: Array, *_: object) -> Bounds[float] | None:
         part = part.T.tocsr() if part.shape[0] < part.shape[1] else part
         return _by_dense_gram(part, rtol=rtol) if part.shape[1] <= DENSE_COLUMNS else None
 

@@ -1,8 +1,8 @@
 """Sparse Gram matrices: their moduli, and a Cholesky factorisation in a window that moves along the diagonal.
 
-Where the entries of S = A^H A lie near the diagonal, so do those of the factor of nu I - S: a square that holds the rows
-which the columns at hand reach is all that is ever formed.  It is factorised and checked as a dense matrix is
-(`cholesky`; docs/theory.md, Theorem 6), so that memory is the square of the bandwidth and time that times the side.
+Where the entries of S = A^H A lie near the diagonal, so do those of the factor of nu I - S: a square of the rows which
+the columns at hand reach is all that is ever formed.  It is factorised and checked as a dense matrix is (`cholesky`;
+docs/theory.md, Theorem 6), so that memory is the square of the bandwidth, and time that times the side.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from gramnorm._rigour.model import precision_of, up
 Rows = Any
 Matrix = npt.NDArray[np.inexact]
 
-def bracket(b: Rows, known: Bounds[float], *, rtol: float) -> Bounds[float] | None:
+
+def bracket(
+    b: Rows, known: Bounds[float], above_moduli: float, *, rtol: float
+) -> Bounds[float] | None:
     """Bound the norm of `b` from above by its Gram matrix on the smaller side; None if that is dear.
 
-    `known` are bounds on the norm, whose upper one bounds that of the moduli.
+    `known` are bounds on the norm, and `above_moduli` is one on that of the moduli.
     """
     if b.shape[0] < b.shape[1]:
         b = b.conj().T.tocsr()
@@ -37,7 +40,7 @@ def bracket(b: Rows, known: Bounds[float], *, rtol: float) -> Bounds[float] | No
     gram = (b.conj().T @ b).tocsr()
     gram.sum_duplicates()
     prec = precision_of(b.dtype)
-    error = up(prec.kappa(m.in_column) * up(known.upper**2))
+    error = up(prec.kappa(m.in_column) * up(above_moduli**2))
     error += up(prec.underflow(m.in_column) * int(np.max(np.diff(gram.indptr))))
     upper = _by_moduli(moduli(gram), error, known, rtol=rtol)
     level = up(known.lower**2)
@@ -61,12 +64,12 @@ def _by_moduli(m: NonNegative, error: float, known: Bounds[float], *, rtol: floa
 
 
 def _by_factor(gram: Rows, level: float) -> float:
-    """Return an upper bound on the eigenvalues of S, close to `level` if that is one; inf otherwise, or if it is dear."""
+    """Return an upper bound on the eigenvalues of S, close to `level` if that is one; else, or if it is dear, inf."""
     order = linalg.bandwidth_order(gram)
     choices = [gram, gram[order][:, order].tocsr()]
     windows = [Window.of(s) for s in choices]
     best = int(windows[1].work < windows[0].work)
-    if not (windows[best].work <= limits.WINDOW_WORK and windows[best].side**2 <= limits.WINDOW):
+    if not (windows[best].work <= limits.WINDOW_WORK and windows[best].side ** 2 <= limits.WINDOW):
         return math.inf
     return eigenvalue_bound(choices[best], windows[best], level)
 
@@ -115,7 +118,7 @@ class Window:
 
 
 def eigenvalue_bound(s: Rows, window: Window, level: float) -> float:
-    """Return an upper bound on the eigenvalues of a sparse Hermitian matrix, close to `level` if that is one; else inf."""
+    """Return an upper bound on the eigenvalues of a sparse Hermitian matrix, close to `level` or inf."""
     with np.errstate(over="ignore", invalid="ignore"):  # a useless R ends as inf or NaN, hence inf
         measured = _factorise(s, window, level)
     if measured is None:
@@ -124,8 +127,11 @@ def eigenvalue_bound(s: Rows, window: Window, level: float) -> float:
     prec, n, side, block = precision_of(s.dtype), s.shape[0], window.side, window.block
     # an entry is a difference of one product for each block column in the window; see Theorem 6
     count = -(-side // block) + 2
-    relative = prec.gamma(4 * side * block + len(window.reach) + 8)  # of sums of squares, panel by panel
-    lost = 4.0 * n * side * prec.tiny
+    # sums of squares in one stage for each panel; 2 numbers if complex
+    relative, lost = (
+        prec.gamma(2 * side * block + len(window.reach) + 8),
+        4.0 * n * side * prec.tiny,
+    )
     defect, size = (up((x + lost) / (1 - relative)) for x in (defect, size))
     entry = up(sums.host_norm(s.data)[1] + level * math.sqrt(n))
     rounding = (
@@ -165,7 +171,9 @@ def _advance(square: Matrix, panel: Matrix, *, strip: int) -> None:
     for a in range(0, height - width, strip):  # on and below the diagonal
         b = min(a + strip, height - width)
         product = below[a:] @ below[a:b].conj().T
-        square[a : height - width, a:b] = square[a + width : height, a + width : b + width] - product
+        square[a : height - width, a:b] = (
+            square[a + width : height, a + width : b + width] - product
+        )
 
 
 def _panel(column: Matrix) -> Matrix | None:
