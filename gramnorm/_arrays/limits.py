@@ -14,6 +14,10 @@ from __future__ import annotations
 
 # Large sparse matrices
 
+DENSE_SIGNS, DENSE_STEPS = 256, 12
+"""Columns from which a dense matrix is looked at for signs of rank one, and the most power steps with its moduli: both
+together take as long as a quarter of the product with its adjoint at 1000 columns, an eightieth at 3000."""
+
 SMALL_SIDE = 384
 """Up to this many rows or columns the dense Gram matrix comes first: it takes 3 ms, as a look at the signs does."""
 

@@ -119,7 +119,8 @@ def matrix_norm_bracket(
     Notes
     -----
     **Guarantee.** ``lower <= norm <= upper`` for every input under the rounding model of the theory page
-    (Theorems 2, 6, 7 and 19, Lemma 5), converged or not. PyTorch differentiates both ends as it does `matrix_norm_bound`.
+    (Theorems 2, 6, 7 and 19, Lemma 5), converged or not. PyTorch differentiates both ends as it does
+    `matrix_norm_bound`.
 
     Stacks, and matrices on a GPU, go through Gram iteration [1]_: Schatten norms of growing order, whose rounding
     errors are carried along and climb back through the square roots; stacks are worked on in parts of 128 MiB. A single

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits
 from gramnorm._arrays.types import Array, DType, HostBools, HostFloats
-from gramnorm._matrix import certificate
+from gramnorm._matrix import certificate, non_negative
 from gramnorm._matrix.gram import GramChain, gram_values
 from gramnorm._rigour import scaling, sums
 from gramnorm._rigour.model import gram_units, round_outward, working_dtype
@@ -118,6 +118,10 @@ def _each(a: Array, *, rtol: float) -> tuple[HostFloats, HostFloats, int]:
 
 def _one(b: Array, square: float, *, rtol: float) -> certificate.Bracket:
     """Bracket one matrix with ||B||_F^2 <= `square`; by the Gram iteration if all else fails."""
+    if b.shape[1] >= limits.DENSE_SIGNS and not dtypes.is_complex(b.dtype):
+        quick = non_negative.dense_bracket(crossing.host_array(b), rtol=rtol / 2)
+        if quick is not None and quick.is_within(rtol / 2):
+            return certificate.Bracket(quick.lower, quick.upper, quick.cost)
     # half the gap asked for: the result is still to be rounded to the caller's type
     one = certificate.bracket(b, frobenius2=square, rtol=rtol / 2)
     if one.is_within(rtol / 2):

@@ -21,10 +21,8 @@ from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm._matrix import lanczos, signs
 from gramnorm._matrix.choose import iterate
-from gramnorm._matrix.non_negative import LEAST, lanczos_steps, leading, moduli
+from gramnorm._matrix.non_negative import LEAST, attained, lanczos_steps, leading, moduli
 from gramnorm._results import Bounds
-from gramnorm._rigour import sums
-from gramnorm._rigour.model import down, precision_of, up
 
 Rows = Any
 """A matrix of SciPy in compressed rows, entries of size about 1, no place twice."""
@@ -64,18 +62,7 @@ def bracket(b: Rows, *, rtol: float, roads: Sequence[Road]) -> Found:
 
 def lower_bound(b: Rows, x: Vector, upper: float) -> float:
     """Return a lower bound on ||A x|| / ||x||; `upper` bounds the norm of the moduli of A."""
-    largest = float(np.max(np.abs(x), initial=0.0))
-    if not 0.0 < largest < math.inf:
-        return 0.0
-    x = x / largest
-    prec = precision_of(b.dtype)
-    in_row = int(np.max(np.diff(b.indptr), initial=0))
-    (_, most), (least, _) = sums.host_norm(x), sums.host_norm(b @ x)
-    # |fl(A x) - A x| <= kappa |A| |x| entrywise, and || |A| |x| || <= || |A| || ||x||
-    error = up(prec.kappa(in_row) * upper * most)
-    error += up(prec.underflow(in_row) * math.sqrt(2.0 * b.shape[0]))
-    found = down(max(least - error, 0.0) / most)
-    return found if math.isfinite(found) else 0.0
+    return attained(b, x, upper, in_row=int(np.max(np.diff(b.indptr), initial=0)))
 
 
 def _first_steps(

@@ -21,7 +21,9 @@ import numpy.typing as npt
 from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostFloats
 from gramnorm._matrix import lanczos
-from gramnorm._rigour.model import HOST_UNIT, up
+from gramnorm._results import Bounds
+from gramnorm._rigour import sums
+from gramnorm._rigour.model import HOST_UNIT, down, precision_of, up
 
 Product = Callable[[HostFloats], HostFloats]
 
@@ -85,6 +87,47 @@ def moduli(b: Any) -> NonNegative:
     in_column = int(np.max(counts, initial=0))
     t = m.T
     return NonNegative(lambda w: m @ w, lambda v: t @ v, in_row, in_column, m.shape[1], m.nnz)
+
+
+def attained(b: Any, x: npt.NDArray[np.inexact], upper: float, *, in_row: int) -> float:
+    """Return a lower bound on ||A x|| / ||x|| for a host matrix with at most `in_row` entries in a row.
+
+    `upper` bounds the norm of the moduli of A.
+    """
+    largest = float(np.max(np.abs(x), initial=0.0))
+    if not 0.0 < largest < math.inf:
+        return 0.0
+    x = x / largest
+    prec = precision_of(b.dtype)
+    (_, most), (least, _) = sums.host_norm(x), sums.host_norm(b @ x)
+    # |fl(A x) - A x| <= kappa |A| |x| entrywise, and || |A| |x| || <= || |A| || ||x||
+    error = up(prec.kappa(in_row) * upper * most)
+    error += up(prec.underflow(in_row) * math.sqrt(2.0 * b.shape[0]))
+    found = down(max(least - error, 0.0) / most)
+    return found if math.isfinite(found) else 0.0
+
+
+def dense_bracket(b: npt.NDArray[np.float64], *, rtol: float) -> Bounds[float] | None:
+    """Bracket a dense host matrix whose signs are those of its first row up to those of rows; None if it is no use.
+
+    A few rows are looked at before the others, and a few power steps tell whether more would do.
+    """
+    signs = np.where(b[0] < 0, -1.0, 1.0)
+    if not all(abs(float(np.sum(np.sign(row) * signs))) == np.count_nonzero(row) for row in b[1:5]):
+        return None
+    m = moduli(b)
+    w, excesses = np.ones(m.side), [math.inf]
+    for step in range(1, limits.DENSE_STEPS + 1):
+        v, z = m.images(w)
+        upper = m.upper(w, z)
+        excesses.append(upper * float(np.linalg.norm(w) / np.linalg.norm(v)) - 1)
+        if excesses[-1] <= 0.9 * rtol:
+            return Bounds(attained(b, signs * w, upper, in_row=m.side), upper, step)
+        gain = excesses[-1] / excesses[-2]
+        if step > 2 and excesses[-1] * gain ** (limits.DENSE_STEPS - step) > rtol:
+            break
+        w = positive(z)
+    return None
 
 
 def positive(w: npt.NDArray[np.inexact]) -> HostFloats:

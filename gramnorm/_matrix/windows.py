@@ -28,15 +28,15 @@ Matrix = npt.NDArray[np.inexact]
 def bracket(
     b: Rows, known: Bounds[float], above_moduli: float, *, rtol: float
 ) -> Bounds[float] | None:
-    """Bound the norm of `b` from above by its Gram matrix on the smaller side; None if that is dear.
+    """Bound the norm of `b` from above by its Gram matrix, A^H A or A A^H, whichever is cheaper; None if both are dear.
 
     `known` are bounds on the norm, and `above_moduli` is one on that of the moduli.
     """
-    if b.shape[0] < b.shape[1]:
-        b = b.conj().T.tocsr()
-    m = moduli(b)
-    if float(np.sum(np.diff(b.indptr).astype(np.float64) ** 2)) > limits.GRAM_WORK:
+    work, other = _work(b), _work(b.T.tocsr())
+    if min(work, other) > limits.GRAM_WORK:
         return None
+    b = b if work <= other else b.conj().T.tocsr()
+    m = moduli(b)
     gram = (b.conj().T @ b).tocsr()
     gram.sum_duplicates()
     prec = precision_of(b.dtype)
@@ -49,6 +49,11 @@ def bracket(
             break
         upper = min(upper, up(_by_factor(gram, level * (1 + 2 * gap)) + error))
     return Bounds(0.0, up(math.sqrt(upper)), 1)
+
+
+def _work(b: Rows) -> float:
+    """Return how many products of two entries A^H A takes."""
+    return float(np.sum(np.diff(b.indptr).astype(np.float64) ** 2))
 
 
 def _by_moduli(m: NonNegative, error: float, known: Bounds[float], *, rtol: float) -> float:
