@@ -37,12 +37,6 @@ def sparse_entries(x: Array) -> Array:
     return with_entries(own, own.data)
 
 
-def no_entries(x: Array) -> Array:
-    """Return an array without elements of the library and type of the entries of the sparse `x`."""
-    is_numeric = x.format in ("csr", "csc", "coo", "bsr", "dia")  # lists in others
-    return x.data.reshape(-1)[:0] if is_numeric else np.empty(0, dtype=x.dtype)
-
-
 def with_entries(x: Array, values: Array) -> Array:
     """Return the coordinates of the COO matrix `x` with other values, the k-th in the place of the k-th."""
     return type(x)((values, (x.row, x.col)), shape=x.shape)

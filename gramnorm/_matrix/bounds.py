@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, linalg
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, sparse_inputs
 from gramnorm._arrays.types import Array, DType, HostFloats
 from gramnorm._matrix import gradients, ritz, sparse
 from gramnorm._matrix.choose import attainable, bracket_stack, converged, fixed_steps, result_dtype
@@ -34,9 +34,9 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     ----------
     x : array, shape (..., m, n), or sparse matrix
         Matrices, real or complex; integers and bool are promoted to the namespace's default real type. A sparse
-        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer, and
-        any format; its entries may stand in any order, and those that share a place are added up exactly, with the
-        rounding counted (integers and bool as ``toarray`` does).
+        matrix may have any size: of `scipy.sparse` or `cupyx.scipy.sparse` in any format, of PyTorch in any layout, of
+        JAX as BCOO or BCSR, of `sparse` (PyData). Its entries may stand in any order, and those that share a place
+        are added up exactly, with the rounding counted (integers and bool as ``toarray`` does).
     rtol : float, optional
         Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower precisions.
     keepdims : bool, optional
@@ -54,7 +54,7 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     TypeError
         If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
     ValueError
-        If `x` has fewer than two axes, or is sparse and too large for a dense Gram matrix, or `rtol` is not positive.
+        If `x` has fewer than two axes, or is sparse and has not two, or `rtol` is not positive.
 
     See Also
     --------
@@ -77,7 +77,7 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     >>> float(gn.matrix_norm_bound(a)) >= 2.288245611270737
     True
     """
-    if autodiff.is_differentiated(x) and not libraries.is_sparse(x):
+    if not sparse_inputs.is_any_sparse(x) and autodiff.is_differentiated(x):
         upper = autodiff.with_gradient(*_value_and_gradient(rtol), x)
     else:
         upper = matrix_norm_bracket(x, rtol=rtol).upper
@@ -93,9 +93,9 @@ def matrix_norm_bracket(
     ----------
     x : array, shape (..., m, n), or sparse matrix
         Matrices, real or complex; integers and bool are promoted to the namespace's default real type. A sparse
-        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer, and
-        any format; its entries may stand in any order, and those that share a place are added up exactly, with the
-        rounding counted (integers and bool as ``toarray`` does).
+        matrix may have any size: of `scipy.sparse` or `cupyx.scipy.sparse` in any format, of PyTorch in any layout, of
+        JAX as BCOO or BCSR, of `sparse` (PyData). Its entries may stand in any order, and those that share a place
+        are added up exactly, with the rounding counted (integers and bool as ``toarray`` does).
     rtol : float, optional
         Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower precisions.
     vectors : bool, optional
@@ -114,7 +114,7 @@ def matrix_norm_bracket(
     TypeError
         If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
     ValueError
-        If `x` has fewer than two axes, or is sparse and too large for a dense Gram matrix, or `rtol` is not positive.
+        If `x` has fewer than two axes, or is sparse and has not two, or `rtol` is not positive.
 
     Notes
     -----
@@ -127,6 +127,12 @@ def matrix_norm_bracket(
     matrix on a host, or a stack of large ones, costs one product with the adjoint, a Ritz vector, and the cheapest
     proof that the Ritz value is almost the norm: its residual, row sums, or a Cholesky factorisation checked by a
     product. Where the precision of `x` is too coarse for `rtol` and this shape, float64 is used if the device has it.
+
+    Sparse matrices with more than a few hundred rows and columns are bracketed by products with vectors, at the price
+    of ``scipy.sparse.linalg.svds``: matrices without negative entries, and those whose signs a change of bases
+    takes away (differences, gradients, Laplacians), at any size. Others need a dense Gram matrix (up to 4096 rows or
+    columns) or a factorisation near the diagonal of a sparse one; where that takes more than 256 MiB (512 if complex)
+    or about ten seconds, the upper bound is that of the moduli, and `converged` is false.
 
     References
     ----------
@@ -143,10 +149,10 @@ def matrix_norm_bracket(
     >>> bool(bracket.converged)
     True
     """
-    is_sparse = libraries.is_sparse(x)
+    is_sparse, values = sparse_inputs.is_any_sparse(x), x
     if is_sparse:
         _validate.sparse(x)
-    values = linalg.no_entries(x) if is_sparse else x
+        x, values = sparse_inputs.entries_and_like(x)
     a = _validate.concrete_argument(values, name="x", instead="gram_iteration")
     xp = libraries.namespace(a)
     out = result_dtype(a)
@@ -165,8 +171,8 @@ def matrix_norm_bracket(
     if vectors:
         with libraries.plain_arithmetic(a):
             stack = sparse.stored(x) if is_sparse else stack
-            result = _with_vectors(result, stack, rtol=aim, dtype=out)
-    if autodiff.is_differentiated(values) and not is_sparse:
+            result = _with_vectors(result, stack, like=a, rtol=aim, dtype=out)
+    if not is_sparse and autodiff.is_differentiated(values):
         result = with_gradient(result, _value_and_gradient(rtol)[1], x)
     return result
 
@@ -181,8 +187,9 @@ def matrix_norm_value_and_grad(
 
     Parameters
     ----------
-    x : array, shape (..., m, n)
-        Matrices, real or complex; integers and bool are promoted to the namespace's default real type.
+    x : array, shape (..., m, n), or sparse matrix
+        Matrices, real or complex; integers and bool are promoted to the namespace's default real type. A sparse
+        matrix of SciPy or CuPy takes no `steps`.
     steps : int, optional
         If given, the value and gradient of ``gram_iteration(x, steps=steps)``; else those of
         ``matrix_norm_bound(x, rtol=rtol)``.
@@ -193,8 +200,8 @@ def matrix_norm_value_and_grad(
     -------
     value : array, shape (...)
         The bound, real, in float32 at least.
-    gradient : array, shape (..., m, n)
-        G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex matrices the
+    gradient : array, shape (..., m, n), or sparse array in coordinates
+        Of a sparse matrix the derivative by its stored entries, ``x.tocoo().data``. Of an array G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex matrices the
         derivative by the real part plus i times that by the imaginary part, as in PyTorch. 0 for a zero matrix, NaN
         where the norm is NaN or inf.
 
@@ -210,7 +217,8 @@ def matrix_norm_value_and_grad(
     **Guarantee.** The value is that of the function named above, with its guarantee. The gradient of the fixed-step
     bound is exact up to rounding (theory page, Theorem 14). That of the certified bound is ``u v^H`` for the top
     singular vectors, and if the largest singular value is multiple, or singular values are closer to it than about
-    `rtol`, the mean of ``u v^H`` over them: a subgradient of the norm.
+    `rtol`, the mean of ``u v^H`` over them: a subgradient of the norm. For a sparse matrix it is ``u v^H`` of one pair
+    of vectors, at the places of its entries.
 
     Examples
     --------
@@ -220,6 +228,10 @@ def matrix_norm_value_and_grad(
     >>> bool(value >= 4.0), (abs(gradient).round(6) + 0.0).tolist()
     (True, [[0.0, 0.0], [0.0, 1.0]])
     """
+    if libraries.is_sparse(x) and steps is None:
+        bracket = matrix_norm_bracket(x, rtol=rtol, vectors=True)
+        with libraries.plain_arithmetic(bracket.upper):
+            return bracket.upper, sparse.gradient(x, bracket.upper, bracket.left, bracket.right)
     a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
     xp = libraries.namespace(a)
     _validate.matrices(a, name="x")
@@ -334,10 +346,11 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
     return fixed_steps(a, steps=count)
 
 
-def _with_vectors(result: NormBracket, a: Array, *, rtol: float, dtype: DType) -> NormBracket:
-    """Add unit vectors for the stack or the sparse matrix `a` to a bracket."""
-    xp = libraries.namespace(a)
-    like = a.data if libraries.is_sparse(a) else a
+def _with_vectors(
+    result: NormBracket, a: Array, *, like: Array, rtol: float, dtype: DType
+) -> NormBracket:
+    """Add unit vectors for the stack or the sparse matrix `a` to a bracket, in the library of `like`."""
+    xp = libraries.namespace(like)
     work = xp.float64 if dtypes.has_float64(like) else xp.float32
     complex_values = dtypes.is_complex(like.dtype)
     if not libraries.is_sparse(a):

@@ -112,6 +112,21 @@ def unit_pair(b: Array, rtol: float) -> tuple[ritz.HostVectors, ritz.HostVectors
     return u / np.linalg.norm(u), v / np.linalg.norm(v)
 
 
+def gradient(x: Array, value: Array, left: Array, right: Array) -> Array:
+    """Return u_i conj(v_j) at the entries of `x` as coordinates, scaled so that the pairing with `x` is `value`.
+
+    The bound is homogeneous (Euler); 0 for a zero matrix, and NaN where the norm is NaN or inf.
+    """
+    entries = linalg.sparse_entries(x)
+    xp = libraries.namespace(entries)
+    slopes = xp.take(left, entries.row) * xp.conj(xp.take(right, entries.col))
+    size = xp.max(xp.abs(entries.data)) if entries.data.shape[0] else value
+    scale = xp.where((size > 0) & xp.isfinite(size), size, xp.ones_like(size))
+    pairing = xp.sum(xp.real(xp.conj(slopes) * (entries.data / scale)))
+    factor = xp.where(value == 0, value, value / scale / pairing)
+    return linalg.with_entries(entries, slopes * factor)
+
+
 def _bracket_summed(b: Array, *, rtol: float) -> Bounds[float]:
     """Bracket the norm of the sparse `b`, p x q with q <= p, entries of size about 1 and no place twice."""
     if b.shape[1] <= limits.SMALL_SIDE or _square_above(b.data) < 2.0**-200:

@@ -416,3 +416,109 @@ def test_products_that_are_not_finite_are_an_error(value):
         gn.operator_norm_bracket(aslinearoperator(a), nonnegative=True)
     with pytest.raises(TypeError, match="matvec"):
         gn.operator_norm_bracket(np.eye(3), nonnegative=True)
+
+
+# ------------------------------------------------------------- dense matrices with signs of rank one
+
+
+def with_signs(n, seed):
+    rng = np.random.default_rng(seed)
+    a = rng.uniform(size=(n + 30, n)) * (rng.uniform(size=(n + 30, n)) < 0.9)
+    return a * rng.choice([-1, 1], n + 30)[:, None] * rng.choice([-1, 1], n)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_dense_matrix_with_signs_of_rank_one_takes_products_with_vectors(dtype):
+    signed = with_signs(400, 0)
+    signed[0] = np.where(signed[0] == 0, 0.5 * np.sign(signed[1] + (signed[1] == 0)), signed[0])
+    for a in (
+        np.abs(signed),
+        np.abs(signed).T,
+        np.where(signed < 0, -1.0, 1.0),
+        np.ones((300, 500)),
+    ):
+        a = a.astype(dtype)  # noqa: PLW2901
+        is_balanced = np.all(a >= 0) or np.all(np.abs(a) == 1)
+        with mock.patch.object(
+            linalg, "gram_matrix", side_effect=AssertionError if is_balanced else None
+        ):
+            found = gn.matrix_norm_bracket(a)
+        holds(
+            found, np.linalg.norm(a.astype(float), 2), 1e-4 if dtype == "float32" else 1e-6, 1e-12
+        )
+        assert found.n_products <= limits.DENSE_STEPS
+
+
+def test_other_signs_are_not_taken_for_them():
+    """The first rows agree, another one does not; nor does one entry."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        a = rng.uniform(0.5, 1, (300, 280))
+        a[rng.integers(8, 300)] *= rng.choice([-1, 1], 280)
+        a[rng.integers(0, 300), rng.integers(0, 280)] *= -50
+        holds(gn.matrix_norm_bracket(a), np.linalg.norm(a, 2), error=1e-12)
+
+
+# ---------------------------------------------------------------------------------- other libraries
+
+
+def test_sparse_tensors_of_pytorch_are_bracketed():
+    torch = pytest.importorskip("torch")
+    a = random((8, 6), 0.5, 0, lambda rng, size: rng.standard_normal(size)).toarray()
+    t = torch.tensor(a)
+    for x in (t.to_sparse(), t.to_sparse_csr(), t.to_sparse_csc(), (t.T + 2j * t.T).to_sparse()):
+        found = gn.matrix_norm_bracket(x, vectors=True)
+        assert all(type(v) is torch.Tensor for v in (found.lower, found.upper, found.left))
+        norm = np.linalg.norm(x.to_dense().numpy(), 2)
+        holds(found, norm)
+        assert abs(torch.vdot(found.left, x.to_dense() @ found.right)) >= norm * (1 - 1e-6)
+    twice = torch.sparse_coo_tensor([[0, 0, 1], [1, 1, 0]], [1.0, 2.0, 1.0], (2, 3))
+    assert 3 <= gn.matrix_norm_bound(twice) <= 3.001
+    half = t.to(torch.bfloat16).to_sparse()
+    assert gn.matrix_norm_bound(half).dtype == torch.float32
+    with pytest.raises(ValueError, match="shape"):
+        gn.matrix_norm_bound(t.expand(2, 8, 6).to_sparse())
+
+
+def test_sparse_arrays_of_jax_are_bracketed():
+    jax = pytest.importorskip("jax")
+    from jax.experimental import sparse  # noqa: PLC0415
+
+    a = jax.numpy.asarray(random((8, 6), 0.5, 0).toarray())
+    norm = np.linalg.norm(np.asarray(a, dtype=float), 2)
+    for x in (sparse.BCOO.fromdense(a), sparse.BCOO.fromdense(a, nse=40), sparse.BCSR.fromdense(a)):
+        found = gn.matrix_norm_bracket(x)
+        assert isinstance(found.upper, jax.Array)
+        assert found.lower * (1 - 1e-6) <= norm <= found.upper
+        assert found.converged
+    with pytest.raises(TypeError, match="values"):
+        jax.jit(gn.matrix_norm_bound)(sparse.BCOO.fromdense(a))
+
+
+# ---------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (700, 800)])
+@pytest.mark.parametrize("kind", ["f", "c"])
+def test_the_gradient_by_stored_entries_is_that_of_the_dense_matrix(shape, kind):
+    x = random(
+        shape, 0.4 if shape[0] < 10 else 0.01, 3, lambda rng, size: rng.standard_normal(size)
+    )
+    x = x * (1.0 if kind == "f" else 1 + 2j)
+    for y in (x, x.tocsc(), x.tocoo(), x.tolil()):
+        value, found = gn.matrix_norm_value_and_grad(y)
+        u, s, vh = np.linalg.svd(x.toarray())
+        assert s[0] <= value <= s[0] * (1 + 1e-6)
+        expected = np.outer(u[:, 0], vh[0]) * (x.toarray() != 0)
+        assert np.allclose(found.toarray(), expected, atol=2e-3)
+        entries = y.tocoo()
+        assert np.array_equal(found.row, entries.row)
+        assert np.array_equal(found.col, entries.col)
+        assert abs(np.sum(np.real(np.conj(found.data) * entries.data)) - value) < 1e-12 * value
+
+
+def test_gradients_of_zero_and_of_what_is_not_finite():
+    x = sp.csr_array(np.eye(3))
+    assert np.all(gn.matrix_norm_value_and_grad(x * 0.0)[1].data == 0)
+    x.data[1] = math.inf
+    assert np.all(np.isnan(gn.matrix_norm_value_and_grad(x)[1].data))

@@ -441,7 +441,7 @@ DENSE_ONLY = {
     "conv_norm_bound": gn.conv_norm_bound,
     "conv_norm_bracket": gn.conv_norm_bracket,
     "conv_gram_iteration": lambda x: gn.conv_gram_iteration(x, (4,), steps=2),
-    "matrix_norm_value_and_grad": gn.matrix_norm_value_and_grad,
+    "matrix_norm_value_and_grad": lambda x: gn.matrix_norm_value_and_grad(x, steps=2),
     "conv_norm_value_and_grad": gn.conv_norm_value_and_grad,
     "spectral_rescaling": lambda x: gn.spectral_rescaling(x, steps=2),
     "conv_spectral_rescaling": lambda x: gn.conv_spectral_rescaling(x, steps=2),
