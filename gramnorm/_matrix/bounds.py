@@ -201,9 +201,9 @@ def matrix_norm_value_and_grad(
     value : array, shape (...)
         The bound, real, in float32 at least.
     gradient : array, shape (..., m, n), or sparse array in coordinates
-        Of a sparse matrix the derivative by its stored entries, ``x.tocoo().data``. Of an array G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex matrices the
+        G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex matrices the
         derivative by the real part plus i times that by the imaginary part, as in PyTorch. 0 for a zero matrix, NaN
-        where the norm is NaN or inf.
+        where the norm is NaN or inf. Of a sparse matrix the derivative by what it stores, ``x.tocoo().data``.
 
     Raises
     ------
