@@ -76,7 +76,7 @@ class NonNegative:
 def moduli(b: Any) -> NonNegative:
     """Return the moduli of the entries of a host matrix, dense or in compressed rows without repeated places."""
     if isinstance(b, np.ndarray):
-        m, n = np.abs(b), b.shape[1]
+        m, n = b if np.min(b) >= 0 else np.abs(b), b.shape[1]
         return NonNegative(lambda w: m @ w, lambda v: m.T @ v, n, m.shape[0], n, m.size)
     m = type(b)((np.abs(b.data), b.indices, b.indptr), shape=b.shape)  # which shares the places
     in_row = int(np.max(np.diff(m.indptr), initial=0))
