@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from gramnorm._arrays import crossing
-from gramnorm._arrays.types import Array, HostBools, HostFloats
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries
+from gramnorm._arrays.types import Array, DType, HostBools, HostFloats, HostInts
 from gramnorm._rigour.decimals import DIGITS, decimal_text, relative_gap_above
 
 __all__ = ["NormBracket"]
@@ -24,7 +24,7 @@ Floats = TypeVar("Floats", float, HostFloats)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bounds(Generic[Floats]):
-    """``lower <= norm <= upper`` of one norm (Python floats) or of a stack (host arrays), and the cost.
+    """``lower <= norm <= upper`` of one norm (Python floats) or a stack (host arrays), and the cost.
 
     Every search of the package returns one, with the cost in products or blocks of a symbol.
     """
@@ -39,11 +39,25 @@ class Bounds(Generic[Floats]):
 
     def narrowed(self, other: Bounds[Floats]) -> Bounds[Floats]:
         """Return what is better of two bounds on the same norm, at the cost of both."""
-        lower = np.maximum(self.lower, other.lower)
-        upper = np.minimum(self.upper, other.upper)
-        if isinstance(self.lower, float):
-            return Bounds(float(lower), float(upper), self.cost + other.cost)
+        is_one = isinstance(self.lower, float)
+        most, least = (max, min) if is_one else (np.maximum, np.minimum)
+        cost = self.cost + other.cost
+        return Bounds(most(self.lower, other.lower), least(self.upper, other.upper), cost)
+
+    def narrowed_at(self, chosen: HostInts, other: Bounds[HostFloats]) -> Bounds[HostFloats]:
+        """Return these bounds of a stack with those of the chosen norms `narrowed`."""
+        lower, upper = np.array(self.lower), np.array(self.upper)
+        lower[chosen] = np.maximum(lower[chosen], other.lower)
+        upper[chosen] = np.minimum(upper[chosen], other.upper)
         return Bounds(lower, upper, self.cost + other.cost)
+
+    def widened(self, loss: float) -> Bounds[float]:
+        """Return bounds on one norm that these bound up to `loss`."""
+        return Bounds(max(float(self.lower) - loss, 0.0), float(self.upper) + loss, self.cost)
+
+    def item(self) -> Bounds[float]:
+        """Return the bounds on the one norm of a stack of one."""
+        return Bounds(np.asarray(self.lower).item(), np.asarray(self.upper).item(), self.cost)
 
 
 def of_direct_sum(parts: Iterable[Bounds[float]]) -> Bounds[float]:
@@ -56,6 +70,37 @@ def of_direct_sum(parts: Iterable[Bounds[float]]) -> Bounds[float]:
     )
 
 
+def of_stack(parts: Iterable[Bounds[float] | Bounds[HostFloats]]) -> Bounds[HostFloats]:
+    """Return the bounds of a stack from those of its parts, in order, at the cost of the dearest."""
+    found = list(parts)
+    return Bounds(
+        np.hstack([np.zeros(0), *(one.lower for one in found)]),
+        np.hstack([np.zeros(0), *(one.upper for one in found)]),
+        max((one.cost for one in found), default=0),
+    )
+
+
+def attainable(rtol: float) -> float:
+    """Return the relative gap to work for: at most 1, and no less than float64 can hope for."""
+    return min(max(rtol, 2.0**-44), 1.0)
+
+
+def converged(found: Bounds[HostFloats], rtol: float) -> HostBools:
+    """Say where bounds are as narrow as asked for, or an infinite norm known; not where they are NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray((found.upper == found.lower) | found.is_within(rtol))
+
+
+def result_dtype(a: Array) -> DType:
+    """Return the real type of a number about `a`: float64, or float32 for all that is shorter.
+
+    Rounded outward to the 8 or 11 bits of a shorter type, no bracket would be narrow.
+    """
+    xp = libraries.namespace(a)
+    dtype = a.dtype if dtypes.is_floating(a.dtype) else dtypes.default_real_dtype(a)
+    return xp.float64 if dtypes.bits(dtype) == 64 else xp.float32
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class NormBracket:
     """Certified lower and upper bounds on spectral norms.
@@ -66,15 +111,17 @@ class NormBracket:
         ``lower <= norm <= upper`` for the arrays as stored, rounding included. Batch shape, in the
         caller's namespace, device and real dtype; of arrays shorter than float32 in float32.
     converged : array of bool
-        Whether ``upper - lower <= rtol * lower`` was reached. True also for the norms that are known exactly: 0
-        of a zero matrix, and inf of one that holds inf (both ends are inf). False for NaN. Where it is false
-        otherwise the bracket is as valid, only wider than asked for.
+        Whether ``upper - lower <= rtol * lower`` was reached. True also for the norms that are known
+        exactly: 0 of a zero matrix, and inf of one that holds inf (both ends are inf). False for NaN.
+        Where it is false otherwise the bracket is as valid, only wider than asked for.
     n_products : int
         The cost in the method's own unit: matrix products of the longest Gram iteration for a
-        stack of matrices, blocks of the symbol evaluated for a convolution.
+        stack of matrices, blocks of the symbol evaluated for a convolution, and products with the
+        operator or of its Gram matrix at a finite size.
     frequency : array or None
-        Convolutions: the angle, in radians per spatial axis, in (-pi, pi], at which `lower` is attained, up to its
-        own rounding to the dtype of the bounds; None where `lower` does not come from a single frequency.
+        Convolutions: the angle, in radians per spatial axis, in (-pi, pi], at which `lower` is
+        attained, up to its own rounding to the dtype of the bounds; None where `lower` does not come
+        from a single frequency.
     left, right : array or None
         Unit vectors attaining `lower`, if they were asked for.
     """
@@ -88,12 +135,47 @@ class NormBracket:
     right: Array | None = None
 
     def __repr__(self) -> str:
-        """Return the bounds as text, rounded outward; the fields where there are no numbers to look at."""
+        """Return the bounds as text, rounded outward; the fields where there are no numbers."""
         fields = [self.lower, self.upper, self.converged]
         found = [values for values in map(crossing.values_or_none, fields) if values is not None]
         if len(found) < 3 or len({values.shape for values in found}) > 1:
             return f"NormBracket(lower={fields[0]!r}, upper={fields[1]!r}, converged={fields[2]!r})"
         return f"NormBracket({_of_one(*found) if found[0].ndim == 0 else _of_stack(*found)})"
+
+
+def to_bracket(
+    found: Bounds[HostFloats],
+    *,
+    rtol: float,
+    shape: tuple[int, ...],
+    dtype: DType,
+    like: Array,
+    frequency: HostFloats | None = None,
+) -> NormBracket:
+    """Return bounds that `dtype` represents in the namespace and on the device of `like`."""
+    xp = libraries.namespace(like)
+    done = converged(found, rtol).reshape(shape)
+    return NormBracket(
+        lower=crossing.from_host(found.lower.reshape(shape), dtype=dtype, like=like),
+        upper=crossing.from_host(found.upper.reshape(shape), dtype=dtype, like=like),
+        converged=xp.asarray(done, dtype=xp.bool, device=libraries.device_of(like)),
+        n_products=found.cost,
+        frequency=None
+        if frequency is None
+        else crossing.from_host(frequency, dtype=dtype, like=like),
+    )
+
+
+def differentiable(
+    result: NormBracket, gradient: Callable[[Array, Array], Array], x: Array
+) -> NormBracket:
+    """Let automatic differentiation of PyTorch see the gradient of both ends of a bracket of `x`."""
+    lower, upper = result.lower, result.upper
+    return dataclasses.replace(
+        result,
+        lower=autodiff.with_gradient(lambda _: lower, gradient, x),
+        upper=autodiff.with_gradient(lambda _: upper, gradient, x),
+    )
 
 
 def _of_one(lower: HostFloats, upper: HostFloats, converged: HostFloats) -> str:
@@ -104,7 +186,7 @@ def _of_one(lower: HostFloats, upper: HostFloats, converged: HostFloats) -> str:
 
 
 def _of_stack(lower: HostFloats, upper: HostFloats, converged: HostFloats) -> str:
-    """Return the text of a stack: its shape, the range of its norms, the widest gap, how many converged."""
+    """Return the text of a stack: shape, range of the norms, widest gap, how many converged."""
     shape = f"shape {lower.shape}"
     known = ~(np.isnan(lower) | np.isnan(upper))
     if not np.any(known):

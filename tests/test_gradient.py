@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from tests.conv.test_conv import stored_dtype
 from tests.harness import oracles
+from tests.harness.convolutions import stored_dtype
 
 
 def some(shape, dtype="float64", seed=0):

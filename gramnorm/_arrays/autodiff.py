@@ -1,4 +1,4 @@
-"""Automatic differentiation of PyTorch and JAX: constants, and functions with a gradient of their own."""
+"""Automatic differentiation of PyTorch and JAX: constants, functions with their own gradient."""
 
 from __future__ import annotations
 
@@ -37,48 +37,67 @@ def is_differentiated(x: object) -> bool:
 def with_gradient(
     value: Callable[[Array], Array], gradient: Callable[[Array, Array], Array], x: Array
 ) -> Array:
-    """Return ``value(x)``, whose derivative for automatic differentiation is ``gradient(x, value)``.
+    """Return ``value(x)``, which is differentiated to ``gradient(x, value)``."""
 
-    The gradient G of each of a stack of real values is that of the pairing Re tr G^H dX. It is a constant:
-    differentiating twice is an error in torch, and not zero.
+    def forward(a: Array) -> tuple[Array, Array]:
+        found = value(a)
+        return found, found
+
+    return with_residual(forward, gradient, x)
+
+
+def with_residual(
+    forward: Callable[[Array], tuple[Array, Any]],
+    gradient: Callable[[Array, Any], Array],
+    x: Array,
+) -> Array:
+    """Return the value of ``forward(x) = (value, residual)``, of derivative ``gradient(x, residual)``.
+
+    The gradient G of each of a stack of real values is that of the pairing Re tr G^H dX. It is a
+    constant: differentiating twice is an error in torch, and not zero.
     """
     if compat.is_jax_array(x):
-        return _jax_with_gradient(value, gradient)(x)
+        return _jax_with_residual(forward, gradient)(x)
     import torch
 
     class Value(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, a: Array) -> Array:
-            ctx.found = value(a.detach())
+            found, ctx.residual = forward(a.detach())
             ctx.save_for_backward(a)
-            return ctx.found.clone()
+            return found.clone()
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, cotangent: Array) -> Array:
             (a,) = ctx.saved_tensors
-            result = gradient(a.detach(), ctx.found)
+            result = gradient(a.detach(), ctx.residual)
             return (_spread(cotangent, result) * result).to(a.dtype)  # of half precision
 
     return Value.apply(x)  # type: ignore[no-untyped-call]
 
 
-def _jax_with_gradient(
-    value: Callable[[Array], Array], gradient: Callable[[Array, Array], Array]
+def _jax_with_residual(
+    forward: Callable[[Array], tuple[Array, Any]], gradient: Callable[[Array, Any], Array]
 ) -> Callable[[Array], Array]:
     import jax
 
-    def forward(a: Array) -> tuple[Array, tuple[Array, Array]]:
-        found = value(a)
-        return found, (a, found)
+    def primal(a: Array) -> Array:
+        return forward(a)[0]
 
-    def backward(kept: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
-        result = gradient(*kept)
+    def kept_forward(a: Array) -> tuple[Array, tuple[Array, Any]]:
+        found, residual = forward(a)
+        # a node without leaves: JAX would turn numbers into arrays, in single precision by default
+        return found, (a, jax.tree_util.Partial(lambda: residual))  # type: ignore[no-untyped-call]
+
+    def backward(kept: tuple[Array, Any], cotangent: Array) -> tuple[Array]:
+        a, residual = kept
+        result = gradient(a, residual())
         slope = _spread(cotangent, result) * jax.numpy.conj(result)  # JAX pairs without conjugates
-        return (slope.astype(kept[0].dtype),)
+        return (slope.astype(a.dtype),)
 
-    function = jax.custom_vjp(value)
-    function.defvjp(forward, backward)
+    function = jax.custom_vjp(primal)
+    function.defvjp(kept_forward, backward)
     return function
 
 

@@ -1,15 +1,212 @@
 """Every budget and threshold of the package, and the measurement or the argument it comes from.
 
-Times were taken on two cores of a server from 2023 with OpenBLAS, one thread, unless a line says otherwise.  A wrong
-value costs time or leaves a gap wide; no bound depends on one.
+Times were taken on two cores of a server from 2023 with OpenBLAS, one thread, unless a line says
+otherwise.  A wrong value costs time or leaves a gap wide; no bound depends on one.
 """
 
 from __future__ import annotations
 
 # Matrices
 
+# Part of a stack in complex double precision: a few such arrays live at a time, half a GiB in all.
+PART_BYTES = 2**27
+
+# Up to here squarings are tried first: a product is then too short to pay for a Ritz vector's calls.
+SQUARING_COLUMNS = 192
+# Gaps shrink by half per squaring at worst; a cluster that is left is for the certificate.
+SQUARINGS = 12
+
+# Up to here all eigenvectors cost less than a Ritz vector, whose steps are calls of Python each.
+EIGENVECTOR_COLUMNS = 96
+# Vectors in float32 serve gaps above its unit, 6e-8: their errors enter the quotient squared.
+SINGLE_PRECISION = 1e-7
+# Full orthogonality costs 4 n k flops in step k: beyond this it outweighs the product, 2 n^2, early.
+LANCZOS_STEPS = 250
+# The small eigenproblem of the Ritz value costs as much as a step, so not every step solves it.
+RITZ_PERIOD = 4
+# A Ritz value that settles to a 16th of the gap, and of 1e-2 at most, leaves the rest to the proof.
+LOOSEST_RITZ = 1e-2
+RITZ_SHARE = 16
+
+# Eigenvalues have twice the gap of their roots, 2 rtol: a proof that leaves 1.6 of it is enough.
+ENOUGH = 1.6
+# The level to factorise at, below that, so that what the check adds still fits.
+CHOLESKY_LEVEL = 1.2
+# The check costs this fraction of n of a product; fewer columns make the products slow.
+CHOLESKY_BLOCK = 64
+# P = 2^40 leaves ln(n) / P, 1e-11 at n = 4096, of the largest eigenvalue undecided.
+POWER_SQUARINGS = 40
+
+# The dense Gram matrix on the smaller side then takes 128 MiB, in complex arithmetic 256 MiB.
+SPARSE_COLUMNS = 4096
+
+# Of the columns: typical, and the rounding of a Gram product is in proportion to it.  What is
+# flatter is done again in float64.
+STABLE_RANK = 1 / 4
+# Share of the width that must be more than rounding for another squaring to be worth a product.
+HOPELESS = 0.7
+# Share of a stack that must have stalled before its moments are worth more passes over all.
+CLUSTERED = 0.2
+# Stalled: an effective rank above 1, and above 0.65 of the last one.  Squaring halves the rank of a
+# spectrum that decays evenly, and leaves that of a cluster.
+SEVERAL = 1.3
+LEVEL = 0.65
+# Of one matrix: below this change of rank the top values differ by 2e-3 at most, and 12 squarings
+# would rarely part them.
+UNCHANGED = 1 - 1e-6
+
 
 # Convolutions
+
+# Kernels of Gaussian noise, default gap, CPU time, where a line names no others.
+
+SYMBOL_BYTES = 2**27
+"""Bytes that the blocks of one batch of frequencies may take; a few arrays of that size live at a
+time, so that a search stays far below one GiB."""
+
+SEARCH_OPERATIONS = 3e11
+"""Operations after which a search stops splitting cells: 4 s at 75 Gflop/s, the speed of a product
+256 x 2304 x 256 in float64."""
+
+SEARCH_EVALUATIONS = 2_000, 100_000
+"""Evaluations that a search may always spend, so that large blocks have a chance (two-dimensional
+noise takes 300 to 900), and the most it may, so that the lists of cells stay small."""
+
+ENTRY_OPERATIONS, PHASE_OPERATIONS = 100, 250.0
+"""What passes over an entry of a block, and the phase of a tap per axis, cost beside the products,
+in operations. A phase takes 37 ns; operations of small blocks run at a tenth of full speed."""
+
+FIRST_REACH = 0.9
+"""The w of the first cells, about: 64 x 64 x 3 x 3 takes 261 ms from 0.45 on, 185 from 0.9 and 182
+from 1.2; 8 x 8 x 5 x 5 takes 15, 16 and 19."""
+
+CORNER_AXES = 6
+"""Most axes for which all frequencies with angles 0 and pi are tried first: 64 points. Without them
+64 x 64 x 3 x 3 takes 267 ms and not 186, 16 x 16 x 3 x 3 takes 17 and not 13."""
+
+CLIMB_CELLS = 48
+"""Open cells from which on a local ascent is worth its cost: 64 x 64 x 3 x 3 takes 185 ms, and 248
+without any; 16 x 16 x 3 x 3 takes 14, and 26 with one at each level."""
+
+CLIMB_ROUNDS = 3
+"""Of the ascent to a better lower bound, which need not be sharp: 1, 3 and 10 rounds differ by less
+than the noise of the clock."""
+
+PEAK_ROUNDS = 20
+"""Of the ascent to the place of a gradient: an error in the frequency is one of first order there,
+and the ascent stops by itself where it no longer moves."""
+
+PAIR_STEPS = 40
+"""Lanczos steps to a pair of vectors, which proves nothing: a poor one costs a poor lower bound."""
+
+FLAT = 0.125
+"""Least share of the largest singular value squared, at any frequency, from which on a symbol counts
+as flat: with less, c is hardly below sup ||F||^2 and the search on the square saves little."""
+
+FLAT_TRIAL = 100
+"""Part of the budget after which the autocorrelation is formed: until then cells cost less than it."""
+
+SQUARE_SHARE = 4
+"""Part of the budget that the search on the square may take: it saves most of the cells, or fails."""
+
+TAP_COLUMNS = 4096
+"""Most columns of the matrix of all taps whose Gram matrix is formed; its square is the most entries
+for all groups: 128 MiB in float64."""
+
+LAGS = 1000
+"""Most lags, of which there are (2 k - 1) per axis and which are gathered one by one."""
+
+LAG_SQUARINGS = 6
+"""Squarings of each lag: the norm of q equal singular values is then missed by q^(1/128), 3 % for
+q = 64, and the norms that matter are added to one that is exact."""
+
+NARROW_BLOCKS, NARROW_SIDE = 16, 32
+"""From so many blocks of such a size on, single precision goes first: 48 x 48 x 3 x 3 in float64
+takes 87 ms and not 234; 32 channels take 27 and not 28, and 16 take 16 and not 13."""
+
+FULL_GRID = 2_500
+"""Frequencies of a circle up to which all of them may be evaluated at once: 16 x 16 x 3 x 3 takes
+12 ms and not 20 at 24 x 24, the same at 50 x 50, and 17 and not 14 at 80 x 80."""
+
+GRID_TRIAL = 3
+"""Part of such a grid that the search for the supremum may cost first: a kernel dominated by few
+frequencies is done with less, and noise pays a third more frequencies than the grid has."""
+
+GRID_SAMPLE = 64
+"""Frequencies of such a grid that are looked at first, for a lower bound that drops others early;
+1, 64 and 1000 differ by less than the noise of the clock."""
+
+GRADIENT_GROUPS = 16
+"""Most groups whose vectors are all computed to find the largest: each takes an iteration of its own."""
+
+START_RTOL = 1e-2
+"""Gap of the search for the frequency from which the vectors of an operator are iterated."""
+
+
+# Convolutions at a finite size
+
+# Side of an operator whose matrix comes before all else.  3 x 3 layers, Gaussian and decaying, of
+# 1 to 16 channels: 4 ms against 22 to 43 ms for the other bounds.
+ASSEMBLED_AT_ONCE = 256
+
+# Side of an operator whose matrix is the last resort.  16 channels at 16 x 16, 3 x 3 taps, have
+# just that: 1.5 s for a gap of 6e-4, and the Gram matrix takes 128 MiB, twice that if complex.
+ASSEMBLED = 4096
+
+# Numbers in an intermediate result on the way to a matrix: 256 MiB in float64.
+ASSEMBLED_ENTRIES = 2**25
+
+# Taps whose pairs are summed up under a plane wave: two tables of 32 and 64 MiB; 45 x 45 taps take
+# 0.3 s at 512 x 512 and 1.3 s at 4096 x 4096.
+WAVE_TAPS = 2048
+
+# Samples per axis under the wave's window.  It loses O(n^-2): for equal taps 2e-7 if there are 3,
+# and 1e-4 if there are 65, a tenth of the gap asked for by default.
+WAVE_SAMPLES = 4096
+
+# Inputs of the window in which Golub-Kahan steps are taken, and numbers that its outputs read: a
+# basis of 60 vectors takes 60 MiB, what is read 32 MiB, twice that if complex.  89 products with
+# 32 channels and 3 x 3 taps take 0.7 s.
+WINDOW_INPUTS, WINDOW_READS = 2**17, 2**22
+
+# From the wave, 3 x 3 and 5 x 5 layers of 16 to 64 channels settle in 12 to 20 steps at
+# rtol = 1e-3; three times that for tighter ones and for clusters.
+GOLUB_KAHAN_STEPS = 60
+
+# Share of a generic vector in the start: enough that rounding does not hide a direction which the
+# wave has not.  Shares of 1e-4 and 0.1 lead to the same gaps at the same cost.
+START_NOISE = 1e-2
+
+# A circle is longer than it must be by one part in so many.  3 x 3 layers, 64 channels at 32 x 32:
+# a gap of 4.8e-4 against 1.1e-3 for the shortest circle; one twice as long takes twice the
+# evaluations for 4.6e-4.
+SPARE_CIRCLE = 4
+
+# Frequencies of a circle whose norms are all kept: 32 MiB, a circle of 2048 x 2048.
+SCALAR_GRID = 2**22
+
+# How sharply a first compression knows norms, as a share of what they are below the supremum.  0.05
+# costs decaying layers 1.6 times the evaluations; 0.5 widens gaps of Gaussian ones by 6 to 23 %.
+COMPRESSION_SLACK = 0.25
+
+# Least and most of the same for the second one, which follows the gap asked for.  Least shares of
+# 1e-4 and most of 0.02 and 0.2 change gaps by less than 1 %; least 1e-2 widens some by 7 %.
+FINE_COMPRESSION_SLACK = 1e-3, 0.05
+
+# Entries of the Toeplitz matrices of an axis, complex: 256 MiB and as much on the way, and 7 to
+# 9 s.  Rows times squares of rows of all: 3 s for 8 matrices of order 1024, 2 s for one of 2048.
+TOEPLITZ_ENTRIES, TOEPLITZ_WORK = 2**24, 2**33
+
+# Up to so many axes all orders are tried, six at most: each costs as much as the first.
+EVERY_ORDER_OF_AXES = 3
+
+# Classes of outputs modulo a dilation that are all looked at, 58 ms; from there on only where
+# something changes, 0.2 ms at any size.
+EVERY_CLASS = 2**16
+
+# Axes of which it is remembered who reads a sample: those of the operator that is being iterated,
+# and of a few beside it.
+AXES_READ = 8
 
 
 # Large sparse matrices
@@ -28,10 +225,10 @@ FIRST_STEPS = 8
 """Power steps with the moduli, from ones: counts, graphs and grids at a modest gap need no more, and they settle which
 parts can be the largest; eight take as long as a quarter of `svds` on 20 000 unknowns."""
 
-LANCZOS_WORK = 2**33
+LONG_LANCZOS_WORK = 2**33
 """Entries that the products of one Lanczos iteration may touch: ten seconds at 1.2 ns each."""
 
-LANCZOS_STEPS = 2000
+LONG_LANCZOS_STEPS = 2000
 """Most steps: the Laplacian on 600 x 600 takes 1500 to a gap of 1e-6, the Ritz problems a tenth of that time."""
 
 BASIS = 2**26

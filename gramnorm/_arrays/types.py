@@ -17,6 +17,7 @@ DType: TypeAlias = Any
 Device: TypeAlias = Any
 
 HostFloats: TypeAlias = npt.NDArray[np.float64]
+HostNumbers: TypeAlias = npt.NDArray[np.inexact]
 HostInts: TypeAlias = npt.NDArray[np.int64]
 HostBools: TypeAlias = npt.NDArray[np.bool_]
 """NumPy arrays on the host: the few numbers per matrix on which the drivers decide."""

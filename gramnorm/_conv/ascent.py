@@ -1,4 +1,4 @@
-"""A local maximum of the norm of a symbol, by its singular vectors: where to look, not what to believe.
+"""A local maximum of the norm of a symbol, by its singular vectors: where to look, it proves nothing.
 
 For unit vectors u, v the norm of F(theta) is at least |u^H F(theta) v| = |sum_q c_q exp(i q . theta)| with
 c_q = u^H K_q v, a scalar polynomial that is cheap to climb.  At its top the vectors are renewed.
@@ -6,47 +6,51 @@ c_q = u^H K_q v, a scalar polynomial that is cheap to climb.  At its top the vec
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import numpy.typing as npt
 
+from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm._matrix import lanczos
 
-HostVector = npt.NDArray[np.complex128]
-
-_STEPS = 40  # of Lanczos
+HostComplex = npt.NDArray[np.complex128]
 
 
-def top_pair(f: HostVector) -> tuple[HostVector, HostVector]:
-    """Return vectors u, v with u^H F v almost the norm of the matrix F; basis vectors for a zero matrix."""
+def top_pair(f: HostComplex) -> tuple[HostComplex, HostComplex]:
+    """Return unit vectors u, v with u^H F v almost the norm of the matrix F."""
     if f.shape[0] < f.shape[1]:
         u, v = top_pair(f.conj().T)
         return v, u
     start = np.asarray(np.random.default_rng(0).standard_normal(f.shape[1]), dtype=np.complex128)
-    found = lanczos.top_vector(lambda x: f.conj().T @ (f @ x), start, rtol=1e-5, steps=_STEPS)
+    found = lanczos.top_vector(
+        lambda x: f.conj().T @ (f @ x), start, rtol=1e-5, steps=limits.PAIR_STEPS
+    )
     v = np.asarray(found, dtype=np.complex128)
     u = f @ v
     sizes = float(np.linalg.norm(u)), float(np.linalg.norm(v))
-    if not all(0 < size < math.inf for size in sizes):
+    if not all(0 < size < math.inf for size in sizes):  # a zero matrix: any pair is as good
         m, n = f.shape
         return np.eye(1, m, dtype=np.complex128)[0], np.eye(1, n, dtype=np.complex128)[0]
     return u / sizes[0], v / sizes[1]
 
 
 def climb(
-    taps: npt.NDArray[np.inexact], offsets: HostInts, turns: HostFloats, *, rounds: int = 3
+    taps: npt.NDArray[np.inexact], offsets: HostInts, turns: HostFloats, *, rounds: int
 ) -> HostFloats:
     """Return the turns of a local maximum near `turns` for taps (Q, p, q) at the positions `offsets`."""
-    span = np.maximum(np.ptp(offsets, axis=0), 1)
-    stencil = np.stack(np.meshgrid(*[(-1.0, 0.0, 1.0)] * len(span), indexing="ij"), axis=-1)
-    stencil = stencil.reshape(-1, len(span)) * (np.ptp(offsets, axis=0) > 0) / span
+    extent = np.ptp(offsets, axis=0)
+    span = np.maximum(extent, 1)
+    stencil = np.asarray(list(itertools.product((-1.0, 0.0, 1.0), repeat=len(span))))
+    stencil = stencil * (extent > 0) / span
     for _ in range(rounds if np.any(stencil) else 0):
         before = turns
         phases = np.exp(2j * math.pi * (offsets @ turns))
         u, v = top_pair(np.tensordot(phases, taps, axes=1))
         c = (taps @ v) @ u.conj()
+        # from a sixteenth of the period of the fastest phase to where the value no longer changes
         size = 1 / 16
         while size > 1e-6:
             around = turns + size * stencil

@@ -1,26 +1,24 @@
 """Cells that cover the torus of frequencies, and how far a norm may fall inside them.
 
-Within distance w = sum_a (k_a - 1) / 2 |theta_a - c_a| of a maximiser the norm is at least cos(w) times the
-maximum (docs/theory.md, Theorem 10).  A set of constant w is a diamond.  So a cell is a diamond in the first two
-axes that matter, where diamonds tile and have twice the area of the square with the same w, times an interval in
-each further axis.
+Within distance w = sum_a (k_a - 1) / 2 |theta_a - c_a| of a maximiser the norm is at least cos(w)
+times the maximum (docs/theory.md, Theorem 10).  A set of constant w is a diamond.  So a cell is a
+diamond in the first two axes that matter, where diamonds tile and have twice the area of the square
+with the same w, times an interval in each further axis.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostBools, HostInts
 
-WIDEST = 0.9
-"""The w of the first cells, about."""
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cells:
     """Cells of one size: ``centres / denominators`` turns, reaching one unit along each axis that is split."""
 
@@ -32,22 +30,19 @@ class Cells:
     def cover(cls, kernel_size: tuple[int, ...], *, half: bool) -> Cells:
         """Cover the torus; up to the sign of all frequencies together if `half`."""
         denominators = _first_denominators(kernel_size)
-        split = _split_axes(kernel_size)
+        split, diamond = _split_axes(kernel_size), _diamond(kernel_size)
         numbers = [np.arange(1, n, 2) if n > 1 else np.zeros(1, np.int64) for n in denominators]
-        for axis in _diamond(kernel_size):
+        for axis in diamond:
             numbers[axis] = np.arange(denominators[axis])
         if half and split:
-            whole = denominators[split[0]]
-            numbers[split[0]] = numbers[split[0]][
-                : whole // 2 + 1 if len(split) > 1 else whole // 4
-            ]
-        centres = np.stack(np.meshgrid(*numbers, indexing="ij"), axis=-1)
-        centres = centres.reshape(-1, len(kernel_size)).astype(np.int64)
-        if len(split) > 1:
-            i, j = (centres[:, axis] for axis in split[:2])
+            first, whole = split[0], denominators[split[0]]
+            numbers[first] = numbers[first][: whole // 2 + 1 if diamond else whole // 4]
+        centres = grid_points(numbers)
+        if diamond:
+            i, j = (centres[:, axis] for axis in diamond)
             keep = (i + j) % 2 == 0
             if half:  # the two lines that are their own mirror images need one half each
-                n, m = (denominators[axis] for axis in split[:2])
+                n, m = (denominators[axis] for axis in diamond)
                 keep &= ~(((i == 0) | (2 * i == n)) & (2 * j > m))
             centres = centres[keep]
         return cls(kernel_size, centres, np.asarray(denominators, dtype=np.int64))
@@ -64,7 +59,8 @@ class Cells:
         w += max((reach[axis] for axis in diamond), default=0.0)
         if w == 0.0:
             return 1.0
-        return math.cos(w) - 2e-15 if w < 1.57 else 0.0  # w and cos err by a few units of 2^-52
+        # w and its cosine err by a few units of 2^-52, absolutely: both are below 1.6
+        return math.cos(w) - 2e-15 if w < 1.57 else 0.0
 
     @property
     def children(self) -> int:
@@ -73,15 +69,20 @@ class Cells:
 
     def split(self, chosen: HostBools) -> Cells:
         """Return the children of the chosen cells, those of a cell in a row."""
-        split, diamond = _split_axes(self.kernel_size), _diamond(self.kernel_size)
-        choices = [(-1, 1) if axis in split else (0,) for axis in range(len(self.kernel_size))]
-        moves = np.asarray(list(itertools.product(*choices)))
+        diamond = _diamond(self.kernel_size)
+        moves = grid_points((-1, 1) if k > 1 else (0,) for k in self.kernel_size)
         if diamond:  # (+-1, +-1) turned by an eighth: (+-1, 0) and (0, +-1)
             a, b = moves[:, diamond[0]].copy(), moves[:, diamond[1]].copy()
             moves[:, diamond[0]], moves[:, diamond[1]] = (a + b) // 2, (a - b) // 2
-        scale = np.where(np.isin(np.arange(len(self.kernel_size)), split), 2, 1)
+        scale = np.where(np.asarray(self.kernel_size) > 1, 2, 1)
         children = (self.centres[chosen] * scale)[:, None, :] + moves[None, :, :]
         return Cells(self.kernel_size, children.reshape(-1, len(scale)), self.denominators * scale)
+
+
+def grid_points(numbers: Iterable[HostInts | Sequence[int]]) -> HostInts:
+    """Return all points with coordinates among the numbers of their axis, shape (points, axes)."""
+    axes = [np.asarray(values, dtype=np.int64) for values in numbers]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
 def first_count(kernel_size: tuple[int, ...]) -> float:
@@ -99,9 +100,9 @@ def _diamond(kernel_size: tuple[int, ...]) -> list[int]:
 
 
 def _first_denominators(kernel_size: tuple[int, ...]) -> list[int]:
-    """Return multiples of 4 that make w about `WIDEST`, shared evenly by the diamond and the other axes."""
+    """Return multiples of 4 that make w about `FIRST_REACH`, an equal share per diamond and axis."""
     shares = max(len(_split_axes(kernel_size)) - 1, 1)
+    quarter = 4 * limits.FIRST_REACH
     return [
-        4 * math.ceil(shares * (k - 1) * math.pi / (4 * WIDEST)) if k > 1 else 1
-        for k in kernel_size
+        4 * math.ceil(shares * (k - 1) * math.pi / quarter) if k > 1 else 1 for k in kernel_size
     ]

@@ -1,11 +1,13 @@
 """The certified supremum of the norm of a symbol over all frequencies.
 
-Over a cell of frequencies with centre c, a maximiser of the norm inside the cell forces (docs/theory.md, Theorem 10)
+Over a cell of frequencies with centre c, a maximiser of the norm inside the cell forces
+(docs/theory.md, Theorem 10)
 
-    sup ||F|| <= ||F(c)|| / cos(w),   w = max over the cell of sum_a (k_a - 1) / 2 |theta_a - c_a| < pi / 2,
+    sup ||F|| <= ||F(c)|| / cos(w),   w = max over the cell of sum_a (k_a - 1) / 2 |theta_a - c_a|,
 
-for k_a taps along axis a.  So cells whose right side stays below (1 + rtol) times the best value found are finished,
-the others are split, and the cost depends on the kernel, not on any image.
+for w < pi / 2 and k_a taps along axis a.  So cells whose right side stays below (1 + rtol) times the
+best value found are finished, the others are split, and the cost depends on the kernel, not on any
+image.
 """
 
 from __future__ import annotations
@@ -15,21 +17,13 @@ import math
 
 import numpy as np
 
-from gramnorm._arrays.types import Array, HostFloats
-from gramnorm._conv import ascent, sampling
+from gramnorm._arrays import limits
+from gramnorm._arrays.types import Array, HostBools, HostFloats
+from gramnorm._conv import ascent
 from gramnorm._conv.cells import Cells, first_count
-from gramnorm._conv.sampling import Bound, Maximum, chunks, evaluate, limit
-from gramnorm._conv.symbol import Symbol, polyphase
+from gramnorm._conv.sampling import Cover, Maximum, at_points, evaluate, is_decided, limit
+from gramnorm._conv.symbol import Symbol, polyphase, undilated_stride
 from gramnorm._rigour.model import up
-
-CORNERS = 6
-"""Most axes for which all frequencies with angles 0 and pi are tried first."""
-
-FLAT = 0.125
-"""The least share of the largest singular value squared, at any frequency, from which on a symbol counts as flat."""
-
-MANY = 48
-"""Open cells from which on a local ascent is worth its cost."""
 
 
 def supremum(
@@ -40,15 +34,14 @@ def supremum(
     *,
     rtol: float,
 ) -> tuple[Symbol, Maximum]:
-    """Return the symbol of a strided correlation with taps (T, groups, c_out, c_in), and its supremum.
+    """Return the symbol of a strided correlation, and the supremum of its norm.
 
-    With g = gcd(s, d) stride s and dilation d have the norm of stride s / g and no dilation; `turns` are those of
-    the symbol returned.
+    Taps have the shape (T, groups, c_out, c_in); `turns` are those of the symbol returned.
     """
-    plain = tuple(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True))
+    plain = undilated_stride(stride, dilation)
     symbol = Symbol(*polyphase(taps, kernel_size, plain))
     extent = tuple(-(-k // s) for k, s in zip(kernel_size, plain, strict=True))
-    return symbol, over_torus(symbol, extent, rtol=rtol)
+    return symbol, over_torus(symbol, extent, rtol=rtol, most=limit(symbol))
 
 
 def over_torus(
@@ -56,71 +49,81 @@ def over_torus(
     kernel_size: tuple[int, ...],
     *,
     rtol: float,
-    most: int | None = None,
+    most: int,
     squares: bool = True,
 ) -> Maximum:
     """Bracket the supremum over all frequencies, with at most about `most` evaluations.
 
     `squares` allows for another search on the square of the symbol, if it is flat.
     """
-    best = Maximum(rtol)
-    if max(kernel_size) > 1 and len(kernel_size) <= CORNERS:
-        ends = np.asarray(
-            list(itertools.product(*((0, 1) if k > 1 else (0,) for k in kernel_size)))
-        )
-        evaluate(symbol, ends, np.full(len(kernel_size), 2), best.decides_points, best)
-    if first_count(kernel_size) > sampling.EVALUATIONS[1]:
-        best.upper = min(symbol.flat_bound(), symbol.sum_bound())
-        return best
+    best = _at_corners(symbol, kernel_size, rtol=rtol)
+    if first_count(kernel_size) > limits.SEARCH_EVALUATIONS[1]:
+        return best.with_upper(min(symbol.flat_bound(), symbol.sum_bound()))
     cells = Cells.cover(kernel_size, half=symbol.real)
     bounds = np.full(len(cells.centres), np.inf)  # of the cells, from their ancestors
-    most, ceiling = limit(symbol) if most is None else most, math.inf
-    climbed = 0.0
+    finished, climbed, ceiling = 0.0, 0.0, math.inf
     while len(bounds):
         over = _around(cells.cosine)
-        for chunk in chunks(np.arange(len(bounds)), symbol):
-            centres = cells.centres[chunk]
-            decides = best.decides_cells(over) if cells.cosine < 1 else best.decides_points
-            upper = evaluate(symbol, centres, cells.denominators, decides, best)
-            bounds[chunk] = np.minimum(bounds[chunk], over(upper))
-        if np.count_nonzero(~best.is_finished(bounds)) > MANY:
-            climbed = _climb(symbol, best, climbed)
-        open_ = ~best.is_finished(bounds)
-        best.upper = max(best.upper, float(np.max(bounds[~open_], initial=0.0)))
-        many = np.mean(open_) > 0.5 and best.evaluations > most // 100
-        if squares and many and ceiling == math.inf:
-            ceiling = symbol.flat_bound()  # so many open cells: the symbol may be flat
-            if not best.is_finished(np.asarray(ceiling)):
-                ceiling = min(ceiling, _by_squares(symbol, kernel_size, best))
-            if best.is_finished(np.asarray(ceiling)):
-                best.upper = ceiling
-                break
-        spent = best.evaluations + np.count_nonzero(open_) * cells.children > most
-        # cells this small are open because of rounding, which splitting does not mend
-        noise = 4 * symbol.error / best.lower if best.lower > 0 else 1.0
-        futile = cells.cosine * (1 + max(rtol / 16, noise)) >= 1
-        if spent or futile:
-            best.upper = max(best.upper, float(np.max(bounds)))
+        decides = is_decided(over, rtol)
+        upper, best = evaluate(symbol, cells.centres, cells.denominators, decides, best, rtol=rtol)
+        bounds = np.minimum(bounds, over(upper))
+        open_ = ~best.settles(bounds, rtol)
+        if np.count_nonzero(open_) > limits.CLIMB_CELLS and best.bounds.lower > climbed:
+            best = _climbed(symbol, best, rtol)
+            climbed, open_ = best.bounds.lower, ~best.settles(bounds, rtol)
+        finished = max(finished, float(np.max(bounds[~open_], initial=0.0)))
+        tried = best.bounds.cost > most // limits.FLAT_TRIAL
+        if squares and tried and np.mean(open_) > 0.5 and ceiling == math.inf:
+            ceiling, best = _if_flat(symbol, kernel_size, best, rtol=rtol)
+            if best.settles(ceiling, rtol):
+                return best.with_upper(ceiling)
+        spent = best.bounds.cost + np.count_nonzero(open_) * cells.children > most
+        if spent or _is_futile(cells.cosine, symbol, best, rtol):
+            finished = max(finished, float(np.max(bounds)))
             break
         cells, bounds = cells.split(open_), np.repeat(bounds[open_], cells.children)
-    best.upper = min(best.upper, ceiling)
-    return best
+    return best.with_upper(min(finished, ceiling))
 
 
-def _climb(symbol: Symbol, best: Maximum, climbed: float) -> float:
-    """Improve the lower bound by a local ascent, unless it is what the last one found; return the new one."""
-    if best.turns is not None and best.lower > climbed:
-        turns = ascent.climb(symbol.host_taps(best.block), symbol.offsets, best.turns)
-        _look_at(symbol, best, turns)
-    return best.lower
+def _at_corners(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float) -> Maximum:
+    """Look at the frequencies with angles 0 and pi, where many kernels have their maximum."""
+    best = Maximum.unknown(len(kernel_size))
+    if max(kernel_size) == 1:
+        return best
+    few = len(kernel_size) <= limits.CORNER_AXES
+    choices = ((0, 1) if k > 1 and few else (0,) for k in kernel_size)
+    ends = np.asarray(list(itertools.product(*choices)))
+    decides = is_decided(at_points, rtol)
+    twos = np.full(len(kernel_size), 2)
+    return evaluate(symbol, ends, twos, decides, best, rtol=rtol)[1]
 
 
-def _by_squares(symbol: Symbol, kernel_size: tuple[int, ...], best: Maximum) -> float:
-    """Bound the supremum by sup ||F||^2 <= c + sup ||F^H F - c I||; inf if the symbol is far from flat (Lemma 11)."""
-    found, square = symbol.autocorrelation, best.lower**2
-    if found is None or found.floor < FLAT * square:
-        return math.inf
-    # half way between the smallest and the largest square, or below: the largest is as far off as any
+def _is_futile(cosine: float, symbol: Symbol, best: Maximum, rtol: float) -> bool:
+    """Say whether cells of this size are open because of rounding, which splitting does not mend."""
+    lower = best.bounds.lower
+    noise = 4 * symbol.error / lower if lower > 0 else 1.0
+    return cosine * (1 + max(rtol / 16, noise)) >= 1
+
+
+def _climbed(symbol: Symbol, best: Maximum, rtol: float) -> Maximum:
+    """Improve the lower bound by a local ascent."""
+    taps = symbol.host_taps(best.block)
+    turns = ascent.climb(taps, symbol.offsets, best.turns, rounds=limits.CLIMB_ROUNDS)
+    return _with_norm_at(turns, symbol, best, rtol)
+
+
+def _if_flat(
+    symbol: Symbol, kernel_size: tuple[int, ...], best: Maximum, *, rtol: float
+) -> tuple[float, Maximum]:
+    """Bound the supremum by the autocorrelation, sharply if the symbol is flat (Lemma 11).
+
+    The second bound is sup ||F||^2 <= c + sup ||F^H F - c I||.
+    """
+    ceiling, found = symbol.flat_bound(), symbol.autocorrelation
+    square = best.bounds.lower**2
+    if best.settles(ceiling, rtol) or found is None or found.floor < limits.FLAT * square:
+        return ceiling, best
+    # half way between the smallest and the largest square: the largest is as far off as any
     middle = (found.floor + square) / 2
     centre = float(np.float32(middle))
     if centre > middle:
@@ -128,25 +131,29 @@ def _by_squares(symbol: Symbol, kernel_size: tuple[int, ...], best: Maximum) -> 
     squared = symbol.squared(centre)
     assert squared is not None
     lags = tuple(2 * k - 1 for k in kernel_size)
-    rtol = best.rtol * square / (square - centre)  # twice that, and the whole gap would be spent
-    most = over_torus(squared, lags, rtol=rtol, most=limit(squared) // 4, squares=False)
-    best.evaluations += most.evaluations
-    if most.turns is not None:
-        _look_at(symbol, best, most.turns)
-    return up(math.sqrt(centre + most.upper))
+    # half of what the gap in the root allows for: twice that, and the whole gap would be spent
+    gap = rtol * square / (square - centre)
+    most = limit(squared) // limits.SQUARE_SHARE
+    inner = over_torus(squared, lags, rtol=gap, most=most, squares=False)
+    best = _with_norm_at(inner.turns, symbol, best.after(inner.bounds.cost), rtol)
+    return min(ceiling, up(math.sqrt(centre + inner.bounds.upper))), best
 
 
-def _look_at(symbol: Symbol, best: Maximum, turns: HostFloats) -> None:
+def _with_norm_at(turns: HostFloats, symbol: Symbol, best: Maximum, rtol: float) -> Maximum:
     """Improve the lower bound by the norm at one frequency, as sharp as it can be had."""
     fine = np.full(len(turns), 2**20)
     points = np.round(turns * fine).astype(np.int64)[None, :] % fine
-    evaluate(symbol, points, fine, lambda low, _: np.zeros_like(low, np.bool_), best)
+
+    def undecided(_: Maximum, low: HostFloats, __: HostFloats) -> HostBools:
+        return np.zeros_like(low, np.bool_)
+
+    return evaluate(symbol, points, fine, undecided, best, rtol=rtol)[1]
 
 
-def _around(cosine: float) -> Bound:
+def _around(cosine: float) -> Cover:
     """Bound the supremum if it is attained in the cell: ||F(c)|| / cos w (Theorem 10)."""
     if cosine == 1.0:
-        return lambda norm: norm
+        return at_points
     if cosine <= 0:
         return lambda norm: np.full_like(norm, np.inf)
     return lambda norm: up(norm / cosine)

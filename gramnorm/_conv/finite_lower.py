@@ -1,8 +1,9 @@
-"""Convolutions of a finite size from below: a plane wave under a window, and Golub-Kahan steps from it.
+"""Convolutions of a finite size from below: a plane wave under a window, and Golub-Kahan steps.
 
-Any vector proves a lower bound.  At the frequency of the supremum the top right singular vector of the symbol,
-modulated and under a sine window, is almost optimal for large sizes, and its image is a sum over pairs of taps,
-whatever the size.  Golub-Kahan steps on the operator itself make up for the rest.
+Any vector proves a lower bound.  At the frequency of the supremum the top right singular vector of
+the symbol, modulated and under a sine window, is almost optimal for large sizes, and its image is a
+sum over pairs of taps, whatever the size.  Golub-Kahan steps on the operator itself make up for the
+rest.
 """
 
 from __future__ import annotations
@@ -14,23 +15,18 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays import crossing, dtypes, libraries
+from gramnorm._arrays import crossing, dtypes, libraries, limits
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv.ascent import top_pair
 from gramnorm._conv.geometry import Axis, adjoint, correlate
 from gramnorm._conv.sampling import Maximum
 from gramnorm._conv.symbol import Symbol
 from gramnorm._matrix import lanczos
+from gramnorm._results import Bounds
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import HOST_UNIT, down
 
-UNKNOWNS, PATCHES = 2**17, 2**22
-"""Most inputs of the window in which Golub-Kahan steps are taken, and most numbers that its outputs read."""
-
-PAIRS = 2048
-"""Most taps whose pairs are summed up."""
-
-STEPS = 60
+HostVector = npt.NDArray[np.inexact]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,40 +55,37 @@ class Wave:
     @classmethod
     def at(cls, symbol: Symbol, best: Maximum) -> Wave:
         """Take the top right singular vector of the symbol where its maximum was found."""
-        taps = symbol.host_taps(best.block)
+        taps, offsets = symbol.host_taps(best.block), symbol.offsets
         count, p, q = taps.shape
-        turns = np.zeros(symbol.offsets.shape[1]) if best.turns is None else best.turns
-        phases = np.exp(2j * math.pi * (symbol.offsets @ turns))
+        phases = np.exp(2j * math.pi * (offsets @ best.turns))
         _, v = top_pair(np.tensordot(phases, taps, axes=1))
         images = (taps @ v) * phases[:, None]
         total = float(np.sum(np.linalg.norm(taps, axis=(1, 2))))
         # products and sums, and phases of angles that are not reduced
-        units = 8 * (p + q + count + 64) + 40 * float(
-            np.sum(np.max(np.abs(symbol.offsets), axis=0))
-        )
+        units = 8 * (p + q + count + 64) + 40 * float(np.sum(np.max(np.abs(offsets), axis=0)))
         noise = units * HOST_UNIT * total**2
-        return cls(turns, v, images, symbol.offsets, best.block, noise)
+        return cls(best.turns, v, images, offsets, best.block, noise)
 
-    def quotient(self, axes: Sequence[Axis], most: int = 4096) -> float:
-        """Return ||T x|| / ||x||, rounded down, for the wave under a sine window per axis.
+    def quotient(self, axes: Sequence[Axis]) -> float:
+        """Return ||T x|| / ||x||, rounded down, for the wave under a sine window s per axis.
 
-        The sums over outputs separate: ||T x||^2 = sum_{q, r} w_q^H w_r prod_axes sum_u s(u + q) s(u + r).
+        The sums over outputs separate:
+
+            ||T x||^2 = sum_{q, r} w_q^H w_r prod_axes sum_u s(u + q) s(u + r).
         """
-        if len(self.offsets) > PAIRS:
+        if len(self.offsets) > limits.WAVE_TAPS:
             return 0.0
         weights, norm, length = np.ones((len(self.offsets),) * 2), 1.0, 0
         for axis, q in zip(axes, self.offsets.T, strict=True):
-            first, last = _common_range(axis, int(q.max()))
-            if first > last:
+            reach = int(q.max())
+            first, last = axis.blocks(reach, whole=True)
+            # any window will do: a central one of a long axis
+            first += max(last - first - limits.WAVE_SAMPLES, 0) // 2
+            n = min(last - first + 1, limits.WAVE_SAMPLES)
+            if n <= 0:
                 return 0.0
-            if last - first >= most:
-                first = (first + last - most) // 2
-                last = first + most - 1
-            n = last - first + 1
             window = np.sin(math.pi * np.arange(1, n + 1) / (n + 1))
-            u = np.arange(
-                max(first - int(q.max()), 0), min(last - int(q.min()), axis.outputs - 1) + 1
-            )
+            u = np.arange(max(first - reach, 0), min(first + n, axis.outputs))
             index = u[None, :] + q[:, None] - first
             inside = (index >= 0) & (index < n)
             values = np.where(inside, window[np.clip(index, 0, n - 1)], 0.0)
@@ -104,65 +97,60 @@ class Wave:
         return down(math.sqrt(max(square - self.noise * (1 + length / 64), 0.0)), 16)
 
 
-def _common_range(axis: Axis, reach: int) -> tuple[int, int]:
-    """Return the samples that all phases of the input have, as far as outputs read them."""
-    first = -(-axis.before // axis.stride)
-    last = (axis.before + axis.size - axis.stride) // axis.stride
-    return max(first, 0), min(last, axis.outputs - 1 + reach)
-
-
-def golub_kahan(
-    taps: Array, axes: Sequence[Axis], wave: Wave, *, rtol: float
-) -> tuple[float, float, int]:
-    """Improve the wave on a window of the operator by Golub-Kahan steps; return the quotient reached, inf and 0."""
+def golub_kahan(taps: Array, axes: Sequence[Axis], wave: Wave, *, rtol: float) -> Bounds[float]:
+    """Bound the norm from below by Golub-Kahan steps from the wave, on a window of the operator."""
     xp = libraries.namespace(taps)
     taps = taps[:, wave.group, ...]
     _, c_out, c_in = taps.shape
     axes = tuple(a.window(window_size(axes, c_in)) for a in axes)
     if any(a.outputs == 0 for a in axes):
-        return 0.0, math.inf, 0
+        return Bounds(0.0, math.inf)
     kernel = xp.reshape(xp.permute_dims(taps, (1, 2, 0)), (c_out, c_in, *(a.taps for a in axes)))
-    x, y = top_vectors(kernel, axes, wave, rtol=rtol / 8)
+    x, y, products = top_vectors(kernel, axes, wave, rtol=rtol / 8)
     # || |K| |patches| || <= ||K||_F ||patches||_F, and a tap reads a sample once at most
-    return sums.image_quotient(kernel, x, y, copies=1), math.inf, 0
+    return Bounds(sums.image_quotient(kernel, x, y, copies=1), math.inf, products)
 
 
 def window_size(axes: Sequence[Axis], c_in: int) -> int:
     """Return how many samples per axis a window for Golub-Kahan steps may have."""
     taps = math.prod(a.taps for a in axes)
-    return max(int((min(UNKNOWNS, PATCHES / taps) / c_in) ** (1 / len(axes))), 1)
+    most = min(limits.WINDOW_INPUTS, limits.WINDOW_READS / taps)
+    return max(int((most / c_in) ** (1 / len(axes))), 1)
 
 
 def top_vectors(
     kernel: Array, axes: Sequence[Axis], wave: Wave, *, rtol: float
-) -> tuple[Array, Array]:
-    """Return x and T x for an approximate top right singular vector x of the correlation of one group."""
+) -> tuple[Array, Array, int]:
+    """Return x, T x and the products spent, for x near the top right singular vector of a group."""
     shape = (kernel.shape[1], *(a.size for a in axes))
-    real = not dtypes.is_complex(kernel.dtype)
+    products = 0
 
-    def move(x: npt.NDArray[np.inexact]) -> Array:
-        return crossing.from_host(x, dtype=kernel.dtype, like=kernel)
+    def move(x: HostVector) -> Array:
+        return crossing.from_host(x.reshape(shape), dtype=kernel.dtype, like=kernel)
 
-    def normal(x: npt.NDArray[np.inexact]) -> npt.NDArray[np.inexact]:
-        image = correlate(kernel, move(x.reshape(shape)), axes, 1)
+    def normal(x: HostVector) -> HostVector:
+        nonlocal products
+        products += 2
+        image = correlate(kernel, move(x), axes, 1)
         return crossing.host_array(adjoint(kernel, image, axes, 1)).reshape(-1)
 
-    wave_here = _start(wave, axes, shape).reshape(-1)
-    start: npt.NDArray[np.inexact] = wave_here.real if real else wave_here
+    wave_here = _sampled(wave, axes, shape)
+    start: HostVector = wave_here if dtypes.is_complex(kernel.dtype) else wave_here.real
     # fixed, and generic: the wave may be orthogonal to what it is to find, or have no real part
     noise = np.random.default_rng(0).standard_normal(start.size)
     size = float(np.linalg.norm(start)) or 1.0
-    start = start + 1e-2 * size * noise / np.linalg.norm(noise)
-    x = move(lanczos.top_vector(normal, start, rtol=rtol, steps=STEPS).reshape(shape))
-    return x, correlate(kernel, x, axes, 1)
+    start = start + limits.START_NOISE * size * noise / np.linalg.norm(noise)
+    x = move(lanczos.top_vector(normal, start, rtol=rtol, steps=limits.GOLUB_KAHAN_STEPS))
+    return x, correlate(kernel, x, axes, 1), products + 1
 
 
-def _start(wave: Wave, axes: Sequence[Axis], shape: tuple[int, ...]) -> npt.NDArray[np.complex128]:
-    """Return the wave on the samples of the input, under a sine window."""
+def _sampled(wave: Wave, axes: Sequence[Axis], shape: tuple[int, ...]) -> HostVector:
+    """Return the wave on the samples (c_in, *sizes) of the input, under a sine window."""
     x = np.ones((1, *shape[1:]), dtype=np.complex128)
     phase = np.zeros((1, *shape[1:]), dtype=np.int64)
     for a, (axis, turn) in enumerate(zip(axes, wave.turns, strict=True)):
         i, stride = np.arange(axis.size), axis.stride // math.gcd(axis.stride, axis.dilation)
+        # with a dilation all classes of samples at once, each of them with its own wave
         v = (i + axis.before) // axis.dilation
         values = np.sin(math.pi * (i + 1) / (axis.size + 1)) * np.exp(
             2j * math.pi * turn * (v // stride)
@@ -173,4 +161,4 @@ def _start(wave: Wave, axes: Sequence[Axis], shape: tuple[int, ...]) -> npt.NDAr
         phases = min(stride, axis.taps)
         phase = phase * phases + np.minimum(v % stride, phases - 1).reshape(place)
     vector = wave.vector.reshape(-1, shape[0])
-    return np.asarray(np.moveaxis(vector[phase[0]], -1, 0) * x)
+    return np.asarray(np.moveaxis(vector[phase[0]], -1, 0) * x).reshape(-1)

@@ -1,13 +1,13 @@
 """Small convolutions as matrices: the Gram matrix on the smaller side, without the matrix itself.
 
-A convolution of finite size is A = sum_k (L_{1,k_1} x L_{2,k_2} x ...) x K_k with one 0/1 matrix per axis and tap
-that copies inputs to outputs, whatever the padding.  Hence
+A convolution of finite size is A = sum_k (L_{1,k_1} x L_{2,k_2} x ...) x K_k with one 0/1 matrix
+per axis and tap that copies inputs to outputs, whatever the padding.  Hence
 
     A^H A = sum_{k,l} (L_{1,k_1}^T L_{1,l_1} x ...) x K_k^H K_l,
 
-one product of taps and one product per axis.  Its largest eigenvalue is the squared norm, up to rounding
-that is known beforehand (docs/theory.md, section 4).  Kernels with so many taps that their pairs cost more are
-gathered into the operator itself.
+one product of taps and one product per axis.  Its largest eigenvalue is the squared norm, up to
+rounding that is known beforehand (docs/theory.md, section 4).  Kernels with so many taps that their
+pairs cost more are gathered into the operator itself.
 """
 
 from __future__ import annotations
@@ -17,65 +17,44 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gramnorm._arrays import crossing, dtypes, libraries, linalg
+from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv.geometry import Axis
 from gramnorm._matrix import certificate
 from gramnorm._matrix.choose import bracket_stack
+from gramnorm._results import Bounds, of_direct_sum
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import down, precision_of, up
 
-ORDER = 4096
-"""Most rows of a Gram matrix."""
 
-ENTRIES = 2**25
-"""Most numbers in an intermediate result."""
-
-
-def order(axes: Sequence[Axis], channels: tuple[int, int]) -> int:
-    """Return the smaller side of the operator of a group with (c_out, c_in) channels."""
-    return min(
-        channels[0] * math.prod(a.outputs for a in axes),
-        channels[1] * math.prod(a.size for a in axes),
-    )
-
-
-def is_affordable(
-    axes: Sequence[Axis], channels: tuple[int, int], groups: int, *, most: int
-) -> bool:
-    """Say whether an operator with a side of at most `most` can be bracketed as a matrix in little memory."""
-    if order(axes, channels) > most:
+def is_affordable(taps: Array, axes: Sequence[Axis], *, most: int) -> bool:
+    """Say whether an operator with a side of at most `most` fits in little memory as a matrix."""
+    if min(_sides(taps, axes)) > most:
         return False
-    return (
-        _can_be_gathered(axes, channels, groups) or _largest_step(axes, channels, groups) <= ENTRIES
-    )
+    return _can_be_gathered(taps, axes) or _largest_step(taps, axes) <= limits.ASSEMBLED_ENTRIES
 
 
-def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[float, float, int]:
-    """Bracket the norm of the operator with taps (T, groups, c_out, c_in); return its cost as well."""
-    groups, channels = taps.shape[1], (taps.shape[2], taps.shape[3])
+def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
+    """Bracket the norm of the operator with taps (T, groups, c_out, c_in); the cost is products."""
     real = dtypes.real_dtype(taps.dtype)
-    if _largest_step(axes, channels, groups) > ENTRIES:
-        a = gathered_matrix(taps, axes)
-        lower, upper, cost = bracket_stack(a, rtol=rtol, dtype=real)
-        return float(np.max(lower)), float(np.max(upper)), cost
+    if _largest_step(taps, axes) > limits.ASSEMBLED_ENTRIES:
+        dense = bracket_stack(gathered_matrix(taps, axes), rtol=rtol, dtype=real)
+        return Bounds(float(np.max(dense.lower)), float(np.max(dense.upper)), dense.cost)
     gram, error = gram_matrix(taps, axes)
-    if (
-        gram.shape[1] > certificate.SQUARED
-        and libraries.is_on_cpu(gram)
-        and libraries.has_linalg(gram)
-    ):
-        found = [
-            certificate.gram_certificate(gram[g, ...], error=float(error[g]), rtol=rtol)
-            for g in range(groups)
-        ]
-        best = max(found, key=lambda one: one.upper)
-        low = max(one.lower for one in found)
-        if best.upper - low <= rtol * low:
-            return low, best.upper, best.products
-    lower, upper, cost = bracket_stack(gram, rtol=1.8 * rtol, dtype=real)
-    low = down(math.sqrt(max(float(np.max(lower - error)), 0.0)))
-    return low, up(math.sqrt(float(np.max(upper + error)))), cost
+    on_host = libraries.is_on_cpu(gram) and libraries.has_linalg(gram)
+    found = Bounds(0.0, math.inf)
+    if gram.shape[1] > limits.SQUARING_COLUMNS and on_host:
+        found = of_direct_sum(
+            certificate.gram_certificate(gram[g, ...], error=e, rtol=rtol)
+            for g, e in enumerate(error.tolist())
+        )
+        if found.is_within(rtol):
+            return found
+    # a gap of squares is twice as wide; what is left covers the roots
+    squared = bracket_stack(gram, rtol=1.8 * rtol, dtype=real)
+    low = down(math.sqrt(max(float(np.max(squared.lower - error)), 0.0)))
+    high = up(math.sqrt(float(np.max(squared.upper + error))))
+    return found.narrowed(Bounds(low, high, squared.cost))
 
 
 def gathered_matrix(taps: Array, axes: Sequence[Axis]) -> Array:
@@ -98,44 +77,49 @@ def gathered_matrix(taps: Array, axes: Sequence[Axis]) -> Array:
     return xp.reshape(entries, (groups, c_out * table.shape[0], c_in * table.shape[1]))
 
 
-def _can_be_gathered(axes: Sequence[Axis], channels: tuple[int, int], groups: int) -> bool:
-    entries = groups * math.prod(channels) * math.prod(float(a.outputs * a.size) for a in axes)
-    return entries <= ENTRIES / 2 and all(a.coincidences() == 1 for a in axes)
+def _sides(taps: Array, axes: Sequence[Axis]) -> tuple[int, int]:
+    """Return the rows and columns of the operator of a group."""
+    _, _, c_out, c_in = taps.shape
+    return c_out * math.prod(a.outputs for a in axes), c_in * math.prod(a.size for a in axes)
 
 
-def _largest_step(axes: Sequence[Axis], channels: tuple[int, int], groups: int) -> float:
-    """Return how many numbers the largest intermediate result on the way to the Gram matrix has."""
-    side = _by_inputs(axes, channels)
-    sizes = [a.size if side else a.outputs for a in axes]
-    entries = float(groups * channels[1 if side else 0] ** 2)
+def _is_tall(taps: Array, axes: Sequence[Axis]) -> bool:
+    rows, columns = _sides(taps, axes)
+    return columns <= rows
+
+
+def _can_be_gathered(taps: Array, axes: Sequence[Axis]) -> bool:
+    rows, columns = _sides(taps, axes)
+    # the indices take as much again
+    fits = taps.shape[1] * rows * columns <= limits.ASSEMBLED_ENTRIES / 2
+    return fits and all(a.coincidences() == 1 for a in axes)
+
+
+def _largest_step(taps: Array, axes: Sequence[Axis]) -> float:
+    """Return how many numbers the largest intermediate result of `gram_matrix` has."""
+    tall = _is_tall(taps, axes)
+    entries = float(taps.shape[1] * taps.shape[3 if tall else 2] ** 2)
     entries *= math.prod(float(a.taps) ** 2 for a in axes)
-    largest = max(entries, *(float(a.taps * n) ** 2 for a, n in zip(axes, sizes, strict=True)))
-    largest = max(largest, *(float(a.taps) * a.outputs * a.size for a in axes))
-    for a, n in zip(axes, sizes, strict=True):
+    steps = [entries]
+    for a in axes:
+        n = a.size if tall else a.outputs
         entries *= float(n) ** 2 / a.taps**2
-        largest = max(largest, entries)
-    return largest
+        steps += [float(a.taps * n) ** 2, float(a.taps) * a.outputs * a.size, entries]
+    return max(steps)
 
 
 def gram_matrix(taps: Array, axes: Sequence[Axis]) -> tuple[Array, HostFloats]:
-    """Return the Gram matrix of each group on the smaller side, and bounds on the errors of their norms."""
+    """Return the Gram matrix of each group on the smaller side, and bounds on their errors."""
     xp = libraries.namespace(taps)
-    count, groups, c_out, c_in = taps.shape
-    by_inputs = _by_inputs(axes, (c_out, c_in))
-    if not by_inputs:
-        taps = linalg.adjoint(taps)  # A A^H is the Gram matrix of A^H
-    inner, c = taps.shape[2:]
+    links = [axis.links() for axis in axes]
+    if not _is_tall(taps, axes):  # A A^H is the Gram matrix of A^H
+        taps, links = linalg.adjoint(taps), [link.swapaxes(1, 2) for link in links]
+    count, groups, inner, c = taps.shape
+    sizes, dims = [a.taps for a in axes], len(axes)
     rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, inner, count * c))
-    sizes = [a.taps for a in axes]
-    dims = len(sizes)
     gram = xp.reshape(linalg.gram_matrix(rows), (groups, *sizes, c, *sizes, c))
     pairs = (i for a in range(dims) for i in (1 + a, 2 + dims + a))
     gram = xp.permute_dims(gram, (0, *pairs, 1 + dims, 2 + 2 * dims))
-    links, uses = [], np.ones(())
-    for axis in axes:
-        link = axis.links().reshape(axis.taps, axis.outputs, axis.size)
-        links.append(link if by_inputs else link.swapaxes(1, 2))
-        uses = np.multiply.outer(uses, link.sum(axis=(1, 2)))
     for link in links:
         # (k, l) of the first axis left become (i, i'), at the end
         shape = (groups, link.shape[0] ** 2, *gram.shape[3:])
@@ -147,23 +131,27 @@ def gram_matrix(taps: Array, axes: Sequence[Axis]) -> tuple[Array, HostFloats]:
     half = range(3, 3 + 2 * dims, 2)
     gram = xp.permute_dims(gram, (0, 1, *half, 2, *(i + 1 for i in half)))
     q = c * math.prod(points)
+    return xp.reshape(gram, (groups, q, q)), _gram_error(taps, axes, q)
 
+
+def _gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
+    """Bound the spectral norm of the error of each Gram matrix (docs/theory.md, section 4)."""
+    count, _, inner, _ = taps.shape
+    sizes = [a.taps for a in axes]
     prec = precision_of(taps.dtype)
+    uses = np.ones(())
+    for axis in axes:
+        uses = np.multiply.outer(uses, np.sum(axis.sources() >= 0, axis=1))
     _, squares = sums.square(taps)
     # || sum_k L_k x |K_k| ||_F^2, where taps that read the same sample may add up
-    size = uses.reshape(1, -1) @ squares * math.prod(a.coincidences() for a in axes)
+    size = uses.reshape(-1) @ squares * math.prod(a.coincidences() for a in axes)
     loss = math.expm1(sum(math.log1p(prec.kappa(n)) for n in (inner, *(k * k for k in sizes))))
-    error = loss * size[0] + 2 * q * count**2 * prec.underflow(inner + sum(sizes))
-    return xp.reshape(gram, (groups, q, q)), up(error, count**2 + 8)
-
-
-def _by_inputs(axes: Sequence[Axis], channels: tuple[int, int]) -> bool:
-    inputs = channels[1] * math.prod(a.size for a in axes)
-    return inputs <= channels[0] * math.prod(a.outputs for a in axes)
+    error = loss * size + 2 * q * count**2 * prec.underflow(inner + sum(sizes))
+    return up(error, count**2 + 8)
 
 
 def _pairs(link: HostFloats) -> HostFloats:
-    """Return L_k^T L_l for all pairs of taps, shape (taps^2, size^2), from links (taps, outputs, size)."""
+    """Return L_k^T L_l for all pairs of taps, shape (taps^2, size^2), from the links of an axis."""
     taps, outputs, size = link.shape
     columns = link.transpose(1, 0, 2).reshape(outputs, taps * size)
     products = (columns.T @ columns).reshape(taps, size, taps, size)

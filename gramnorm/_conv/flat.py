@@ -1,13 +1,14 @@
 """The autocorrelation of the taps of a symbol, for symbols with nearly the same norm at every frequency.
 
-With H_m = sum_k K_k^H K_{k+m} the square of the symbol is F^H F = sum_m H_m exp(i m . theta), so its eigenvalues lie in
-(docs/theory.md, Lemma 11)
+With H_m = sum_k K_k^H K_{k+m} the square of the symbol is F^H F = sum_m H_m exp(i m . theta), so
+its eigenvalues lie in (docs/theory.md, Lemma 11)
 
     lambda_min(H_0) - sum_{m != 0} ||H_m||,   ||H_0|| + sum_{m != 0} ||H_m||,
 
-and sup ||F||^2 <= c + sup ||F^H F - c I|| for any c.  A symbol whose norm is the same at every frequency is the
-worst case of a search.  If it is a multiple of a unitary matrix, H_m = 0 for m != 0 and the interval is a point; near
-to that F^H F - c I is small, and a rough bound on it is a sharp one on F.
+and sup ||F||^2 <= c + sup ||F^H F - c I|| for any c.  A symbol whose norm is the same at every
+frequency is the worst case of a search.  If it is a multiple of a unitary matrix, H_m = 0 for m != 0
+and the interval is a point; near to that F^H F - c I is small, and a rough bound on it is a sharp
+one on F.
 """
 
 from __future__ import annotations
@@ -16,19 +17,11 @@ import dataclasses
 
 import numpy as np
 
-from gramnorm._arrays import crossing, dtypes, libraries, linalg
+from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostFloats, HostInts
 from gramnorm._matrix.gram import GramChain
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import down, precision_of, up
-
-COLUMNS = 4096
-"""Most columns of the matrix of all taps whose Gram matrix is formed; its square is the most entries for all groups."""
-
-LAGS = 1000
-"""Most lags, of which there are (2 k - 1) per axis."""
-
-_STEPS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +43,10 @@ class Autocorrelation:
     ceiling: float
 
     def less(self, centre: float) -> tuple[Array, float]:
-        """Return the taps of F^H F - centre I, and what bounds their error; `centre` is a number of their type."""
+        """Return the taps of F^H F - centre I, and a bound on their error.
+
+        `centre` is a number of their type.
+        """
         xp = libraries.namespace(self.taps)
         prec, device = precision_of(self.taps.dtype), libraries.device_of(self.taps)
         q = int(self.taps.shape[-1])
@@ -67,7 +63,8 @@ def autocorrelation(taps: Array, offsets: HostInts) -> Autocorrelation | None:
     count, groups, p, q = taps.shape
     spread = np.ptp(offsets, axis=0)
     entries = groups * (count * q) ** 2
-    if count * q > COLUMNS or entries > COLUMNS**2 or np.prod(2.0 * spread + 1) > LAGS:
+    most = limits.TAP_COLUMNS
+    if count * q > most or entries > most**2 or np.prod(2.0 * spread + 1) > limits.LAGS:
         return None
     prec = precision_of(taps.dtype)
     rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, p, count * q))
@@ -79,7 +76,7 @@ def autocorrelation(taps: Array, offsets: HostInts) -> Autocorrelation | None:
     lags, which = np.unique(every, axis=0, return_inverse=True)
     order = [np.flatnonzero(which.reshape(-1) == index) for index in range(len(lags))]
     gathered = xp.stack([xp.sum(crossing.select(blocks, pairs), axis=0) for pairs in order], axis=0)
-    norms = _norms(xp.reshape(gathered, (len(lags) * groups, q, q))).reshape(len(lags), groups)
+    norms = _norms_above(xp.reshape(gathered, (-1, q, q))).reshape(len(lags), groups)
     zero = int(np.flatnonzero(~np.any(lags, axis=1))[0])
     most, least = norms[zero], _least_eigenvalues(gathered[zero, ...], norms[zero])
     rest = np.sum(np.delete(norms, zero, axis=0), axis=0)
@@ -99,7 +96,7 @@ def autocorrelation(taps: Array, offsets: HostInts) -> Autocorrelation | None:
 
 
 def _least_eigenvalues(h: Array, most: HostFloats) -> HostFloats:
-    """Return lower bounds on the eigenvalues of a stack of positive semidefinite matrices of norms up to `most`.
+    """Return lower bounds on the eigenvalues of positive semidefinite matrices of norms up to `most`.
 
     For t from there on the least one is t less the norm of t I - h.
     """
@@ -108,20 +105,15 @@ def _least_eigenvalues(h: Array, most: HostFloats) -> HostFloats:
     t = crossing.from_host(most, dtype=dtypes.real_dtype(h.dtype), like=h)
     rest = t[:, None, None] * xp.eye(int(h.shape[-1]), dtype=h.dtype, device=device) - h
     # the difference rounds its diagonal, by less than u of its norm
-    return down(np.maximum(crossing.to_host(t) - up(_norms(rest) * (1 + 2 * prec.unit)), 0.0))
+    return down(np.maximum(crossing.to_host(t) - up(_norms_above(rest) * (1 + 2 * prec.unit)), 0.0))
 
 
-def _norms(h: Array) -> HostFloats:
+def _norms_above(h: Array) -> HostFloats:
     """Return upper bounds on the norms of a stack of matrices."""
-    norms = _frobenius(h)
+    norms = up(np.sqrt(sums.square(h)[1]))
     large = np.flatnonzero(norms > 2.0**-50)  # smaller ones are as good as zero
     if large.size:
         chain = GramChain(crossing.select(h, large))
-        squared = np.min([chain.advance()[1] for _ in range(_STEPS)], axis=0)
+        squared = np.min([chain.advance().upper for _ in range(limits.LAG_SQUARINGS)], axis=0)
         norms[large] = np.minimum(norms[large], squared)
     return norms
-
-
-def _frobenius(h: Array) -> HostFloats:
-    """Return upper bounds on the Frobenius norms of a stack of matrices."""
-    return up(np.sqrt(sums.square(h)[1]))

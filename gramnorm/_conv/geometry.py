@@ -1,13 +1,13 @@
 """What a convolution is, and the operator it stands for.
 
-Along each spatial axis a convolution is a correlation with `taps` taps, `stride` s and `dilation` d,
+Along each spatial axis a convolution is a correlation with `taps` taps, `stride` s, `dilation` d,
 
     y[o] = sum_k K[k] x[s o + d k - before],     0 <= o < outputs,
 
-whose input is continued beyond its `size` samples by zeros, periodically or by reflection.  A transposed
-convolution is the transpose of such a correlation.  A common factor of stride and dilation only
-skips samples, and what is left of the dilation only interleaves (docs/theory.md, section 4): every
-correlation with zero padding is a direct sum of correlations without dilation.
+whose input is continued beyond its `size` samples by zeros, periodically or by reflection.  A
+transposed convolution is the transpose of such a correlation.  A common factor of stride and
+dilation only skips samples, and what is left of the dilation only interleaves (docs/theory.md,
+section 4): every correlation with zero padding is a direct sum of correlations without dilation.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import crossing, dtypes, libraries, linalg
+from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostFloats, HostInts
 
 __all__ = ["ConvGeometry"]
@@ -50,12 +51,9 @@ class Axis:
         return self.mode == "circular" and self.outputs * self.stride == self.size
 
     def sources(self) -> HostInts:
-        """Return which input sample tap k of output o reads, shape (taps, outputs); -1 for a zero."""
-        position = (
-            self.stride * np.arange(self.outputs, dtype=np.int64)[None, :]
-            + self.dilation * np.arange(self.taps, dtype=np.int64)[:, None]
-            - self.before
-        )
+        """Return which input sample tap k of output o reads, shape (taps, outputs); -1 for zero."""
+        tap, output = np.ogrid[: self.taps, : self.outputs]
+        position = self.stride * output + self.dilation * tap - self.before
         n = self.size
         if self.mode == "circular":
             return np.asarray(position % n)
@@ -67,28 +65,18 @@ class Axis:
         return np.asarray(np.where((position >= 0) & (position < n), position, -1))
 
     def links(self) -> HostFloats:
-        """Return the matrix that copies inputs to (tap, output) pairs, shape (taps * outputs, size)."""
-        source = self.sources().reshape(-1)
-        matrix = np.zeros((source.size, self.size))
-        rows = np.flatnonzero(source >= 0)
-        matrix[rows, source[rows]] = 1.0
-        return matrix
+        """Return the 0/1 matrices that copy inputs to outputs, shape (taps, outputs, size)."""
+        return np.asarray(self.sources()[..., None] == np.arange(self.size), dtype=np.float64)
 
-    def readers(self) -> list[HostInts]:
-        """Return tables (taps, size) of the outputs that read a sample by a tap, -1 for none; as many as it takes."""
-        source = self.sources()
-        tap, output = np.nonzero(source >= 0)
-        place = tap * self.size + source[tap, output]
-        order = np.argsort(place, kind="stable")
-        place, output = place[order], output[order]
-        first = np.searchsorted(place, place)  # of those that read the same sample by the same tap
-        turn = np.arange(place.size) - first
-        tables = []
-        for t in range(int(turn.max(initial=0)) + 1):
-            table = np.full(self.taps * self.size, -1, dtype=np.int64)
-            table[place[turn == t]] = output[turn == t]
-            tables.append(table.reshape(self.taps, self.size))
-        return tables
+    def blocks(self, reach: int, *, whole: bool) -> tuple[int, int]:
+        """Return the first and last block of `stride` samples that outputs read (zero padding).
+
+        Output o reads blocks o to o + `reach`.  They are whole blocks, or all that hold a sample.
+        """
+        missing = 0 if whole else self.stride - 1
+        first = -((missing - self.before) // self.stride)
+        last = (self.before + self.size - self.stride + missing) // self.stride
+        return max(first, 0), min(last, self.outputs - 1 + reach)
 
     def copies(self) -> int:
         """Bound how often the continued input holds the same sample."""
@@ -113,36 +101,36 @@ class Axis:
         return min(self.taps, self.copies())
 
     def inside(self) -> Axis:
-        """Return the outputs whose taps all read existing samples: a correlation with zero padding."""
+        """Return the outputs that read existing samples only: a correlation with zero padding."""
         first = max(-(-self.before // self.stride), 0)
-        last = min((self.size - 1 - self.reach + self.before) // self.stride, self.outputs - 1)
-        return dataclasses.replace(
-            self,
-            before=self.before - self.stride * first,
-            outputs=max(last - first + 1, 0),
-            mode="zeros",
-        )
+        last = (self.size - 1 - self.reach + self.before) // self.stride
+        return self._cut(0, self.size, first, last)
 
     def window(self, most: int) -> Axis:
-        """Return the correlation of `most` central samples with all outputs that read them (zero padding)."""
+        """Return `most` central samples and all outputs that read them (zero padding)."""
         if self.size <= most:
             return self
         start = (self.size - most) // 2
         first = max(-(-(start + self.before - self.reach) // self.stride), 0)
-        last = min((start + most - 1 + self.before) // self.stride, self.outputs - 1)
+        last = (start + most - 1 + self.before) // self.stride
+        return self._cut(start, most, first, last)
+
+    def _cut(self, start: int, size: int, first: int, last: int) -> Axis:
+        """Return the correlation of some samples with the outputs `first` to `last`."""
         return dataclasses.replace(
             self,
             before=self.before + start - self.stride * first,
-            size=most,
-            outputs=max(last - first + 1, 0),
+            size=size,
+            outputs=max(min(last, self.outputs - 1) - first + 1, 0),
+            mode="zeros",
         )
 
     def parts(self) -> list[Axis]:
         """Split a correlation with zero padding into ones of stride s / gcd(s, d) without dilation.
 
-        With g = gcd(s, d) only inputs with g | i + before are read; outputs o = rho (mod d / g) read inputs
-        of one class modulo d / g.  Parts that are submatrices of others are left out, and so are samples that no
-        output reads.
+        With g = gcd(s, d) only inputs with g | i + before are read; outputs o = rho (mod d / g)
+        read inputs of one class modulo d / g.  Parts that are submatrices of others are left out,
+        and so are samples that no output reads.
         """
         g = math.gcd(self.stride, self.dilation)
         s, d = self.stride // g, self.dilation // g
@@ -162,9 +150,9 @@ class Axis:
     def _classes(self, s: int, d: int) -> HostInts:
         """Return the classes of outputs modulo d, of those with equal parts at least one."""
         count = min(d, self.outputs)
-        if count <= 2**16:
+        if count <= limits.EVERY_CLASS:
             return np.arange(count, dtype=np.int64)
-        # the parts change where (s rho + c) // d does, for three numbers c, and at outputs = rho (mod d)
+        # parts change where (s rho + c) // d does, for three c, and at outputs = rho (mod d)
         g = math.gcd(self.stride, self.dilation)
         steps = np.arange(-1, s + 2, dtype=np.int64) * d
         ends = [0, self.outputs % d, count]
@@ -174,19 +162,18 @@ class Axis:
         return np.unique(near[(near >= 0) & (near < count)])
 
     def is_part_of(self, other: Axis) -> bool:
-        """Say whether this correlation is a submatrix of one with the same taps and stride, no dilation."""
-        low, high = self.before, self.before + self.size
-        return any(
-            other.before <= low + t * self.stride
-            and high + t * self.stride <= other.before + other.size
-            for t in range(max(other.outputs - self.outputs, -1) + 1)
-        )
+        """Say whether this is a submatrix of a correlation with the same taps and stride."""
+        # as the outputs of the other from t on, if their samples hold all that are read
+        ahead = self.before - other.before
+        first = max(-(ahead // self.stride), 0)
+        last = (other.size - self.size - ahead) // self.stride
+        return first <= min(last, other.outputs - self.outputs)
 
     def circle(self) -> tuple[int, int, int]:
-        """Return stride, size and multiplier of a circular correlation without dilation of the same norm.
+        """Return stride, size and multiplier of a circle without dilation of the same norm.
 
-        On a circle the dilation only permutes frequencies and repeats them: at the frequency 2 pi j / size of
-        the new circle stands what the old one has at j times the multiplier.
+        On a circle the dilation only permutes frequencies and repeats them: at the frequency
+        2 pi j / size of the new circle stands what the old one has at j times the multiplier.
         """
         h = math.gcd(self.stride, self.dilation)
         stride, dilation, size = self.stride // h, self.dilation // h, self.size // h
@@ -208,7 +195,8 @@ class ConvGeometry:
     padding_mode : {"zeros", "circular", "reflect", "replicate"}
         How the input is continued.
     pads : tuple of (lo, hi), or None
-        Samples of padding per axis; None for the same-size circular operator or any amount of zeros.
+        Samples of padding per axis; None for the same-size circular operator or any amount of
+        zeros.
     input_shape, output_shape : tuple of int, or None
         Samples per axis; None for every size at once.
     transposed : bool
@@ -247,7 +235,8 @@ class ConvGeometry:
         Parameters
         ----------
         kernel_shape : sequence of int
-            ``(c_out, c_in / groups, *spatial)``, of a transposed convolution ``(c_in, c_out / groups, *spatial)``.
+            ``(c_out, c_in / groups, *spatial)``, of a transposed convolution
+            ``(c_in, c_out / groups, *spatial)``.
         input_shape : int or sequence of int, optional
             Samples of the input per spatial axis.
         stride, padding, padding_mode, dilation, groups, transposed, output_padding : optional
@@ -266,51 +255,46 @@ class ConvGeometry:
         """
         count = _validate.kernel_shape(tuple(kernel_shape), groups=groups)
         kernel_size = tuple(int(k) for k in kernel_shape[2:])
-        axes = len(kernel_size)
-        step = _validate.per_axis(stride, name="stride", axes=axes)
-        spacing = _validate.per_axis(dilation, name="dilation", axes=axes)
-        extra = _validate.per_axis(output_padding, name="output_padding", axes=axes, least=0)
+        per_axis = partial(_validate.per_axis, axes=len(kernel_size))
+        step, spacing = per_axis(stride, name="stride"), per_axis(dilation, name="dilation")
+        extra = per_axis(output_padding, name="output_padding", least=0)
         mode = _validate.padding_mode(padding_mode)
-        is_transposed = bool(transposed)
-        sizes = None
-        if input_shape is not None:
-            sizes = _validate.per_axis(input_shape, name="input_shape", axes=axes)
-        if is_transposed:
-            _validate.transposed(mode, padding, extra, step, spacing, has_size=sizes is not None)
+        sizes = None if input_shape is None else per_axis(input_shape, name="input_shape")
+        if transposed:
+            has_size = sizes is not None
+            _validate.transposed(mode, padding, extra, step, spacing, has_size=has_size)
         elif any(extra):
             _validate.refuse_output_padding(extra)
         reach = tuple(d * (k - 1) for k, d in zip(kernel_size, spacing, strict=True))
-        same_sizes = sizes
-        if sizes is not None and is_transposed:
-            same_sizes = tuple(n * s for n, s in zip(sizes, step, strict=True))
-        pads = _validate.pads(padding, mode, reach=reach, stride=step, sizes=same_sizes)
+        full = sizes  # of a transposed convolution that keeps the size but for the stride
+        if transposed and sizes is not None:
+            full = tuple(n * s for n, s in zip(sizes, step, strict=True))
+        pads = _validate.pads(padding, mode, reach=reach, stride=step, sizes=full)
         _validate.continuation(mode, pads, reach=reach, stride=step, sizes=sizes)
-        outputs = None
-        if sizes is not None:
+        outputs = full if transposed and _validate.is_same(padding) else None
+        if outputs is None and sizes is not None:
+            # a circle goes on as far as the kernel reaches
+            total = [lo + hi for lo, hi in pads] if pads else reach
             outputs = tuple(
-                _output_size(*axis, transposed=is_transposed, same=_validate.is_same(padding))
-                for axis in zip(
-                    sizes, step, reach, pads or ((None, None),) * axes, extra, strict=True
-                )
+                max((n - 1) * s - p + r + e + 1 if transposed else (n + p - r - 1) // s + 1, 0)
+                for n, s, p, r, e in zip(sizes, step, total, reach, extra, strict=True)
             )
         return cls(
-            kernel_size, step, spacing, count, mode, pads, sizes, outputs, is_transposed, extra
+            kernel_size, step, spacing, count, mode, pads, sizes, outputs, bool(transposed), extra
         )
 
     def axes(self) -> tuple[Axis, ...]:
-        """Return the axes of the correlation (of its transpose, if transposed) at the given size."""
+        """Return the axes of the correlation, or of that whose transpose this is, at its size."""
         assert self.input_shape is not None
         assert self.output_shape is not None
-        sizes, outputs = self.input_shape, self.output_shape
+        sizes, outputs, mode = self.input_shape, self.output_shape, self.padding_mode
         if self.transposed:
             sizes, outputs = outputs, sizes
-        pads = self.pads or ((0, 0),) * len(sizes)
-        return tuple(
-            Axis(k, s, d, lo, n, m, self.padding_mode)
-            for k, s, d, (lo, _), n, m in zip(
-                self.kernel_size, self.stride, self.dilation, pads, sizes, outputs, strict=True
-            )
+        before = [lo for lo, _ in self.pads] if self.pads else [0] * len(sizes)
+        described = zip(
+            self.kernel_size, self.stride, self.dilation, before, sizes, outputs, strict=True
         )
+        return tuple(Axis(k, s, d, lo, n, m, mode) for k, s, d, lo, n, m in described)
 
     def apply(self, kernel: Array, x: Array) -> Array:
         """Return the convolution of an input.
@@ -368,34 +352,18 @@ class ConvGeometry:
             return adjoint(kernel, y, self.axes(), self.groups)
 
     def _real_adjoint_kernel(self, kernel: Array) -> Array:
-        """Return the kernel whose correlation has the transposed convolution as its adjoint: no conjugation."""
+        """Return the kernel whose correlation has the transposed convolution as its adjoint."""
         xp = libraries.namespace_of(kernel, name="kernel")
         return xp.conj(kernel) if dtypes.is_complex(kernel.dtype) else kernel
-
-
-def _output_size(
-    n: int,
-    stride: int,
-    reach: int,
-    pad: tuple[int | None, int | None],
-    extra: int,
-    *,
-    transposed: bool,
-    same: bool,
-) -> int:
-    lo, hi = pad
-    if lo is None or hi is None or same:
-        return n * stride if transposed else -(-n // stride)
-    if transposed:
-        return max((n - 1) * stride - lo - hi + reach + extra + 1, 0)
-    return max((n + lo + hi - reach - 1) // stride + 1, 0)
 
 
 def correlate(kernel: Array, x: Array, axes: Sequence[Axis], groups: int) -> Array:
     """Return the correlation of `x`, shape (c_in, *sizes), with (c_out, c_in / groups, *taps)."""
     xp = libraries.namespace_of(x, name="x")
-    y = linalg.matmul(_rows(kernel, groups), patches(x, axes, groups))
-    return xp.reshape(y, (-1, *(a.outputs for a in axes)))
+    c_out = kernel.shape[0]
+    rows = xp.reshape(kernel, (groups, c_out // groups, math.prod(kernel.shape[1:])))
+    y = linalg.matmul(rows, patches(x, axes, groups))
+    return xp.reshape(y, (c_out, *(a.outputs for a in axes)))
 
 
 def patches(x: Array, axes: Sequence[Axis], groups: int) -> Array:
@@ -406,39 +374,52 @@ def patches(x: Array, axes: Sequence[Axis], groups: int) -> Array:
 def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array:
     """Return the adjoint of `correlate` at `y`, shape (c_out, *outputs)."""
     xp = libraries.namespace_of(y, name="y")
-    c_out, c_in = kernel.shape[0] // groups, kernel.shape[1]
-    back = xp.reshape(kernel, (groups, c_out, c_in, -1))
+    c_out, c_in, *taps = kernel.shape
+    back = xp.reshape(kernel, (groups, c_out // groups, c_in, math.prod(taps)))
     back = xp.permute_dims(back, (0, 2, 1, 3))
     back = xp.conj(back) if dtypes.is_complex(kernel.dtype) else back
-    back = xp.reshape(back, (groups, c_in, -1))
+    back = xp.reshape(back, (groups, c_in, c_out // groups * math.prod(taps)))
     terms = [
-        linalg.matmul(back, _gathered(y, list(tables), groups))
+        linalg.matmul(back, _gathered(y, tables, groups))
         for tables in itertools.product(*(_readers(axis) for axis in axes))
     ]
-    return xp.reshape(sum(terms[1:], terms[0]), (-1, *(a.size for a in axes)))
+    return xp.reshape(sum(terms[1:], terms[0]), (c_in * groups, *(a.size for a in axes)))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=limits.AXES_READ)
 def _readers(axis: Axis) -> list[HostInts]:
-    return axis.readers()  # the same at each step of an iteration
+    """Return tables (taps, size) of outputs that read a sample by a tap, -1 for none.
 
-
-def _rows(kernel: Array, groups: int) -> Array:
-    """Return the kernel as one matrix per group, shape (groups, c_out / groups, c_in / groups * T)."""
-    xp = libraries.namespace(kernel)
-    return xp.reshape(kernel, (groups, kernel.shape[0] // groups, -1))
+    There are as many tables as outputs read the same sample by the same tap.
+    """
+    source = axis.sources()
+    tap, output = np.nonzero(source >= 0)
+    place = tap * axis.size + source[tap, output]
+    order = np.argsort(place, kind="stable")
+    place, output = place[order], output[order]
+    first = np.searchsorted(place, place)  # of those that read the same sample by the same tap
+    turn = np.arange(place.size) - first
+    tables = np.full((int(turn.max(initial=0)) + 1, axis.taps * axis.size), -1, dtype=np.int64)
+    tables[turn, place] = output
+    return [*tables.reshape(len(tables), axis.taps, axis.size)]
 
 
 def _gathered(x: Array, sources: Sequence[HostInts], groups: int) -> Array:
-    """Read `x`, shape (c, *sizes), by tables (taps, points) per axis, -1 for zero: (groups, c / groups * T, points)."""
+    """Read `x`, shape (c, *sizes), by tables (taps, points) per axis, -1 for zero.
+
+    Returns shape (groups, c / groups * T, points).
+    """
     xp = libraries.namespace_of(x, name="x")
-    dims = len(sources)
+    dims, c = len(sources), x.shape[0] // groups
     for source in sources:  # axis 1 in turn; what is read becomes the last axis
-        padded = xp.concat([x, xp.zeros_like(x[:, :1, ...])], axis=1)
+        slab = (x.shape[0], 1, *x.shape[2:])  # not one of `x`, which may be empty
+        zeros = xp.zeros(slab, dtype=x.dtype, device=libraries.device_of(x))
+        padded = xp.concat([x, zeros], axis=1)
         index = np.where(source < 0, x.shape[1], source).reshape(-1)
         read = xp.take(padded, crossing.indices(index, like=x), axis=1)
         x = xp.permute_dims(read, (0, *range(2, x.ndim), 1))
+    taps, points = zip(*(source.shape for source in sources), strict=True)
     pairs = [n for source in sources for n in source.shape]
-    x = xp.reshape(x, (groups, x.shape[0] // groups, *pairs))
+    x = xp.reshape(x, (groups, c, *pairs))
     x = xp.permute_dims(x, (0, 1, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2)))
-    return xp.reshape(x, (groups, -1, math.prod(source.shape[1] for source in sources)))
+    return xp.reshape(x, (groups, c * math.prod(taps), math.prod(points)))

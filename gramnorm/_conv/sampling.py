@@ -1,7 +1,8 @@
 """Norms of a symbol at many frequencies, each as sharply as somebody needs it.
 
-Cheap bounds go first: Frobenius norms, then one squaring after the other, in single precision where that pays.
-Blocks are dropped as soon as their fate is decided, and what reaches the host is a few numbers per block and step.
+Cheap bounds go first: Frobenius norms, then one squaring after the other, in single precision where
+that pays.  Blocks are dropped as soon as their fate is decided, and what reaches the host is a few
+numbers per block and step.
 """
 
 from __future__ import annotations
@@ -12,57 +13,68 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gramnorm._arrays.types import Array, HostBools, HostFloats, HostInts
+from gramnorm._arrays import limits
+from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm._conv.symbol import Symbol
 from gramnorm._matrix.gram import GramChain
+from gramnorm._results import Bounds
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import down, up
 
-MEMORY = 2**27
-"""Bytes that the blocks of one batch may take; a few arrays of that size live at a time."""
-
-WORK = 3e11
-"""Floating-point operations after which a search stops splitting cells."""
-
-EVALUATIONS = 2_000, 100_000
-"""Evaluations that a search may always spend, and the most it may."""
-
-Bound = Callable[[HostFloats], HostFloats]
+Cover = Callable[[HostFloats], HostFloats]
 """Turns a bound on the norm at the centre of a cell into one over the cell."""
 
-Fate = Callable[[HostFloats, HostFloats], HostBools]
-"""Tells from (lower, upper) bounds on norms which of them need not be sharper."""
 
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class Maximum:
-    """The state of a search: a bracket of the maximum and where its lower end is attained."""
+    """Bounds on the largest norm of a symbol, and the turns and block that attain the lower one.
 
-    rtol: float
-    lower: float = 0.0
-    upper: float = 0.0
-    turns: HostFloats | None = None
-    block: int = 0
-    evaluations: int = 0
+    The cost of the bounds is the number of frequencies evaluated.
+    """
 
-    def improve(self, lower: float, turns: HostFloats, block: int) -> None:
-        """Raise the lower bound."""
-        if lower > self.lower or self.turns is None:
-            self.lower, self.turns, self.block = max(lower, self.lower), turns, block
+    bounds: Bounds[float]
+    turns: HostFloats
+    block: int
 
-    def is_finished(self, upper: HostFloats) -> HostBools:
+    @classmethod
+    def unknown(cls, axes: int, *, upper: float = math.inf) -> Maximum:
+        """Return what is known before the first evaluation; a norm is 0 at least anywhere."""
+        return cls(Bounds(0.0, upper), np.zeros(axes), 0)
+
+    def raised(self, lower: float, turns: HostFloats, block: int) -> Maximum:
+        """Return the maximum with a norm of at least `lower` taken into account."""
+        if lower <= self.bounds.lower:
+            return self
+        return Maximum(dataclasses.replace(self.bounds, lower=lower), turns, block)
+
+    def with_upper(self, upper: float) -> Maximum:
+        """Return the maximum with another upper bound."""
+        return dataclasses.replace(self, bounds=dataclasses.replace(self.bounds, upper=upper))
+
+    def after(self, evaluations: int) -> Maximum:
+        """Return the maximum at the cost of so many evaluations more."""
+        cost = self.bounds.cost + evaluations
+        return dataclasses.replace(self, bounds=dataclasses.replace(self.bounds, cost=cost))
+
+    def settles(self, upper: HostFloats | float, rtol: float) -> HostBools:
         """Say which upper bounds leave nothing to look for."""
-        return np.asarray(upper <= (1 + self.rtol) * self.lower)
+        return np.asarray(upper <= (1 + rtol) * self.bounds.lower)
 
-    def decides_points(self, _: HostFloats, high: HostFloats) -> HostBools:
-        """Say which points are finished."""
-        return self.is_finished(high)
 
-    def decides_cells(self, over: Bound) -> Fate:
-        """Return what tells which cells are finished, or certain to be split: none needs a sharper norm."""
-        return lambda low, high: np.asarray(
-            self.is_finished(over(high)) | (over(low) > (1 + 2 * self.rtol) * self.lower)
-        )
+Fate = Callable[[Maximum, HostFloats, HostFloats], HostBools]
+"""Tells from the maximum so far which norms with (lower, upper) bounds need not be sharper."""
+
+
+def at_points(norm: HostFloats) -> HostFloats:
+    """Bound the norm over a cell that is a single point."""
+    return norm
+
+
+def is_decided(over: Cover, rtol: float) -> Fate:
+    """Return what tells which cells are finished, or certain to be split."""
+    return lambda best, low, high: (
+        best.settles(over(high), rtol) | ~best.settles(over(low), 2 * rtol)
+    )
 
 
 def evaluate(
@@ -71,62 +83,84 @@ def evaluate(
     denominators: HostInts,
     decides: Fate,
     best: Maximum,
-) -> HostFloats:
-    """Bound the norm at each frequency from above, as sharply as `decides` wants; raise the lower bound of `best`."""
-    best.evaluations += len(numerators)
-    upper = np.full(len(numerators) * symbol.blocks, np.inf)
+    *,
+    rtol: float,
+) -> tuple[HostFloats, Maximum]:
+    """Bound the norm at each frequency from above, as sharply as `decides` wants.
+
+    Returned with the bounds is `best` with all that was seen on the way.
+    """
+    upper = np.full(len(numerators), np.inf)
+    for part in chunks(np.arange(len(numerators)), symbol):
+        upper[part], best = _evaluate_batch(
+            symbol, numerators[part], denominators, decides, best, rtol=rtol
+        )
+    return upper, best.after(len(numerators))
+
+
+def _evaluate_batch(
+    symbol: Symbol,
+    numerators: HostInts,
+    denominators: HostInts,
+    decides: Fate,
+    best: Maximum,
+    *,
+    rtol: float,
+) -> tuple[HostFloats, Maximum]:
+    """Do what `evaluate` does for as many frequencies as fit in memory."""
+    upper = np.full((len(numerators), symbol.blocks), np.inf)
     index = np.arange(len(numerators))
     # single precision decides the fate of most
     for version in symbol.narrow_first(len(numerators)):
-        norms = _Norms(version, numerators[index], denominators)
+        norms = _SharpenedNorms(version, numerators[index], denominators)
         undecided = np.ones(norms.rest.size, dtype=np.bool_)
         while norms.rest.size:
             low, high = norms.advance()
             peak = int(np.argmax(low))
             where, block = divmod(int(norms.rest[peak]), symbol.blocks)
-            best.improve(float(low[peak]), numerators[index[where]] / denominators, block)
-            done = decides(low, high)
+            # first of all, since the fate of the others hangs on it
+            best = best.raised(float(low[peak]), numerators[index[where]] / denominators, block)
+            done = decides(best, low, high)
             undecided[norms.rest[done]] = False
-            norms.leave(done | (high <= (1 + best.rtol / 8) * low))
-        places = (index[:, None] * symbol.blocks + np.arange(symbol.blocks)).reshape(-1)
-        upper[places] = np.minimum(upper[places], norms.upper)
+            norms.leave(done | (high <= (1 + rtol / 8) * low))
+        upper[index] = np.minimum(upper[index], norms.upper.reshape(-1, symbol.blocks))
         index = index[undecided.reshape(-1, symbol.blocks).any(axis=1)]
         if not index.size:
             break
-    return np.asarray(upper.reshape(-1, symbol.blocks).max(axis=1))
+    return np.asarray(upper.max(axis=1)), best
 
 
-def _by_frobenius(blocks: Array) -> tuple[HostFloats, HostFloats]:
-    """Bracket norms by ||F||_F / sqrt(q) <= ||F|| <= ||F||_F: vectors are done with it."""
-    low, high = sums.square(blocks)
-    return down(np.sqrt(low / min(blocks.shape[1:]))), up(np.sqrt(high))
-
-
-class _Norms:
-    """Bounds on the norms of all blocks at some frequencies, sharpened for those that are not left."""
+class _SharpenedNorms:
+    """Bounds on the norms of all blocks at some frequencies, sharpened for those that are left."""
 
     def __init__(self, symbol: Symbol, numerators: HostInts, denominators: HostInts) -> None:
         self._error = symbol.error
         blocks = symbol.at(numerators, denominators)
         self._chain = GramChain(blocks)
-        self.upper = np.full(len(numerators) * symbol.blocks, np.inf)
-        self.rest = np.arange(self.upper.size)
-        self._low = np.zeros(self.upper.size)
-        self._first: tuple[HostFloats, HostFloats] | None = _by_frobenius(blocks)
+        low, high = sums.square(blocks)
+        # ||F||_F / sqrt(q) <= ||F|| <= ||F||_F: vectors are done with it
+        self._bracket = down(np.sqrt(low / min(symbol.block_shape))), up(np.sqrt(high))
+        self._is_first = True
+        self.upper = np.full(len(high), np.inf)
+        self.rest = np.arange(len(high))
 
     def advance(self) -> tuple[HostFloats, HostFloats]:
-        """Return (lower, upper) bounds on the norms of the blocks that are left: Frobenius norms, then by squaring."""
-        low, high = self._first or self._chain.advance()
-        self._first = None
-        self._low = down(np.maximum(low - self._error, 0.0))
+        """Return (lower, upper) bounds for the blocks left: Frobenius norms, then by squaring."""
+        low, high = self._bracket
+        if not self._is_first:
+            found = self._chain.advance()
+            low, high = found.lower, found.upper
+        self._is_first = False
         high = np.minimum(self.upper[self.rest], up(high + self._error))
+        self._bracket = down(np.maximum(low - self._error, 0.0)), high
         self.upper[self.rest] = high
-        return self._low, high
+        return self._bracket
 
     def leave(self, done: HostBools) -> None:
         """Drop blocks that are done, and those that more squarings would not sharpen."""
-        upper = self.upper[self.rest]
-        stalled = (upper - self._low) * 0.7 <= 2 * (self._chain.noise * upper + self._error)
+        low, high = self._bracket
+        # each squaring halves the logarithm of the gap at least, down to what rounding leaves
+        stalled = (high - low) * 0.7 <= 2 * (self._chain.noise * high + self._error)
         going = np.flatnonzero(~(done | stalled))
         self._chain.keep(going)
         self.rest = self.rest[going]
@@ -135,15 +169,17 @@ class _Norms:
 def limit(symbol: Symbol) -> int:
     """Return how many frequencies a search may evaluate."""
     p, q = max(symbol.block_shape), min(symbol.block_shape)
-    # operations per frequency: the phases on the host, the symbol and about three Gram products
     count, axes = symbol.offsets.shape
-    cost = 8.0 * float(symbol.blocks * p * q * (count + 3 * q + 100)) + 250.0 * count * axes
-    return min(max(EVALUATIONS[0], int(WORK / cost)), EVALUATIONS[1])
+    # per frequency: sum over taps, about three Gram products and passes over the entries; phases
+    entries = 8.0 * float(symbol.blocks * p * q * (count + 3 * q + limits.ENTRY_OPERATIONS))
+    cost = entries + limits.PHASE_OPERATIONS * count * axes
+    least, most = limits.SEARCH_EVALUATIONS
+    return min(max(least, int(limits.SEARCH_OPERATIONS / cost)), most)
 
 
 def chunks(index: HostInts, symbol: Symbol) -> Iterator[HostInts]:
-    """Cut `index` so that the blocks of a part fit in `MEMORY`."""
+    """Cut `index` so that the blocks of a part fit in `limits.SYMBOL_BYTES`."""
     size = symbol.blocks * math.prod(symbol.block_shape) + len(symbol.offsets)
-    step = max(1, MEMORY // (16 * size))
+    step = max(1, limits.SYMBOL_BYTES // (16 * size))
     for start in range(0, len(index), step):
         yield index[start : start + step]

@@ -18,14 +18,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays import crossing, dtypes, libraries, linalg, probes
+from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, probes
 from gramnorm._arrays.types import Array, HostInts
 from gramnorm._conv.flat import Autocorrelation, autocorrelation
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import HOST_UNIT, precision_of, up
-
-NARROW_BLOCKS, NARROW_SIDE = 16, 32
-"""From so many blocks of such a size on, single precision goes first."""
 
 
 def phases(
@@ -86,6 +83,19 @@ def polyphase(
     return taps, offsets
 
 
+def taps_of(kernel: Array, groups: int) -> Array:
+    """Return the taps of a kernel as blocks, shape (T, groups, c_out / groups, c_in / groups)."""
+    xp = libraries.namespace(kernel)
+    c_out, c_in, *kernel_size = kernel.shape
+    blocks = xp.reshape(kernel, (groups, c_out // groups, c_in, math.prod(kernel_size)))
+    return xp.permute_dims(blocks, (3, 0, 1, 2))
+
+
+def undilated_stride(stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """Return s / gcd(s, d): the stride that has the same norm without dilation (theory, Lemma 8)."""
+    return tuple(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True))
+
+
 class Symbol:
     """The blocks of a convolution at given frequencies.
 
@@ -107,20 +117,16 @@ class Symbol:
     def __init__(self, taps: Array, offsets: HostInts, *, taps_error: float = 0.0) -> None:
         xp = libraries.namespace(taps)
         self.taps = taps
-        self._narrow: Symbol | None = None
-        if taps.shape[2] < taps.shape[3]:
-            taps = xp.matrix_transpose(taps)  # the same norms, and a smaller Gram matrix
-        self._xp = xp
         self.offsets = offsets
-        self.blocks = int(taps.shape[1])
-        self.block_shape: tuple[int, int] = (int(taps.shape[2]), int(taps.shape[3]))
+        # the same norms, and a smaller Gram matrix
+        self._tall = xp.matrix_transpose(taps) if taps.shape[2] < taps.shape[3] else taps
+        count, self.blocks, *block_shape = map(int, self._tall.shape)
+        self.block_shape = (block_shape[0], block_shape[1])
         self.real = not dtypes.is_complex(taps.dtype)
         work = dtypes.complex_dtype(taps.dtype)
-        count = taps.shape[0]
-        self._flat = xp.astype(xp.reshape(taps, (count, -1)), work)
-        self._oriented = taps
+        self._rows = xp.astype(xp.reshape(self._tall, (count, -1)), work)
         self._taps_error = taps_error
-        self.error = self._error_bound(taps) + taps_error
+        self.error = self._evaluation_error() + taps_error
 
     def host_taps(self, block: int) -> npt.NDArray[np.inexact]:
         """Return the taps of a block on the host, in double precision, shape (T, p, q) as given."""
@@ -129,62 +135,63 @@ class Symbol:
 
     def narrow_first(self, frequencies: int) -> Iterator[Symbol]:
         """Yield the symbol in single precision, where that saves time, and then itself."""
-        xp = self._xp
+        many = frequencies * self.blocks >= limits.NARROW_BLOCKS
+        large = many and min(self.block_shape) >= limits.NARROW_SIDE
         double = dtypes.bits(self.taps.dtype) == 64
-        large = frequencies * self.blocks >= NARROW_BLOCKS and min(self.block_shape) >= NARROW_SIDE
         if double and large and probes.float32_products_are_exact(self.taps):
-            if self._narrow is None:
-                kind = xp.float32 if self.real else xp.complex64
-                # each entry of a tap is off by u of single precision, or by what underflowed
-                size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
-                lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
-                taps = xp.astype(self.taps, kind)
-                off = self._taps_error + lost
-                self._narrow = Symbol(taps, self.offsets, taps_error=off)
             yield self._narrow
         yield self
+
+    @functools.cached_property
+    def _narrow(self) -> Symbol:
+        """The symbol in single precision, in which each entry of a tap is off by u or underflowed."""
+        xp = libraries.namespace(self.taps)
+        size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
+        lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
+        taps = xp.astype(self.taps, xp.float32 if self.real else xp.complex64)
+        return Symbol(taps, self.offsets, taps_error=self._taps_error + lost)
 
     def sum_bound(self) -> float:
         """Return the bound sum_k ||K_k||_F on the norm at every frequency."""
         _, squares = sums.square(self.taps)
         return up(float(np.max(np.sum(np.sqrt(squares), axis=0))), len(self.offsets) + 8)
 
-    def _error_bound(self, taps: Array) -> float:
-        xp = self._xp
-        prec = precision_of(self._flat.dtype)
-        count, axes = len(self.offsets), int(self.offsets.shape[1])
-        p, q = self.block_shape
-        total = xp.sum(xp.abs(taps), axis=0)  # entrywise sum of moduli
-        # T sums of moduli, each of them a root
-        _, squares = sums.square(total)
+    def _evaluation_error(self) -> float:
+        """Bound the rounding errors of a block, in the Frobenius norm (Lemma 9)."""
+        xp = libraries.namespace(self.taps)
+        prec = precision_of(self._rows.dtype)
+        count, axes = self.offsets.shape
+        # of the entrywise sum of moduli, T of them and each a root
+        _, squares = sums.square(xp.sum(xp.abs(self._tall), axis=0))
         frobenius = math.sqrt(float(np.max(squares))) * (1 + prec.gamma(count + 8))
         omega = 20 * axes * HOST_UNIT + (0.0 if prec.unit == HOST_UNIT else 1.5 * prec.unit)
-        relative = prec.kappa(count) * (1 + omega) + omega
-        return up(relative * frobenius + prec.underflow(count) * math.sqrt(2.0 * p * q), 16)
+        relative: float = prec.kappa(count) * (1 + omega) + omega
+        lost = prec.underflow(count) * math.sqrt(2.0 * math.prod(self.block_shape))
+        found: float = up(relative * frobenius + lost, 16)
+        return found
 
     def at(self, numerators: HostInts, denominators: HostInts) -> Array:
-        """Return the blocks at the angles 2 pi numerators / denominators, shape (frequencies * blocks, p, q)."""
-        xp = self._xp
+        """Return the blocks at the angles 2 pi numerators / denominators.
+
+        They have the shape (frequencies * blocks, p, q).
+        """
+        xp = libraries.namespace(self._rows)
         weights = phases(self.offsets, numerators, denominators)
-        work = self._flat.dtype
-        if dtypes.bits(work) < 64:
-            weights = weights.astype(np.complex64)
-        moved = xp.asarray(weights, dtype=work, device=libraries.device_of(self._flat))
-        values = linalg.matmul(moved, self._flat)
-        return xp.reshape(values, (numerators.shape[0] * self.blocks, *self.block_shape))
+        moved = crossing.from_host(weights, dtype=self._rows.dtype, like=self._rows)
+        return xp.reshape(linalg.matmul(moved, self._rows), (-1, *self.block_shape))
 
     @functools.cached_property
     def autocorrelation(self) -> Autocorrelation | None:
-        """Autocorrelation of the taps with no fewer rows than columns; None if there is too much of it."""
-        return autocorrelation(self._oriented, self.offsets)
+        """Autocorrelation of the taps with no fewer rows than columns; None if it is too large."""
+        return autocorrelation(self._tall, self.offsets)
 
     def flat_bound(self) -> float:
-        """Return a bound on the norm at every frequency that is sharp if the symbol is a scaled unitary."""
+        """Return a bound on the norm at every frequency, sharp if the symbol is a scaled unitary."""
         found = self.autocorrelation
         return math.inf if found is None else up(math.sqrt(found.ceiling))
 
     def squared(self, centre: float) -> Symbol | None:
-        """Return the symbol F^H F - centre I of Hermitian blocks, or None if there is too much of it."""
+        """Return the symbol F^H F - centre I of Hermitian blocks; None if it is too large."""
         found = self.autocorrelation
         if found is None:
             return None

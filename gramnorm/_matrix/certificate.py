@@ -1,68 +1,54 @@
 """One matrix at a time, on the host: scalars are Python floats and factorisations are cheap.
 
 Small matrices are squared a few times (Theorem 2).  Larger ones take one product S = B^H B, a Ritz
-vector, and the cheapest proof that the Ritz value is almost the norm: its residual (Theorem 7), rescaled row
-sums, or one checked Cholesky factorisation (Theorem 6) at the price of about one product more.
+vector, and the cheapest proof that the Ritz value is almost the norm: its residual (Theorem 7),
+rescaled row sums, or one checked Cholesky factorisation (Theorem 6) at the price of about one
+product more.  What is left wide, for clustered singular values or tight tolerances, goes through the
+Gram iteration.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-from gramnorm._arrays import crossing, dtypes, libraries, linalg
-from gramnorm._arrays.types import Array
-from gramnorm._matrix import cholesky, lanczos, residual
+from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
+from gramnorm._arrays.types import Array, HostNumbers
+from gramnorm._matrix import cholesky, lanczos, non_negative, residual
+from gramnorm._matrix.gram import bracket_by_iteration
+from gramnorm._results import Bounds
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import HOST_UNIT, down, precision_of, up
 
-SQUARED = 192
-"""Up to this many columns squaring is tried first."""
 
-EIGENVECTORS = 96
-"""Up to this many columns all eigenvectors cost less than a Ritz vector."""
-
-NARROW = 1e-7  # relative gaps that vectors in single precision can serve
-
-_SQUARINGS = 12
-_STEPS = 250  # of Lanczos
-
-
-@dataclasses.dataclass(frozen=True)
-class Bracket:
-    """Bounds on the norm of one matrix and the matrix products spent."""
-
-    lower: float
-    upper: float
-    products: int
-
-    def is_within(self, rtol: float) -> bool:
-        """Say whether the relative gap is at most `rtol`."""
-        return self.upper - self.lower <= rtol * self.lower
-
-
-def bracket(b: Array, *, frobenius2: float, rtol: float) -> Bracket:
-    """Bracket the norm of `b`, p x q with q <= p, whose squared Frobenius norm is at most `frobenius2`.
-
-    The bracket is valid, but perhaps wider than `rtol` for clustered singular values or tight tolerances.
-    """
-    if b.shape[1] <= SQUARED:
-        squared = _squaring(b, frobenius2, rtol)
-        if squared.is_within(rtol):
-            return squared
+def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
+    """Bracket the norm of `b`, p x q with q <= p, scaled, with ||B||_F^2 <= `frobenius2`."""
+    aim = rtol / 2  # the result is still to be rounded to the caller's type
+    if b.shape[1] >= limits.DENSE_SIGNS and not dtypes.is_complex(b.dtype):
+        quick = non_negative.dense_bracket(crossing.host_array(b), rtol=aim)
+        if quick is not None and quick.is_within(aim):
+            return quick
+    if b.shape[1] <= limits.SQUARING_COLUMNS:
+        found = bracket_by_squaring(b, frobenius2=frobenius2, rtol=aim)
+    else:
+        found = Bounds(0.0, math.inf)
+    if found.is_within(aim):
+        return found
     gram = linalg.gram_matrix(b)
-    return certificate(b, gram, frobenius2=frobenius2, rtol=rtol)
+    found = found.narrowed(matrix_certificate(b, gram, frobenius2=frobenius2, rtol=aim))
+    if found.is_within(aim):
+        return found
+    return found.narrowed(bracket_by_iteration(b[None, ...], rtol=rtol).item())
 
 
-def _squaring(b: Array, frobenius2: float, rtol: float) -> Bracket:
+def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
     """Square until the Schatten norms agree; climb back (Theorem 2, with scalars)."""
     prec = precision_of(b.dtype)
     levels: list[tuple[float, float]] = []
     q = b.shape[1]
     p, f2, inner, steps = b, frobenius2, b.shape[0], 0
+    rank = math.inf  # (sum l)^2 / sum l^2 of the eigenvalues l of P^H P
     # what does not change: in this loop a call costs as much as what it returns
     factors, grow, shrink = sums.factors(q, q, prec), up(1.0), down(1.0)
     kappa, underflow = prec.kappa(inner), prec.underflow(inner) * q
@@ -74,7 +60,10 @@ def _squaring(b: Array, frobenius2: float, rtol: float) -> Bracket:
         error = (kappa * f2 + underflow) * grow
         upper = (math.sqrt(high) + error) * grow
         lower = max(math.sqrt(low) - error, 0.0) ** 2 / f2 * shrink
-        if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == _SQUARINGS:
+        if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == limits.SQUARINGS:
+            break
+        last, rank = rank, f2 * f2 / high
+        if limits.SEVERAL < rank > limits.UNCHANGED * last:  # equal singular values stay equal
             break
         scale = 1.0  # the next square has the fourth power: rescale before that leaves the range
         if prec.unit > HOST_UNIT or not 2.0**-100 < high < 2.0**100:
@@ -87,10 +76,10 @@ def _squaring(b: Array, frobenius2: float, rtol: float) -> Bracket:
     for scale, eps in reversed(levels):
         upper = math.sqrt((upper + eps) / scale) * grow
         lower = math.sqrt(max(lower - eps, 0.0) / scale) * shrink
-    return Bracket(lower, upper, steps)
+    return Bounds(lower, upper, steps)
 
 
-def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float) -> Bracket:
+def matrix_certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
     """Bracket the norm of `b` by a proof that a Ritz value is almost the largest.
 
     `gram` is the computed B^H B, dense; of `b` itself only products with vectors are taken.
@@ -99,25 +88,26 @@ def certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float) -> Bra
     p, q = b.shape
     frobenius = up(math.sqrt(frobenius2))
     error = up(prec.kappa(p) * frobenius2 + prec.underflow(p) * q)  # Lemma 1
-    x = top_vector(gram, rtol)
-    ritz = residual.quotient(b, x, frobenius=frobenius)
-    return _proof(gram, x, ritz, error=error, rtol=rtol)
+    x = approximate_eigenvector(gram, rtol)
+    quotient = residual.quotient(b, x, frobenius=frobenius)
+    return _bracket_near(quotient, gram, x, error=error, rtol=rtol)
 
 
-def gram_certificate(gram: Array, *, error: float, rtol: float) -> Bracket:
-    """Bracket the root of the largest eigenvalue of the H >= 0 that `gram` stands for within `error`.
+def gram_certificate(gram: Array, *, error: float, rtol: float) -> Bounds[float]:
+    """Bracket the root of the largest eigenvalue of an H >= 0 that `gram` misses by `error` at most.
 
-    Beside others a block may be next to nothing, or nothing at all: it is scaled, so that squares of its entries count.
+    Beside others a block may be next to nothing, or nothing at all: it is scaled, so that squares of
+    its entries count.
     """
     half = _half_exponent(gram)
     if half:
         gram = gram * math.ldexp(1.0, -2 * half)
         error = error * math.ldexp(1.0, -2 * half)
-    x = top_vector(gram, rtol)
-    ritz = residual.hermitian_quotient(gram, x, error=error)
-    one = _proof(gram, x, ritz, error=error, rtol=rtol)
+    x = approximate_eigenvector(gram, rtol)
+    quotient = residual.hermitian_quotient(gram, x, error=error)
+    found = _bracket_near(quotient, gram, x, error=error, rtol=rtol)
     root = math.ldexp(1.0, half)  # exact: no root of a float is subnormal
-    return Bracket(one.lower * root, one.upper * root, one.products)
+    return Bounds(found.lower * root, found.upper * root, found.cost)
 
 
 def _half_exponent(gram: Array) -> int:
@@ -130,48 +120,49 @@ def _half_exponent(gram: Array) -> int:
     return max(math.frexp(largest)[1], least) // 2
 
 
-def _proof(gram: Array, x: Array, ritz: residual.Quotient, *, error: float, rtol: float) -> Bracket:
-    """Prove a Ritz value to be almost the largest, by the cheapest sufficient argument."""
-    target, products = ritz.lower * (1 + 1.6 * rtol), 1
-
+def _bracket_near(
+    quotient: residual.Quotient, gram: Array, x: Array, *, error: float, rtol: float
+) -> Bounds[float]:
+    """Prove the Rayleigh quotient of `x` to be almost the largest, by the cheapest argument."""
     # lambda_2^2 <= ||S||_F^2 - lambda_1^2 for the exact S
     size = up(math.sqrt(sums.one_square_above(gram)) + error)
-    if not (ritz.lower > 0 and math.isfinite(ritz.residual)):  # the vector is of no use
-        return Bracket(0.0, up(math.sqrt(size)), products)
-    second = up(math.sqrt(max(up(size**2) - down(ritz.lower**2), 0.0)))
-    upper = min(ritz.kato_temple(second), size)
-    if upper > target and residual.has_non_negative_look(gram):
+    rho, cost = quotient.lower, 1
+    if not (rho > 0 and math.isfinite(quotient.residual)):  # the vector is of no use
+        return Bounds(0.0, up(math.sqrt(size)), cost)
+    second = up(math.sqrt(max(up(size**2) - down(rho**2), 0.0)))
+    upper = min(quotient.kato_temple(second), size)
+    enough = rho * (1 + limits.ENOUGH * rtol)
+    if upper > enough and residual.has_non_negative_look(gram):
         upper = min(upper, up(residual.weighted_row_sum(gram, x) + error))
-    if upper > target:
-        level = ritz.lower * (1 + 1.2 * rtol)
+    if upper > enough:
+        level = rho * (1 + limits.CHOLESKY_LEVEL * rtol)
         upper = min(upper, up(cholesky.eigenvalue_bound(gram, level) + error))
-        products += 1
-    return Bracket(down(math.sqrt(ritz.lower)), up(math.sqrt(upper)), products)
+        cost += 1
+    return Bounds(down(math.sqrt(rho)), up(math.sqrt(upper)), cost)
 
 
-def top_vector(gram: Array, rtol: float, *, settled: bool = True) -> Array:
+def approximate_eigenvector(gram: Array, rtol: float, *, settled: bool = True) -> Array:
     """Return an approximate top eigenvector of `gram` as a column.
 
-    Its quotient has settled to about `rtol`; within a cluster that may be further from the top, which only
-    all eigenvectors exclude (`settled` false).
+    Its quotient has settled to about `rtol`; within a cluster that may be further from the top, which
+    only all eigenvectors exclude (`settled` false).
     """
     xp = libraries.namespace(gram)
     host = crossing.host_array(gram)
     q = host.shape[0]
-    if q <= EIGENVECTORS or not settled:
+    if q <= limits.EIGENVECTOR_COLUMNS or not settled:
         vector = lanczos.top_eigenpair(host)[1]
     else:
-        narrow = _single_precision(host) if rtol > NARROW else host
+        h = _single_precision(host) if rtol > limits.SINGLE_PRECISION else host
         # fixed, and generic: a column of S may miss the block in which the top eigenvector lives
-        start = np.asarray(np.random.default_rng(0).standard_normal(q), dtype=narrow.dtype)
-        vector = lanczos.top_vector(
-            lambda v: narrow @ v, start, rtol=min(rtol, 1e-2) / 16, steps=_STEPS
-        )
+        start = np.asarray(np.random.default_rng(0).standard_normal(q), dtype=h.dtype)
+        gap = min(rtol, limits.LOOSEST_RITZ) / limits.RITZ_SHARE
+        vector = lanczos.top_vector(lambda v: h @ v, start, rtol=gap, steps=limits.LANCZOS_STEPS)
     column = np.asarray(vector, dtype=host.dtype)[:, None]
     return xp.asarray(column, dtype=gram.dtype, device=libraries.device_of(gram))
 
 
-def _single_precision(host: npt.NDArray[np.inexact]) -> npt.NDArray[np.inexact]:
+def _single_precision(host: HostNumbers) -> HostNumbers:
     """Return the matrix in half the precision, scaled into its range: half the memory to read per step."""
     largest = float(np.max(np.abs(np.diagonal(host))))
     narrow = np.empty(host.shape, np.complex64 if np.iscomplexobj(host) else np.float32)

@@ -5,8 +5,8 @@ lambda_1(S) <= nu + ||D||  (docs/theory.md, Theorem 6).  The factorisation goes 
 
     C_k = (nu I - S)_k - sum_{j < k} R_j R_kj^H,    R_k = C_k R_kk^{-H},    D_k = C_k - R_k R_kk^H.
 
-The library's factorisation and inverse of the small diagonal blocks only suggest R; what is left of the
-large matrix after the products is measured, and the products obey the rounding model.
+The library's factorisation and inverse of the small diagonal blocks only suggest R; what is left of
+the large matrix after the products is measured, and the products obey the rounding model.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ import math
 
 import numpy as np
 
-from gramnorm._arrays import crossing, libraries, linalg
+from gramnorm._arrays import crossing, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, up
 from gramnorm._rigour.sums import inner_product
 
-BLOCK = 64
-"""Columns of a block: the check costs this fraction of n of a product, too few make products slow."""
-
 
 def eigenvalue_bound(gram: Array, level: float) -> float:
-    """Return an upper bound on the eigenvalues of a Hermitian matrix, close to `level` if that is one; else inf.
+    """Return an upper bound on the eigenvalues of a Hermitian matrix: about `level`, or inf.
 
     Only the blocks of `gram` on and below the diagonal are read; they define the Hermitian matrix.
     """
@@ -37,9 +34,10 @@ def eigenvalue_bound(gram: Array, level: float) -> float:
     if measured is None:
         return math.inf
     # per product kappa |R_j||R_kj|^H, and an ulp of each difference (the first from the diagonal of
-    # nu I - S), whose terms are entries of nu I - S and of |R||R|^H; nu itself may be rounded in float32
-    width = min(q, BLOCK)
-    count = -(-q // BLOCK) + 2
+    # nu I - S), whose terms are entries of nu I - S and of |R||R|^H; nu itself may be rounded in
+    # float32
+    width = min(q, limits.CHOLESKY_BLOCK)
+    count = -(-q // limits.CHOLESKY_BLOCK) + 2
     defect, size, entry = (sums.enclosure(s, q, q + count, prec)[1].item() for s in measured)
     ulps = prec.gamma(count)
     rounding = (
@@ -54,16 +52,16 @@ def eigenvalue_bound(gram: Array, level: float) -> float:
 
 
 def _factorise(gram: Array, level: float) -> HostFloats | None:
-    """Return the computed squared norms of D, R and nu I - S, from the blocks formed; None if there is no R."""
+    """Return the computed squared norms of D, R and nu I - S over the blocks; None without an R."""
     xp = libraries.namespace(gram)
-    q = gram.shape[0]
+    q, block = gram.shape[0], limits.CHOLESKY_BLOCK
     panels: list[Array] = []
     terms = []
-    for start in range(0, q, BLOCK):
-        stop = min(start + BLOCK, q)
+    for start in range(0, q, block):
+        stop = min(start + block, q)
         shifted = column = _shifted(gram[start:, start:stop], level)
         for j, panel in enumerate(panels):
-            rows = start - j * BLOCK
+            rows = start - j * block
             pivot = panel[rows : rows + stop - start, :]
             column = column - linalg.matmul(panel[rows:, :], linalg.adjoint(pivot))
         panel = linalg.cholesky_or_none(column[: stop - start, :])

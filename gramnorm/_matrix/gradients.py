@@ -5,8 +5,8 @@ Re tr X^H Y is (docs/theory.md, Theorem 14)
 
     A S^(s-1) / (tr S^s)^(1 - 1/2s),     S^(s-1) = S S^2 S^4 ... S^(s/2),
 
-a product of the iterates.  For growing t it tends to the mean of u v^H over the top singular pairs: the
-gradient of the norm if the largest singular value is simple, and else a subgradient.
+a product of the iterates.  For growing t it tends to the mean of u v^H over the top singular pairs:
+the gradient of the norm if the largest singular value is simple, and else a subgradient.
 """
 
 from __future__ import annotations
@@ -15,43 +15,66 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from gramnorm._arrays import crossing, dtypes, libraries, linalg
-from gramnorm._arrays.types import Array, HostFloats
-from gramnorm._matrix import certificate
-from gramnorm._matrix.choose import divisor, peaks
-from gramnorm._matrix.gram import frobenius
-
-HostArray = npt.NDArray[np.inexact]
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits, linalg
+from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
+from gramnorm._matrix.certificate import approximate_eigenvector
+from gramnorm._matrix.gram import divisor, frobenius, peaks
+from gramnorm._results import result_dtype
 
 
-def of_fixed_steps(a: Array, value: Array, *, steps: int) -> Array:
-    """Return the gradient of the Gram bound `value` after fixed steps for each matrix of a stack; 0 at zero."""
-    return _oriented(a, value, lambda b: _product_of_iterates(b, steps))
+def of_fixed_steps(a: Array, bound: Array, *, steps: int) -> Array:
+    """Return the gradient of the Gram bound after fixed steps at matrices (..., m, n); 0 at zero."""
+    return _scaled_direction(a, bound, lambda b: _product_of_iterates(b, steps))
 
 
-def of_norm(a: Array, value: Array, *, rtol: float) -> Array:
-    """Return the mean of u v^H over the top singular pairs of each matrix of a stack (b, m, n); 0 at zero.
+def of_norm(a: Array, bound: Array, *, rtol: float) -> Array:
+    """Return the mean of u v^H over the top singular pairs of matrices (..., m, n); 0 at zero.
 
     Singular values within about `rtol` of the largest count as equal to it.
     """
     xp = libraries.namespace(a)
-    one_by_one = libraries.is_on_cpu(a) and min(a.shape[1:]) > certificate.SQUARED
 
     def direction(b: Array) -> Array:
-        if one_by_one:
-            return xp.stack([_from_vectors(b[k, ...], rtol) for k in range(b.shape[0])])
-        return _projected(b, rtol)
+        stack = xp.reshape(b, (math.prod(b.shape[:-2]), *b.shape[-2:]))
+        if libraries.is_on_cpu(b) and min(b.shape[-2:]) > limits.SQUARING_COLUMNS:
+            found = xp.stack([_from_vectors(stack[k, ...], rtol) for k in range(stack.shape[0])])
+        else:
+            found = _projected(stack, rtol)
+        return xp.reshape(found, b.shape)
 
-    return _oriented(a, value, direction)
+    return _scaled_direction(a, bound, direction)
 
 
-def _oriented(a: Array, value: Array, direction: Callable[[Array], Array]) -> Array:
-    """Return direction(A) scaled so that its pairing with A is `value`: the bounds are homogeneous (Euler)."""
+def floating(a: Array) -> Array:
+    """Return `a` in a type of at least single precision, without its gradient."""
     xp = libraries.namespace(a)
+    real = result_dtype(a)
+    kind = dtypes.complex_dtype(real) if dtypes.is_complex(a.dtype) else real
+    return xp.astype(autodiff.without_gradient(a), kind, copy=False)
+
+
+def gradient_dtype(a: Array) -> DType:
+    """Return the type of a gradient by `a`: its own, of integers that of the bound."""
+    return a.dtype if dtypes.is_floating(a.dtype) else result_dtype(a)
+
+
+def _scaled_direction(a: Array, bound: Array, direction: Callable[[Array], Array]) -> Array:
+    """Return direction(A) scaled so that its pairing with A is `bound`, which is homogeneous (Euler).
+
+    `direction` sees matrices in floating types, scaled, with no more columns than rows.
+    """
+    xp = libraries.namespace(a)
+    kind, a = gradient_dtype(a), floating(a)
     if 0 in a.shape:
-        return xp.zeros_like(a)
+        return xp.astype(xp.zeros_like(a), kind, copy=False)
+    with libraries.plain_arithmetic(a):
+        bound = xp.astype(bound, dtypes.real_dtype(a.dtype))
+        return xp.astype(_euler(a, bound, direction), kind, copy=False)
+
+
+def _euler(a: Array, bound: Array, direction: Callable[[Array], Array]) -> Array:
+    xp = libraries.namespace(a)
     peak = peaks(a)
     scale = divisor(peak)
     usable = xp.isfinite(peak) & (peak > 0)
@@ -63,7 +86,7 @@ def _oriented(a: Array, value: Array, direction: Callable[[Array], Array]) -> Ar
     both = zip(dtypes.components(d), dtypes.components(b), strict=True)
     terms = [xp.sum(x * y, axis=(-2, -1)) for x, y in both]
     pairing = sum(terms[1:], terms[0])
-    factor = value / scale / pairing
+    factor = bound / scale / pairing
     # zero has the gradient 0; NaN and inf have none
     factor = xp.where(usable, factor, xp.where(peak == 0, xp.zeros_like(peak), peak - peak))
     d = d * xp.astype(factor[..., None, None], a.dtype)
@@ -115,19 +138,19 @@ def _from_vectors(b: Array, rtol: float) -> Array:
     gram = crossing.host_array(linalg.gram_matrix(b)).astype(
         np.complex128 if dtypes.is_complex(b.dtype) else np.float64
     )
-    vectors = _top_vectors(gram, rtol)
+    vectors = _top_eigenspace(gram, rtol)
     if vectors is None:
         return _projected(b[None, ...], rtol)[0, ...]
     moved = crossing.from_host(vectors, dtype=b.dtype, like=b)
     return linalg.matmul(linalg.matmul(b, moved), linalg.adjoint(moved))
 
 
-def _top_vectors(gram: HostArray, rtol: float) -> HostArray | None:
+def _top_eigenspace(gram: HostNumbers, rtol: float) -> HostNumbers | None:
     """Return the top eigenvector, or those of a cluster, as columns; None where no solver finds any."""
-    v = crossing.host_array(certificate.top_vector(gram, rtol))[:, 0]
+    v = crossing.host_array(approximate_eigenvector(gram, rtol))[:, 0]
     value = float(np.vdot(v, gram @ v).real) / float(np.vdot(v, v).real)
-    # inverse iteration: next to the eigenvalue a single step gains what the shift is nearer than the others; the
-    # second vector, generic, finds what else is there
+    # inverse iteration: next to the eigenvalue a single step gains what the shift is nearer than the
+    # others; the second vector, generic, finds what else is there
     shift = value * (1 + rtol / 8)
     other = np.random.default_rng(1).standard_normal(len(gram))
     shifted = shift * np.eye(len(gram)) - gram

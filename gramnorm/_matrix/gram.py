@@ -7,18 +7,55 @@ the entries near 1), and a bracket on the largest singular value of the last ite
 
 where S_j is the exact s_j P_{j-1}^H P_{j-1} and eps_j bounds what the computed P_j differs from
 it (docs/theory.md, Theorem 2).  The matrices stay on their device; the few scalars per matrix that a
-bracket needs come to the host once per step.
+bracket needs come to the host once per step, and on them `bracket_by_iteration` decides what to
+continue.  A fixed number of steps never looks at a value.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from gramnorm._arrays import crossing, dtypes, libraries, linalg
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostBools, HostFloats, HostInts
 from gramnorm._matrix import moments
+from gramnorm._results import Bounds, result_dtype
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import Precision, down, precision_of, up
+
+
+def fixed_steps(a: Array, *, steps: int) -> Array:
+    """Run `gram_values` on scaled matrices of any type; keep NaN, inf and zero as they are."""
+    xp = libraries.namespace(a)
+    out = result_dtype(a)
+    if 0 in a.shape:
+        return xp.zeros(a.shape[:-2], dtype=out, device=libraries.device_of(a))
+    with libraries.plain_arithmetic(a):
+        a = xp.astype(a, dtypes.complex_dtype(out) if dtypes.is_complex(a.dtype) else out)
+        peak = peaks(a)
+        scale = divisor(peak)
+        values = gram_values(a / xp.astype(scale[..., None, None], a.dtype), steps=steps)
+        return xp.where(xp.isfinite(peak), scale * values, peak)
+
+
+def peaks(a: Array) -> Array:
+    """Return the largest component of each matrix, as a constant for differentiation."""
+    xp = libraries.namespace(a)
+    found = [
+        xp.max(xp.abs(autodiff.without_gradient(part)), axis=(-2, -1))
+        for part in dtypes.components(a)
+    ]
+    return found[0] if len(found) == 1 else xp.maximum(*found)
+
+
+def divisor(peak: Array) -> Array:
+    """Return what to divide arrays with largest component `peak` by; 1 where nothing is to scale."""
+    xp = libraries.namespace(peak)
+    # complex division by a subnormal number overflows
+    least = xp.full_like(peak, float(xp.finfo(peak.dtype).smallest_normal))
+    usable = xp.isfinite(peak) & (peak > 0)
+    return xp.where(usable, xp.where(peak > least, peak, least), xp.ones_like(peak))
 
 
 def gram_values(a: Array, *, steps: int) -> Array:
@@ -53,13 +90,33 @@ def _safe_sqrt(x: Array) -> Array:
     return xp.where(x == 0, xp.zeros_like(x), root)
 
 
+def bracket_by_iteration(a: Array, *, rtol: float) -> Bounds[HostFloats]:
+    """Advance the Gram iteration of each matrix of a stack until its bounds are narrow enough."""
+    found = Bounds(np.zeros(a.shape[0]), np.full(a.shape[0], np.inf))
+    chain, rest = GramChain(a), np.arange(a.shape[0])
+    # in exact arithmetic the log of the gap is at most 2 ln(q) / 2^t after t steps
+    most = 2 + max(0, math.ceil(math.log2(8 * math.log(1 + min(a.shape[1:])) / rtol)))
+    while rest.size and found.cost < most:
+        found = found.narrowed_at(rest, chain.advance())
+        lower, upper = found.lower[rest], found.upper[rest]
+        # half the gap asked for: the result is still to be rounded to the caller's type
+        done = upper - lower <= 0.5 * rtol * lower
+        hopeless = (upper - lower) * limits.HOPELESS <= 2 * chain.noise * upper
+        going = np.flatnonzero(~(done | hopeless))
+        if going.size < rest.size:
+            chain.keep(going)
+            rest = rest[going]
+    return found
+
+
 class GramChain:
     """The Gram iterates of a stack of matrices and the bounds they prove.
 
     Parameters
     ----------
     a : array, shape (b, m, n)
-        Matrices in float32 or float64 (or complex), finite, with a norm between 2^-100 and 2^100; scaled in float32.
+        Matrices in float32 or float64 (or complex), finite, with a norm between 2^-100 and 2^100;
+        scaled in float32.
 
     Attributes
     ----------
@@ -85,13 +142,13 @@ class GramChain:
         self._levels = [(s[chosen], eps[chosen]) for s, eps in self._levels]
         self._rank, self._plateau = self._rank[chosen], self._plateau[chosen]
 
-    def advance(self) -> tuple[HostFloats, HostFloats]:
-        """Form one more Gram product; return the (lower, upper) bounds that it proves."""
+    def advance(self) -> Bounds[HostFloats]:
+        """Form one more Gram product; return the bounds that it proves."""
         xp, p = self._xp, self._iterate
         inner, q = p.shape[1], p.shape[2]
         gram = linalg.gram_matrix(p)
         # worth its passes over the matrices only where the Schatten norms have stopped to fall
-        clustered = np.mean(self._plateau) > 0.2
+        clustered = np.mean(self._plateau) > limits.CLUSTERED
         rows = [*_sizes(gram), *(moments.centred_sums(p, gram) if clustered else ())]
         trace, largest, square, *centred = crossing.to_host(xp.stack(rows))
 
@@ -109,7 +166,7 @@ class GramChain:
                 precision=self._precision,
             )
             upper = np.minimum(upper, better)
-        bracket = self._climb(lower, upper, error / np.maximum(square, self._precision.tiny) ** 0.5)
+        found = self._climb(lower, upper, error / np.maximum(square, self._precision.tiny) ** 0.5)
 
         self._note_rank(frobenius2, square)
         scale = self._scale(largest)
@@ -119,12 +176,12 @@ class GramChain:
             kind = dtypes.real_dtype(p.dtype)
             factor = crossing.from_host(scale, dtype=kind, like=p)
             self._iterate = gram * xp.astype(factor[:, None, None], p.dtype)
-        return bracket
+        return found
 
     def _note_rank(self, frobenius2: HostFloats, square: HostFloats) -> None:
-        """Keep (sum l)^2 / sum l^2 of the eigenvalues of P^H P, and whether squaring still lowers it."""
+        """Keep (sum l)^2 / sum l^2 of the eigenvalues of P^H P, and whether squaring lowers it."""
         rank = frobenius2**2 / np.maximum(square, self._precision.tiny)
-        self._plateau = (rank > 1.3) & (rank > 0.65 * self._rank)
+        self._plateau = (rank > limits.SEVERAL) & (rank > limits.LEVEL * self._rank)
         self._rank = rank
 
     def _scale(self, largest: HostFloats) -> HostFloats:
@@ -158,9 +215,7 @@ class GramChain:
         lower = down(np.divide(least**2, frobenius2, where=positive, out=np.zeros_like(least)))
         return lower, upper
 
-    def _climb(
-        self, lower: HostFloats, upper: HostFloats, noise: HostFloats
-    ) -> tuple[HostFloats, HostFloats]:
+    def _climb(self, lower: HostFloats, upper: HostFloats, noise: HostFloats) -> Bounds[HostFloats]:
         """Carry bounds on sigma(P_t) back to sigma(P_0) (Theorem 2)."""
         noise = noise / 2
         for scale, eps in reversed(self._levels):
@@ -168,7 +223,7 @@ class GramChain:
             upper = up(np.sqrt((upper + eps) / scale))
             lower = down(np.sqrt(np.maximum(lower - up(eps), 0.0) / scale))
         self.noise = 2 * noise + 2.0**-48  # and the nudges: this one decides, it proves nothing
-        return lower, upper
+        return Bounds(lower, upper, 1)
 
 
 def _sizes(gram: Array) -> tuple[Array, Array, Array]:

@@ -10,17 +10,15 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from gramnorm._arrays import linalg
-
-Vector = npt.NDArray[np.inexact]
+from gramnorm._arrays import limits, linalg
+from gramnorm._arrays.types import HostFloats, HostNumbers
 
 
 def top_vector(
-    apply: Callable[[Vector], Vector], start: Vector, *, rtol: float, steps: int
-) -> Vector:
-    """Return the Ritz vector of the largest Ritz value of a Hermitian positive semidefinite operator.
+    apply: Callable[[HostNumbers], HostNumbers], start: HostNumbers, *, rtol: float, steps: int
+) -> HostNumbers:
+    """Return the Ritz vector of the largest Ritz value of a Hermitian H >= 0.
 
     Parameters
     ----------
@@ -52,20 +50,20 @@ def top_vector(
         for _ in range(2):  # twice is enough: full orthogonality in working precision
             w = w - (basis[: k + 1].conj() @ w) @ basis[: k + 1]
         off[k] = np.linalg.norm(w)
-        # what is left of a space that is exhausted is rounding, and no direction: not orthogonal to it either
+        # what is left of an exhausted space is rounding, and no direction: not orthogonal either
         if not noise * np.max(diagonal[:count]) < off[k] < np.inf or count == steps:
             break
         basis[k + 1] = w / off[k]
-        if k % 4 == 3:  # the small eigenproblem costs as much as a step
-            previous, value = value, _ritz(diagonal[:count], off[: count - 1])[0]
+        if count % limits.RITZ_PERIOD == 0:
+            previous, value = value, _top_of_tridiagonal(diagonal[:count], off[: count - 1])[0]
             settled = settled + 1 if value - previous <= rtol * value else 0
             if settled == 2:
                 break
-    return _ritz(diagonal[:count], off[: count - 1])[1] @ basis[:count]
+    return _top_of_tridiagonal(diagonal[:count], off[: count - 1])[1] @ basis[:count]
 
 
-def top_eigenpair(h: Vector) -> tuple[float, Vector]:
-    """Return the largest eigenvalue of a Hermitian positive semidefinite matrix and a vector, almost."""
+def top_eigenpair(h: HostNumbers) -> tuple[float, HostNumbers]:
+    """Return almost the largest eigenvalue of a Hermitian matrix H >= 0, and a vector for it."""
     found = linalg.eigenvectors_or_none(h)
     if found is not None:
         return found[0][-1].item(), found[1][:, -1]
@@ -73,13 +71,14 @@ def top_eigenpair(h: Vector) -> tuple[float, Vector]:
     return np.vdot(vector, h @ vector).real.item(), vector
 
 
-def _column_of_a_power(h: Vector) -> Vector:
-    """Return a unit vector whose quotient misses the largest eigenvalue by a fraction ln(n) / 2^40.
+def _column_of_a_power(h: HostNumbers) -> HostNumbers:
+    """Return a unit vector whose quotient misses the largest eigenvalue by a fraction ln(n) / P.
 
-    In the largest column of H^P an eigenvalue l counts as l^P: what is below the largest by more has died out.
+    In the largest column of H^P an eigenvalue l counts as l^P: what is below the largest by more has
+    died out.
     """
     largest = np.max(np.abs(h))
-    for _ in range(40):
+    for _ in range(limits.POWER_SQUARINGS):  # P = 2^40
         if largest == 0:
             return np.asarray(np.eye(1, len(h), dtype=h.dtype)[0])
         if not largest < np.inf:
@@ -91,13 +90,18 @@ def _column_of_a_power(h: Vector) -> Vector:
     return np.asarray(column / np.linalg.norm(column))
 
 
-def _ritz(diagonal: npt.NDArray[np.float64], off: npt.NDArray[np.float64]) -> tuple[float, Vector]:
+def _top_of_tridiagonal(diagonal: HostFloats, off: HostFloats) -> tuple[float, HostNumbers]:
     return top_eigenpair(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
 
 
 def long_ritz_vector(
-    apply: Callable[[Vector], Vector], start: Vector, *, rtol: float, steps: int, kept: int
-) -> Vector:
+    apply: Callable[[HostNumbers], HostNumbers],
+    start: HostNumbers,
+    *,
+    rtol: float,
+    steps: int,
+    kept: int,
+) -> HostNumbers:
     """Return a Ritz vector as `top_vector` does, for many steps with long vectors.
 
     Nothing is orthogonalised again: that costs copies of a Ritz value, and the largest is found in spite of them.
@@ -140,12 +144,12 @@ def long_ritz_vector(
 
 
 def _combined(
-    apply: Callable[[Vector], Vector],
-    basis: list[Vector],
-    weights: Vector,
+    apply: Callable[[HostNumbers], HostNumbers],
+    basis: list[HostNumbers],
+    weights: HostNumbers,
     diagonal: list[float],
     off: list[float],
-) -> Vector:
+) -> HostNumbers:
     """Return the sum of weights times the Lanczos basis, of which the first vectors are given."""
     total = sum((weight * q for weight, q in zip(weights, basis, strict=False)), np.zeros(()))
     before, q = basis[-2] if len(basis) > 1 else 0.0 * basis[0], basis[-1]

@@ -15,19 +15,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gramnorm._arrays import limits
-from gramnorm._arrays.types import HostFloats, HostInts
+from gramnorm._arrays.types import HostFloats, HostInts, HostNumbers
 from gramnorm._matrix import lanczos, signs
-from gramnorm._matrix.choose import iterate
+from gramnorm._matrix.gram import bracket_by_iteration
 from gramnorm._matrix.non_negative import LEAST, attained, lanczos_steps, leading, moduli
 from gramnorm._results import Bounds
 
 Rows = Any
 """A matrix of SciPy in compressed rows, entries of size about 1, no place twice."""
-
-Vector = npt.NDArray[np.inexact]
 
 Road = Callable[[Rows, Bounds[float], float], Bounds[float] | None]
 """Bounds the norm of a matrix by its Gram matrix; None if that is dear.
@@ -41,7 +38,7 @@ class Found:
     """Bounds, and a vector that attains the lower one."""
 
     bounds: Bounds[float]
-    vector: Vector
+    vector: HostNumbers
 
 
 def bracket(b: Rows, *, rtol: float, roads: Sequence[Road]) -> Found:
@@ -60,7 +57,7 @@ def bracket(b: Rows, *, rtol: float, roads: Sequence[Road]) -> Found:
     return _largest_part(b, parts, uppers, w, found, rtol=rtol, roads=roads)
 
 
-def lower_bound(b: Rows, x: Vector, upper: float) -> float:
+def lower_bound(b: Rows, x: HostNumbers, upper: float) -> float:
     """Return a lower bound on ||A x|| / ||x||; `upper` bounds the norm of the moduli of A."""
     return attained(b, x, upper, in_row=int(np.max(np.diff(b.indptr), initial=0)))
 
@@ -178,18 +175,20 @@ def _stacked(
             inside = np.flatnonzero(place[part] >= 0)
             stack = np.zeros((len(some), side, side), dtype=b.dtype)
             stack[place[part[inside]], rows[i[inside]], columns[j[inside]]] = b.data[inside]
-            lower[some], upper[some], steps = iterate(stack, rtol=rtol)
-            cost += steps
+            found = bracket_by_iteration(stack, rtol=rtol)
+            lower[some], upper[some], cost = found.lower, found.upper, cost + found.cost
         side *= 2
     return lower, upper, cost
 
 
-def _dense_vector(block: Vector) -> Vector:
+def _dense_vector(block: HostNumbers) -> HostNumbers:
     """Return about the leading right singular vector of a small block."""
     return lanczos.top_eigenpair(block.conj().T @ block)[1]
 
 
-def _connected(b: Rows, x: Vector, upper: float, *, rtol: float, roads: Sequence[Road]) -> Found:
+def _connected(
+    b: Rows, x: HostNumbers, upper: float, *, rtol: float, roads: Sequence[Road]
+) -> Found:
     """Bracket a connected matrix; `x` has the phases of a spanning tree, and moduli after a few power steps."""
     m = moduli(b)
     w = np.abs(x)
@@ -218,7 +217,7 @@ def _connected(b: Rows, x: Vector, upper: float, *, rtol: float, roads: Sequence
     return found
 
 
-def leading_vector(b: Rows, *, rtol: float) -> Vector:
+def leading_vector(b: Rows, *, rtol: float) -> HostNumbers:
     """Return about the leading right singular vector of `b`, by Lanczos."""
     start = np.random.default_rng(0).standard_normal(b.shape[1]).astype(b.dtype)
     adjoint = b.conj().T if b.dtype.kind == "c" else b.T

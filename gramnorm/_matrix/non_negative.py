@@ -16,10 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gramnorm._arrays import limits
-from gramnorm._arrays.types import HostFloats
+from gramnorm._arrays.types import HostFloats, HostNumbers
 from gramnorm._matrix import lanczos
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
@@ -89,7 +88,7 @@ def moduli(b: Any) -> NonNegative:
     return NonNegative(lambda w: m @ w, lambda v: t @ v, in_row, in_column, m.shape[1], m.nnz)
 
 
-def attained(b: Any, x: npt.NDArray[np.inexact], upper: float, *, in_row: int) -> float:
+def attained(b: Any, x: HostNumbers, upper: float, *, in_row: int) -> float:
     """Return a lower bound on ||A x|| / ||x|| for a host matrix with at most `in_row` entries in a row.
 
     `upper` bounds the norm of the moduli of A.
@@ -107,7 +106,7 @@ def attained(b: Any, x: npt.NDArray[np.inexact], upper: float, *, in_row: int) -
     return found if math.isfinite(found) else 0.0
 
 
-def dense_bracket(b: npt.NDArray[np.float64], *, rtol: float) -> Bounds[float] | None:
+def dense_bracket(b: HostFloats, *, rtol: float) -> Bounds[float] | None:
     """Bracket a dense host matrix whose signs are those of its first row up to those of rows; None if it is no use.
 
     A few rows are looked at before the others, and a few power steps tell whether more would do.
@@ -130,7 +129,7 @@ def dense_bracket(b: npt.NDArray[np.float64], *, rtol: float) -> Bounds[float] |
     return None
 
 
-def positive(w: npt.NDArray[np.inexact]) -> HostFloats:
+def positive(w: HostNumbers) -> HostFloats:
     """Return moduli of `w`, the largest one about 1 and none next to nothing; ones where that fails."""
     w = np.abs(w).astype(np.float64)
     largest = float(np.max(w, initial=0.0))
@@ -188,4 +187,6 @@ def _smoothed(m: NonNegative, w: HostFloats, *, rtol: float) -> tuple[Proof, int
 
 def lanczos_steps(entries: int) -> int:
     """Return the most steps of a Lanczos iteration whose products touch so many entries, four times a step."""
-    return max(20, min(limits.LANCZOS_STEPS, limits.LANCZOS_WORK // (4 * max(entries, 1))))
+    return max(
+        20, min(limits.LONG_LANCZOS_STEPS, limits.LONG_LANCZOS_WORK // (4 * max(entries, 1)))
+    )

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm import _validate
-from gramnorm._arrays.types import HostFloats
+from gramnorm._arrays.types import HostFloats, HostNumbers
 from gramnorm._matrix import lanczos
-from gramnorm._matrix.choose import attainable, converged
 from gramnorm._matrix.non_negative import NonNegative, leading
-from gramnorm._results import NormBracket
+from gramnorm._results import Bounds, NormBracket, attainable, converged
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import down
 
@@ -99,7 +98,7 @@ def operator_norm_lower_bound(
         return 0.0
     size = _exponent(first)
 
-    def normal(v: lanczos.Vector) -> lanczos.Vector:
+    def normal(v: HostNumbers) -> HostNumbers:
         # scaled, so that squares neither over- nor underflow
         image = _times_power_of_two(_finite(A.matvec(v)), -size)
         return _times_power_of_two(_finite(A.rmatvec(image)), -size)
@@ -181,7 +180,7 @@ def operator_norm_bracket(
         lower, pairs = operator_norm_lower_bound(A, rtol=rtol), 0
         upper = 0.0 if 0 in A.shape else math.inf
     low, high = np.asarray(lower), np.asarray(upper)
-    return NormBracket(low, high, converged(low, high, gap), n_products=pairs)
+    return NormBracket(low, high, converged(Bounds(low, high), gap), n_products=pairs)
 
 
 def _bracket_non_negative(A: Operator, rtol: float) -> tuple[float, float, int]:
@@ -236,7 +235,7 @@ def _check(A: Operator) -> None:
             raise TypeError(msg)
 
 
-_Numbers = TypeVar("_Numbers", float, HostFloats, lanczos.Vector)
+_Numbers = TypeVar("_Numbers", float, HostFloats, HostNumbers)
 
 
 def _times_power_of_two(x: _Numbers, exponent: int) -> _Numbers:
@@ -248,12 +247,12 @@ def _times_power_of_two(x: _Numbers, exponent: int) -> _Numbers:
     return x * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
 
 
-def _exponent(v: lanczos.Vector) -> int:
+def _exponent(v: HostNumbers) -> int:
     """Return e such that the largest component lies in [1/2, 1) times 2^e; 0 for a vector of zeros."""
     return math.frexp(max(float(np.max(np.abs(part))) for part in (v.real, v.imag)))[1]
 
 
-def _finite(v: npt.NDArray[Any]) -> lanczos.Vector:
+def _finite(v: npt.NDArray[Any]) -> HostNumbers:
     """Return a product in double precision, in which it is judged, if it is finite."""
     v = np.asarray(v).reshape(-1)
     if not np.all(np.isfinite(v)):

@@ -16,14 +16,11 @@ import itertools
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gramnorm._arrays import limits
-from gramnorm._arrays.types import HostInts
+from gramnorm._arrays.types import HostInts, HostNumbers
 
 Rows = Any
-
-Phases = npt.NDArray[np.inexact]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Parts:
 
     rows: HostInts
     columns: HostInts
-    phases: Phases
+    phases: HostNumbers
 
 
 def parts(b: Rows) -> Parts:
@@ -69,7 +66,7 @@ def parts(b: Rows) -> Parts:
     return Parts(number[:m], number[m:], phase[m:])
 
 
-def _join(root: HostInts, phase: Phases, a: HostInts, b: HostInts, over: Phases) -> None:
+def _join(root: HostInts, phase: HostNumbers, a: HostInts, b: HostInts, over: HostNumbers) -> None:
     """Let each root join the least one beside it, a over b being `over`, and its descendants with it."""
     larger, smaller = np.maximum(a, b), np.minimum(a, b)
     best = np.full(len(root), np.iinfo(np.int64).max)

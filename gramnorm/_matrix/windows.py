@@ -12,17 +12,15 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gramnorm._arrays import limits, linalg
-from gramnorm._arrays.types import HostInts
+from gramnorm._arrays.types import HostInts, HostNumbers
 from gramnorm._matrix.non_negative import NonNegative, leading, moduli, positive
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, up
 
 Rows = Any
-Matrix = npt.NDArray[np.inexact]
 
 
 def bracket(
@@ -169,7 +167,7 @@ def _factorise(s: Rows, window: Window, level: float) -> tuple[float, float] | N
     return defect, size
 
 
-def _advance(square: Matrix, panel: Matrix, *, strip: int) -> None:
+def _advance(square: HostNumbers, panel: HostNumbers, *, strip: int) -> None:
     """Subtract the product of a panel from what is below and right of it, and move that to the corner."""
     height, width = panel.shape
     below = panel[width:]
@@ -181,7 +179,7 @@ def _advance(square: Matrix, panel: Matrix, *, strip: int) -> None:
         )
 
 
-def _panel(column: Matrix) -> Matrix | None:
+def _panel(column: HostNumbers) -> HostNumbers | None:
     """Return a block column of a factor, the diagonal block on top, or None where there is none."""
     width = column.shape[1]
     top = linalg.cholesky_or_none(column[:width])

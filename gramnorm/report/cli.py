@@ -22,18 +22,17 @@ from gramnorm.report.files.readers import read_path, read_stream
 from gramnorm.report.files.sidecar import described, read_sidecar
 from gramnorm.report.network import constant_of
 from gramnorm.report.options import SHIPPED, parser, version
-from gramnorm.report.plain import write_csv, write_markdown
 from gramnorm.report.plot import draw_bars, draw_symbol, require_plots, require_symbol
 from gramnorm.report.progress import progress
 from gramnorm.report.table import (
     MissingPackageError,
     Report,
     require_rich,
+    write_csv,
     write_json,
+    write_markdown,
     write_table,
 )
-
-__all__ = ["main"]
 
 _WRITERS = {"json": write_json, "csv": write_csv, "markdown": write_markdown, None: write_table}
 

@@ -16,8 +16,6 @@ from gramnorm._rigour.fractions import length_above, product_above, sum_above
 from gramnorm.report import Row
 from gramnorm.report.files.obstacles import SHORTCUT
 
-__all__ = ["Constant", "Network", "Step", "constant_of"]
-
 
 @dataclass(frozen=True)
 class Step:

@@ -8,8 +8,6 @@ from typing import NoReturn
 from gramnorm._arrays import libraries
 from gramnorm.report.files.layouts import LAYOUTS
 
-__all__ = ["SHIPPED", "parser", "version"]
-
 SHIPPED = "digits.npz, the network shipped with gramnorm"
 
 _DESCRIPTION = """\
@@ -97,19 +95,12 @@ def _how(report: argparse.ArgumentParser) -> None:
 
 def _output(report: argparse.ArgumentParser) -> None:
     forms = report.add_mutually_exclusive_group()
-    forms.add_argument(
-        "--json",
-        dest="form",
-        action="store_const",
-        const="json",
-        help="write JSON with all digits; needs no rich, nor do the next two",
-    )
-    forms.add_argument(
-        "--csv", dest="form", action="store_const", const="csv", help="write comma-separated lines"
-    )
-    forms.add_argument(
-        "--markdown", dest="form", action="store_const", const="markdown", help="write Markdown"
-    )
+    for form, does in (
+        ("json", "write JSON with all digits; needs no rich, nor do the next two"),
+        ("csv", "write comma-separated lines"),
+        ("markdown", "write Markdown"),
+    ):
+        forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, help=does)
     report.add_argument(
         "--plot", metavar="FILE.png", help="draw the bounds of all layers and their product"
     )

@@ -21,19 +21,11 @@ import numpy as np
 
 from gramnorm._rigour.decimals import decimal_text
 from gramnorm._rigour.fractions import product_above
-from gramnorm.report import Row
+from gramnorm.report import Row, limits
 from gramnorm.report.files.contents import Layer, ReadError, printable
 from gramnorm.report.table import MissingPackageError, Report
 
-__all__ = ["draw_bars", "draw_symbol", "require_plots", "require_symbol", "symbol_norms"]
-
 _LOWER, _GAP, _PRODUCT, _PEAK = "#3b6ea5", "#e0812c", "#444444", "#d01c2a"
-_LEAST, _MOST = 1e-150, 1e150  # what is drawn: beyond, a logarithmic axis overflows
-_NAME = 44  # characters of a label
-_WORK = 1e11  # multiplications that a picture may cost,
-_PATIENCE = 10  # and how many times that with the fewest points
-_FEWEST, _FINEST, _FOLDS = 9, {1: 1024, 2: 160}, 2**12
-_CHUNK = 2**21  # numbers in the blocks at a time
 
 
 def require_plots(*paths: str | None) -> None:
@@ -93,9 +85,15 @@ def draw_bars(report: Report, path: str) -> None:
 
 def _draw_brackets(axes: Any, rows: Sequence[Row]) -> None:
     """Draw a bar to the lower bound and another from there to the upper one, per layer."""
-    known = {y: r for y, r in enumerate(rows) if r.error is None and _LEAST < r.upper < _MOST}
+    known = {
+        y: r
+        for y, r in enumerate(rows)
+        if r.error is None and limits.LEAST_DRAWN < r.upper < limits.MOST_DRAWN
+    }
     lower = [r.lower or 0.0 for r in known.values()]
-    sizes = [size for size in (*lower, *(r.upper for r in known.values())) if size > _LEAST]
+    sizes = [
+        size for size in (*lower, *(r.upper for r in known.values())) if size > limits.LEAST_DRAWN
+    ]
     left, top = (min(sizes) / 2, max(sizes)) if sizes else (0.5, 1.0)
     _logarithmic(axes, left, right=top * max(6.0, (top / left) ** 0.45))  # room for the numbers
     lowers = np.asarray([max(size, left) for size in lower])
@@ -108,7 +106,7 @@ def _draw_brackets(axes: Any, rows: Sequence[Row]) -> None:
         text = "no bound" if row.error is not None else _bounds_text(row, digits=4)
         at = (row.upper if y in known else left, y)
         axes.annotate(text, at, xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
-    names = [_short(row.name, _NAME) for row in rows]
+    names = [_short(row.name, limits.LABEL) for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=7, parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("norm of the layer", fontsize=8)
@@ -142,7 +140,7 @@ def _draw_products(axes: Any, rows: Sequence[Row]) -> None:
     """Draw the product of the upper bounds of each layer and those before it."""
     uppers = [row.upper for row in rows]
     products = [product_above(uppers[: y + 1]) for y in range(len(rows))]
-    drawn = [(p, y) for y, p in enumerate(products) if _LEAST < p < _MOST]
+    drawn = [(p, y) for y, p in enumerate(products) if limits.LEAST_DRAWN < p < limits.MOST_DRAWN]
     if drawn:
         low, high = min(drawn)[0], max(drawn)[0]
         margin = 2 * (high / low) ** 0.03
@@ -184,7 +182,7 @@ def symbol_norms(layer: Layer, count: int) -> np.ndarray[Any, np.dtype[np.float6
     lines = [np.linspace(-math.pi, math.pi, count)] * len(spatial)
     points = np.stack([g.reshape(-1) for g in np.meshgrid(*lines, indexing="ij")], axis=-1)
     folds = np.asarray(list(itertools.product(*map(range, stride))))
-    at_once = max(_CHUNK // (flat.shape[1] * len(folds)), 1)
+    at_once = max(limits.CHUNK // (flat.shape[1] * len(folds)), 1)
     norms = []
     for start in range(0, len(points), at_once):
         theta = (points[start : start + at_once, None, :] + 2 * math.pi * folds) / stride
@@ -228,16 +226,30 @@ def draw_symbol(layer: Layer, row: Row, size: str, path: str) -> None:
     if row.error is not None or not math.isfinite(row.upper):
         msg = f"{layer.name!r} has no finite bound, hence no picture: {row.error or row.upper}"
         raise ReadError(msg)
-    axes_count = layer.weight.ndim - 2
     count = _points_per_axis(layer)
     norms = symbol_norms(layer, count)
+    figure, (axes,) = _figure(6.4, 4.0 if norms.ndim == 1 else 6.2, columns=1)
+    _draw_norms(figure, axes, norms)
+    bounds = f"norm ≤ {decimal_text(row.upper, up=True)}"
+    if row.lower is not None:
+        bounds = f"{decimal_text(row.lower, up=False)} ≤ {bounds}"
+    grid = " x ".join(map(str, norms.shape))
+    use = "read with stride 1, " if row.assumed else ""
+    picture = f"the picture: {use}a grid of {grid}, not certified"
+    title = f"{_short(layer.name, 60)}\ncertified {size}: {bounds}\n{picture}"
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    _write(figure, path)
+
+
+def _draw_norms(figure: Any, axes: Any, norms: np.ndarray[Any, Any]) -> None:
+    """Draw norms over frequencies from -pi to pi on one axis or two, with a cross at the largest."""
+    count = len(norms)
     line = np.linspace(-math.pi, math.pi, count)
     peak = np.unravel_index(int(np.argmax(norms)), norms.shape)
     where = ", ".join(f"{line[i]:.3f}" for i in peak)
     label = f"largest here: {norms[peak]:.4g} at ({where})"
-    figure, (axes,) = _figure(6.4, 4.0 if axes_count == 1 else 6.2, columns=1)
     mark = {"linestyle": "none", "markersize": 9, "color": _PEAK, "label": label}
-    if axes_count == 1:
+    if norms.ndim == 1:
         axes.plot(line, norms, color=_LOWER, linewidth=1.2)
         axes.plot(line[peak[0]], norms[peak], "x", **mark)
         axes.set_ylabel("norm", fontsize=8)
@@ -245,26 +257,16 @@ def draw_symbol(layer: Layer, row: Row, size: str, path: str) -> None:
         axes.set_xlabel("frequency, radians per output sample", fontsize=8)
     else:
         edge = math.pi * count / (count - 1)  # the outer points in the middle of their pixels
-        image = axes.imshow(
-            norms, origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis"
-        )
+        extent = (-edge, edge, -edge, edge)
+        image = axes.imshow(norms, origin="lower", extent=extent, cmap="viridis")
         axes.plot(line[peak[1]], line[peak[0]], "x", markeredgewidth=2, **mark)
         axes.set_xlabel("frequency along the second axis, radians per output sample", fontsize=8)
         axes.set_ylabel("along the first axis", fontsize=8)
         figure.colorbar(image, ax=axes, shrink=0.82).ax.tick_params(labelsize=7)
-    for axis in [axes.xaxis, axes.yaxis][:axes_count]:
-        axis.set_ticks(
-            [-math.pi, -math.pi / 2, 0, math.pi / 2, math.pi], ["-π", "-π/2", "0", "π/2", "π"]
-        )
+    quarters, names = np.linspace(-math.pi, math.pi, 5), ["-π", "-π/2", "0", "π/2", "π"]
+    for axis in [axes.xaxis, axes.yaxis][: norms.ndim]:
+        axis.set_ticks(quarters, names)
     axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    bounds = f"norm ≤ {decimal_text(row.upper, up=True)}"
-    if row.lower is not None:
-        bounds = f"{decimal_text(row.lower, up=False)} ≤ {bounds}"
-    grid = " x ".join([str(count)] * axes_count)
-    use = "read with stride 1, " if row.assumed else ""
-    title = f"{_short(layer.name, 60)}\ncertified {size}: {bounds}\nthe picture: {use}a grid of {grid}, not certified"
-    figure.suptitle(title, fontsize=9, parse_math=False)
-    _write(figure, path)
 
 
 def require_symbol(layers: Sequence[Layer]) -> None:
@@ -296,11 +298,14 @@ def _points_per_axis(layer: Layer) -> int:
     folds = math.prod(stride.tolist())
     small, large = sorted((weight.shape[0] // groups, weight.shape[1] * folds))
     cost = groups * small * large * (8 * small + math.prod(weight.shape[2:]))
-    if folds > _FOLDS or cost * _FEWEST**axes > _PATIENCE * _WORK:
+    if (
+        folds > limits.MOST_FOLDS
+        or cost * limits.FEWEST_POINTS**axes > limits.PATIENCE * limits.WORK
+    ):
         msg = f"{layer.name!r} is too large to draw, of shape {weight.shape} and stride {tuple(stride.tolist())}"
         raise ReadError(msg)
-    fits = int((_WORK / max(cost, 1)) ** (1 / axes))
-    return max(min(fits, _FINEST[axes]) // 2 * 2 + 1, _FEWEST)
+    fits = int((limits.WORK / max(cost, 1)) ** (1 / axes))
+    return max(min(fits, limits.FINEST[axes]) // 2 * 2 + 1, limits.FEWEST_POINTS)
 
 
 def _figure(width: float, height: float, *, columns: int) -> tuple[Any, Sequence[Any]]:

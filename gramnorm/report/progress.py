@@ -5,10 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 from gramnorm.report.files.contents import Layer, printable
-
-__all__ = ["progress"]
-
-_LONG = 2**16  # numbers in all layers: about where a report takes a second
+from gramnorm.report.limits import LONG
 
 
 @contextlib.contextmanager
@@ -29,7 +26,7 @@ def progress(layers: Sequence[Layer], stream: IO[str]) -> Iterator[Callable[[str
         To be called with the name of each layer before the work on it.
     """
     bar = None
-    if stream.isatty() and sum(layer.weight.size for layer in layers) >= _LONG:
+    if stream.isatty() and sum(layer.weight.size for layer in layers) >= LONG:
         with contextlib.suppress(ImportError):  # JSON and CSV do without rich
             import rich.console  # noqa: PLC0415
             import rich.progress  # noqa: PLC0415

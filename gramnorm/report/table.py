@@ -1,11 +1,13 @@
-"""A report as text for people (a `rich` table) and as JSON for machines.
+"""A report as a table (of `rich`, in Markdown, as CSV) and as JSON with all digits.
 
 Decimal text is rounded like the number it stands for: the exact value of a float is rounded up to the digits shown if
 it is an upper bound, and down if it is a lower one, so that what is read off a table is as true as the float.
 """
 
+import csv
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
@@ -14,20 +16,11 @@ from gramnorm._rigour.decimals import decimal_text, relative_gap_above
 from gramnorm._rigour.fractions import product_above
 from gramnorm.report import Row
 from gramnorm.report.files.contents import printable
+from gramnorm.report.limits import NAMES_SHOWN
 from gramnorm.report.network import Constant
 
-__all__ = [
-    "MissingPackageError",
-    "Report",
-    "cells",
-    "closing_lines",
-    "require_rich",
-    "write_json",
-    "write_table",
-]
-
+_HEADINGS = ("layer", "kind", "shape", "lower", "upper", "gap", "seconds", "converged")
 _NO_LIMIT = 10**6  # columns of text
-_SHOWN = 8  # names in a sentence; JSON has all
 _NO_BOUND = "no bound"
 _JOINED = (
     "the stated way in which the layers are joined, which only the constant of the network counts"
@@ -127,11 +120,9 @@ def write_table(report: Report, stream: IO[str]) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=box.SIMPLE_HEAD, title=Text(printable(report.source)), title_justify="left")
-    for heading in ("layer", "kind", "shape"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("lower", "upper", "gap", "seconds"):
-        table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("converged", no_wrap=True)
+    for heading in _HEADINGS:
+        justify: Any = "right" if heading in ("lower", "upper", "gap", "seconds") else "left"
+        table.add_column(heading, no_wrap=True, justify=justify)
     for row in report.rows:
         table.add_row(*(Text(cell) for cell in cells(row)))  # Text: a name may look like markup
     # As wide as it needs to be: wrapped lines are ugly, but cut digits would not be a bound.
@@ -140,6 +131,42 @@ def write_table(report: Report, stream: IO[str]) -> None:
     console.print(table)
     for line in closing_lines(report):
         console.print(Text(line), soft_wrap=True)
+
+
+def write_csv(report: Report, stream: IO[str]) -> None:
+    """Write one line per layer, then the product, and the constant if it is stated how they are joined."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*_HEADINGS, "assumed", "error"])
+    for row in report.rows:
+        name, _, *rest = cells(row)
+        rest = ["" if cell in ("-", "failed") else cell for cell in rest]
+        assumed = "yes" if row.assumed else "no"
+        writer.writerow([name, row.kind, *rest, assumed, printable(row.error or "")])
+
+    def close(kind: str, upper: float | None, reason: str) -> None:
+        bound = "" if upper is None else decimal_text(upper, up=True)
+        writer.writerow(["", kind, "", "", bound, "", "", "", "", printable(reason)])
+
+    why = "; ".join(_about(r, ", ".join(names)) for r, names in report.against.items())
+    product = report.product_upper
+    reason = f"none, because of {why}" if product is None else ""
+    close("product of the upper bounds", product, reason)
+    if report.network is not None:
+        close("constant of the network", report.network.upper, str(report.network.reason or ""))
+
+
+def write_markdown(report: Report, stream: IO[str]) -> None:
+    """Write a table, and below it what stands below the one for terminals."""
+    ruler = ["---"] * 3 + ["---:"] * 4 + ["---"]
+    lines = [_HEADINGS, ruler, *([_escaped(cell) for cell in cells(row)] for row in report.rows)]
+    stream.write(f"**{_escaped(printable(report.source))}**\n\n")
+    stream.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+    stream.writelines(f"\n{_escaped(line)}\n" for line in closing_lines(report))
+
+
+def _escaped(text: str) -> str:
+    """Return text that Markdown shows as it is: a name may look like markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~$!&])", r"\\\1", text)
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -159,11 +186,8 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def closing_lines(report: Report) -> list[str]:
     """Return what stands below the table."""
-    lines = [
-        f"{printable(row.name)}: {printable(row.error)}"
-        for row in report.rows
-        if row.error is not None
-    ]
+    failed = [row for row in report.rows if row.error is not None]
+    lines = [f"{printable(row.name)}: {printable(str(row.error))}" for row in failed]
     lines += _product_lines(report)
     if report.network is not None:
         lines.append(_network_line(report.network))
@@ -172,10 +196,8 @@ def closing_lines(report: Report) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, reason in report.skipped.items():
         reasons.setdefault(reason, []).append(name)
-    lines += [
-        f"skipped {len(names)} ({printable(reason)}): {_some(names)}"
-        for reason, names in reasons.items()
-    ]
+    for reason, names in reasons.items():
+        lines.append(f"skipped {len(names)} ({printable(reason)}): {_some(names)}")
     return lines
 
 
@@ -184,18 +206,17 @@ def _product_lines(report: Report) -> list[str]:
     if list(report.against) == [_JOINED]:
         return []
     if report.product_upper is None:
-        against = report.against.items()
-        return [
-            "no product of the upper bounds, which would not be one about the network:",
-            *(
-                f"- {printable(reason)}{': ' * bool(names)}{_some(names)}"
-                for reason, names in against
-            ),
-        ]
+        against = [_about(printable(r), _some(names)) for r, names in report.against.items()]
+        begin = "no product of the upper bounds, which would not be one about the network:"
+        return [begin, *(f"- {line}" for line in against)]
     return [
         f"product of the upper bounds, rounded up: {decimal_text(report.product_upper, up=True)}",
         "(a Lipschitz constant of these layers if they form a chain with 1-Lipschitz functions between)",
     ]
+
+
+def _about(reason: str, names: str) -> str:
+    return f"{reason}: {names}" if names else reason
 
 
 def _footnotes(rows: Sequence[Row]) -> list[str]:
@@ -222,8 +243,8 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     """Return names for people: a few of many."""
-    shown = ", ".join(map(printable, names[:_SHOWN]))
-    more = len(names) - _SHOWN
+    shown = ", ".join(map(printable, names[:NAMES_SHOWN]))
+    more = len(names) - NAMES_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
 
 

@@ -8,8 +8,7 @@ import pytest
 import scipy.sparse
 
 import gramnorm as gn
-from gramnorm._arrays import linalg
-from gramnorm._conv import finite_matrix, sampling
+from gramnorm._arrays import limits, linalg
 from gramnorm._rigour import sums
 
 
@@ -63,7 +62,7 @@ def test_sizes_beyond_31_bits_are_refused():
 
 
 def test_an_operator_with_too_many_outputs_to_assemble_has_a_valid_bracket(monkeypatch):
-    monkeypatch.setattr(finite_matrix, "ENTRIES", 10)
+    monkeypatch.setattr(limits, "ASSEMBLED_ENTRIES", 10)
     bracket = gn.conv_norm_bracket(np.ones((2, 2, 5)), 50, padding="full")
     exact = 2 * (
         1 + 2 * np.cos(np.arange(1, 3) * np.pi / 55).sum()
@@ -162,10 +161,21 @@ def test_a_flat_symbol_is_settled_by_its_autocorrelation(taps):
         assert bracket.converged
 
 
+def test_a_kernel_of_many_axes_has_a_valid_bracket():
+    """The first cover of the torus is over the budget, and so are all frequencies of 0 and pi."""
+    kernel = np.random.default_rng(5).standard_normal((1, 1, *(2,) * 8))
+    bracket = gn.conv_norm_bracket(kernel)
+    angles = np.stack(np.meshgrid(*[(0, 1)] * 8, indexing="ij"), axis=-1).reshape(-1, 8)
+    norm = np.abs((-1.0) ** (angles @ angles.T) @ kernel.reshape(-1)).max()
+    assert bracket.lower <= np.abs(kernel).sum() * (1 + 1e-12)
+    assert norm * (1 - 1e-12) <= bracket.upper
+    assert abs(kernel.sum()) * (1 - 1e-4) <= bracket.lower  # frequency 0 is looked at
+
+
 def test_a_spent_budget_leaves_a_valid_bracket(monkeypatch):
     kernel = np.random.default_rng(3).standard_normal((3, 3, 5, 5))
     reference = gn.conv_norm_bracket(kernel, rtol=1e-6)
-    monkeypatch.setattr(sampling, "EVALUATIONS", (100, 200))
+    monkeypatch.setattr(limits, "SEARCH_EVALUATIONS", (100, 200))
     short = gn.conv_norm_bracket(kernel, rtol=1e-6)
     assert short.lower <= reference.upper
     assert reference.lower <= short.upper

@@ -9,7 +9,7 @@ import pytest
 
 import gramnorm as gn
 from gramnorm import classical
-from gramnorm._conv import finite_matrix
+from gramnorm._arrays import limits
 from gramnorm._matrix import certificate, gradients
 from tests.harness import oracles
 
@@ -47,7 +47,7 @@ def depthwise(size, dead, channels=8):
 @pytest.mark.parametrize("dead", DEAD.values(), ids=DEAD)
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular", "replicate", "reflect"])
 def test_a_dead_channel_beside_others_changes_nothing(dead, padding_mode):
-    """At this size each group is a Gram matrix with more than `SQUARED` rows."""
+    """At this size each group is a Gram matrix with more than `SQUARING_COLUMNS` rows."""
     kernel, size = depthwise((30, 30), dead)
     options = {"stride": 2, "padding": 1, "padding_mode": padding_mode}
     alive = gn.conv_norm_bracket(kernel[2:-1], size, groups=5, **options)
@@ -106,7 +106,7 @@ def test_a_gram_matrix_of_zeros_has_its_certificate(n):
         one = certificate.gram_certificate(gram, error=1e-300, rtol=1e-3)
         assert one.lower == 0.0
         assert math.sqrt(1e-300) <= one.upper <= 1e-70
-    plain = certificate.top_vector(np.zeros((n, n)), 1e-3)
+    plain = certificate.approximate_eigenvector(np.zeros((n, n)), 1e-3)
     assert np.linalg.norm(plain) == pytest.approx(1.0)
 
 
@@ -119,7 +119,7 @@ def test_stacks_with_dead_and_broken_blocks(monkeypatch, side, part):
         a = a * np.asarray(scales)[:, None, None]
     a[4] = np.where(np.isnan(a[4]), 0.0, a[4])
     if part is not None:
-        monkeypatch.setattr("gramnorm._matrix.choose.MEMORY", 16 * side * side * part)
+        monkeypatch.setattr("gramnorm._arrays.limits.PART_BYTES", 16 * side * side * part)
     for rtol in (None, 1e-2, 1e-13):
         bracket = gn.matrix_norm_bracket(a, rtol=rtol, vectors=True)
         for i in (0, 1, 2, 3, 6):
@@ -253,7 +253,7 @@ def singular(a):
 @pytest.mark.parametrize("shape", [(6, 5), (130, 100), (200, 194)])
 @pytest.mark.parametrize("squared", [192, 0])
 def test_matrices_are_bracketed_where_solvers_give_up(monkeypatch, shape, squared):
-    monkeypatch.setattr(certificate, "SQUARED", squared)
+    monkeypatch.setattr(limits, "SQUARING_COLUMNS", squared)
     a = rng(3).standard_normal(shape)
     norm = singular(a)
     for rtol in (1e-2, 1e-6, 1e-12):
@@ -272,7 +272,7 @@ def test_matrices_are_bracketed_where_solvers_give_up(monkeypatch, shape, square
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular", "replicate"])
 def test_convolutions_are_bracketed_where_solvers_give_up(monkeypatch, padding_mode):
-    monkeypatch.setattr(certificate, "SQUARED", 16)
+    monkeypatch.setattr(limits, "SQUARING_COLUMNS", 16)
     kernel, size = depthwise((14, 14), 1e-90, channels=3)
     options = {"groups": 3, "stride": 2, "padding": 1, "padding_mode": padding_mode}
     dense = oracles.conv_matrix(kernel, size, **options)
@@ -442,4 +442,4 @@ def test_assembled_matrices_with_dead_groups_in_every_library(be):
     norm = np.linalg.norm(dense, 2)
     assert float(be.to_numpy(bracket.lower)) <= norm * (1 + 1e-13)
     assert float(be.to_numpy(bracket.upper)) >= norm * (1 - 1e-13)
-    assert finite_matrix.ORDER > 230
+    assert limits.ASSEMBLED > 230

@@ -10,43 +10,11 @@ from hypothesis import strategies as st
 
 import gramnorm as gn
 from tests.harness import oracles
+from tests.harness.convolutions import RTOL, ask, bound, compiles, dtype_in_turn, stored_dtype
 from tests.harness.families import DTYPES, KERNELS
-from tests.harness.oracles import LONG
 from tests.harness.soundness import Case, judge
 
-RTOL = 1e-3
 NARROW = {"float64": "float32", "complex128": "complex64"}
-
-
-def stored_dtype(be, dtype):
-    return dtype if be.has_float64 else NARROW.get(dtype, dtype)
-
-
-def compiles(be):
-    return be.id.startswith("jax")
-
-
-def dtype_in_turn(be, dtype):
-    """Return the type to test, or skip one that another parameter or backend covers."""
-    covered = dtype in NARROW if not be.has_float64 else compiles(be) and dtype == "float32"
-    if covered or (compiles(be) and dtype == "complex64"):
-        pytest.skip("covered by another type or backend")
-    return dtype
-
-
-def ask(be, kernel, *args, **options):
-    """Return the stored kernel and the bracket with its numbers on the host."""
-    x = be.asarray(kernel)
-    with np.errstate(all="ignore"):
-        bracket = gn.conv_norm_bracket(x, *args, **options)
-    lower, upper, converged = (
-        be.to_numpy(v) for v in (bracket.lower, bracket.upper, bracket.converged)
-    )
-    assert lower.shape == upper.shape == converged.shape == ()
-    assert lower <= upper
-    rtol = options.get("rtol") or RTOL
-    assert bool(converged) == bool(upper.astype(LONG) - lower.astype(LONG) <= rtol * lower)
-    return be.to_numpy(x), float(lower), float(upper), bool(converged)
 
 
 def check(be, kernel, **options):
@@ -217,11 +185,6 @@ def test_the_frequency_attains_the_lower_bound(be):
 
 
 # ------------------------------------------------------------------------- known answers
-
-
-def bound(be, kernel, *args, dtype="float64", **options):
-    kernel = np.asarray(kernel, dtype=stored_dtype(be, dtype))
-    return float(be.to_numpy(gn.conv_norm_bound(be.asarray(kernel), *args, **options)))
 
 
 LAPLACIAN = [[[[0, 1, 0], [1, -4, 1], [0, 1, 0]]]]

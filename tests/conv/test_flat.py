@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from gramnorm._conv import every_size
+from gramnorm._arrays import limits
 from gramnorm._conv.symbol import Symbol
 from tests.harness import oracles
 
@@ -123,7 +123,7 @@ def test_nearly_flat_symbols_of_other_geometries(options):
 def test_squares_save_most_of_the_cells(monkeypatch):
     kernel = nearly_orthogonal(np.random.default_rng(13), 16, (3, 3), 1e-2)
     with_squares = gn.conv_norm_bracket(kernel)
-    monkeypatch.setattr(every_size, "FLAT", np.inf)
+    monkeypatch.setattr(limits, "FLAT", np.inf)
     without = gn.conv_norm_bracket(kernel)
     assert with_squares.converged
     assert with_squares.n_products < without.n_products / 2

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import gramnorm as gn
-from gramnorm._conv import circle, finite, finite_matrix
+from gramnorm._arrays import limits
+from gramnorm._conv import circle, every_size, finite_lower
 from gramnorm._conv.geometry import Axis, ConvGeometry
-from tests.conv.test_conv import ask, bound, compiles, stored_dtype
 from tests.harness import oracles
+from tests.harness.convolutions import ask, bound, compiles, stored_dtype
 
 MODES = ("zeros", "circular", "reflect", "replicate")
 
@@ -77,10 +78,9 @@ def test_apply_is_the_convolution_and_adjoint_its_adjoint(be, operator, kind):
     c_in = shape[0] if options["transposed"] else shape[1] * options["groups"]
     x = some((c_in, *sizes), kernel.dtype.name, 1)
     expected = oracles.conv_apply(kernel, x[..., None], **given_)[..., 0]
-    assume(expected.size)
     y = be.to_numpy(geometry.apply(be.asarray(kernel), be.asarray(x)))
     tolerance = 1e-4 if not be.has_float64 else 1e-12
-    assert y.shape == expected.shape
+    assert y.shape == expected.shape  # of an operator without outputs too
     assert expected.shape[1:] == geometry.output_shape
     np.testing.assert_allclose(y, expected, atol=tolerance, rtol=0)
     z = some(y.shape, kernel.dtype.name, 2)
@@ -151,9 +151,9 @@ def test_small_operators_are_bracketed_and_converge(be, operator, kind):
 @pytest.fixture
 def no_matrices(monkeypatch):
     """Take away what makes small operators exact: they go the way of large ones."""
-    monkeypatch.setattr(finite, "SMALL", 0)
-    monkeypatch.setattr(finite_matrix, "ORDER", 0)
-    monkeypatch.setattr(circle, "FULL_GRID", 0)
+    monkeypatch.setattr(limits, "ASSEMBLED_AT_ONCE", 0)
+    monkeypatch.setattr(limits, "ASSEMBLED", 0)
+    monkeypatch.setattr(limits, "FULL_GRID", 0)
 
 
 @settings(drawn, suppress_health_check=[*HealthCheck])
@@ -378,3 +378,29 @@ def test_undefined_operators_are_refused(name):
     for function in (gn.conv_norm_bound, gn.conv_norm_bracket):
         with pytest.raises(ValueError, match=match):
             function(np.ones((2, 2, 3, 3)), **options)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_blocks_and_products_are_counted(monkeypatch, no_matrices, groups):
+    spent = {"blocks": 0, "products": 0}
+
+    def counted(module, name, unit, size):
+        call = getattr(module, name)
+
+        def counting(*args, **options):
+            spent[unit] += size(*args)
+            return call(*args, **options)
+
+        monkeypatch.setattr(module, name, counting)
+
+    for module in (circle, every_size):
+        counted(
+            module, "evaluate", "blocks", lambda symbol, points, *_: symbol.blocks * len(points)
+        )
+    for name in ("correlate", "adjoint"):
+        counted(finite_lower, name, "products", lambda *_: 1)
+    kernel = some((2 * groups, 2, 3, 3), "float64")
+    # two parts, of one search for the supremum
+    bracket = gn.conv_norm_bracket(kernel, (12, 13), dilation=2, groups=groups, rtol=1e-6)
+    assert min(spent.values()) > 0
+    assert bracket.n_products == sum(spent.values())

@@ -34,8 +34,9 @@ from onnx.version_converter import convert_version
 
 from gramnorm.report import bound_layer
 from gramnorm.report.network import Constant, constant_of
+from gramnorm.report.onnx.constants import ON_CONSTANTS
 from gramnorm.report.onnx.nodes import Fixed, Varying
-from gramnorm.report.onnx.reader import _ON_CONSTANTS, _Walk, read_onnx
+from gramnorm.report.onnx.reader import _Walk, read_onnx
 from gramnorm.report.onnx.rules import RULES
 
 COUNT = 20_000
@@ -657,7 +658,7 @@ def wrong_beliefs(
     model: Any, inputs: dict[str, tuple[int, ...]], rng: np.random.Generator
 ) -> Iterator[str]:
     """Yield where a size that the reader believes, or a constant that it folds, is not what comes out."""
-    walk = _Walk(onnx, model)
+    walk = _Walk(model)
     walk.contents()
     made = [name for node in model.graph.node for name in node.output if name in walk.tensors]
     everything = onnx.ModelProto.FromString(model.SerializeToString())
@@ -687,7 +688,7 @@ def collection(
     for kind in kinds:
         for case in load_model_tests(kind=kind):
             for model, values in _cases(case):
-                if any(node.op_type not in (*RULES, *_ON_CONSTANTS) for node in model.graph.node):
+                if any(node.op_type not in (*RULES, *ON_CONSTANTS) for node in model.graph.node):
                     continue
                 floats = [k for k, v in values.items() if v.dtype == np.float32 and v.size]
                 every = [floats] if len(floats) > 1 else []

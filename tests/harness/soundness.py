@@ -177,13 +177,13 @@ class MatrixTask:
     def brackets(self, lib: Library, stack: np.ndarray) -> Iterator[np.ndarray]:
         """Return lower, upper and converged on the host, for the stack or matrix by matrix."""
         import gramnorm as gn  # noqa: PLC0415 - after the process has set its threads
-        from gramnorm._matrix import certificate, cholesky  # noqa: PLC0415
+        from gramnorm._arrays import limits  # noqa: PLC0415
 
         parts = list(stack) if self.singly else [stack]
         with contextlib.ExitStack() as way:
             if self.certified:
-                way.enter_context(mock.patch.multiple(certificate, SQUARED=0, EIGENVECTORS=2))
-                way.enter_context(mock.patch.object(cholesky, "BLOCK", 3))
+                small = {"EIGENVECTOR_COLUMNS": 2, "CHOLESKY_BLOCK": 3}
+                way.enter_context(mock.patch.multiple(limits, SQUARING_COLUMNS=0, **small))
             found = [gn.matrix_norm_bracket(lib.asarray(part), rtol=self.rtol) for part in parts]
         for name in ("lower", "upper", "converged"):
             host = [lib.to_numpy(getattr(bracket, name)) for bracket in found]
@@ -573,12 +573,12 @@ class SparseTask:
     large: int = 0
 
     def run(self) -> Report:
-        from gramnorm._matrix import certificate, cholesky  # noqa: PLC0415
+        from gramnorm._arrays import limits  # noqa: PLC0415
 
         with contextlib.ExitStack() as stack:
             if self.certified:
-                stack.enter_context(mock.patch.object(certificate, "EIGENVECTORS", 2))
-                stack.enter_context(mock.patch.object(cholesky, "BLOCK", 3))
+                small = {"EIGENVECTOR_COLUMNS": 2, "CHOLESKY_BLOCK": 3}
+                stack.enter_context(mock.patch.multiple(limits, **small))
             if self.large:
                 stack.enter_context(low_limits(self.large))
             return self._run()
@@ -608,24 +608,23 @@ class SparseTask:
 def low_limits(turn: int) -> Iterator[None]:
     """Let small sparse matrices go the ways of large ones: moduli, parts one by one or in stacks, windows."""
     from gramnorm._arrays import limits  # noqa: PLC0415
-    from gramnorm._matrix import sparse  # noqa: PLC0415
 
     low = {
         "SMALL_SIDE": 0,
         "BATCH": (3, 50)[turn % 2],
         "FIRST_STEPS": (1, 2, 8)[turn % 3],
-        "LANCZOS_STEPS": (3, 400)[turn % 2],
+        "LONG_LANCZOS_STEPS": (3, 400)[turn % 2],
         "BASIS": (0, 2**10)[turn % 2],
         "STACKED": (1, 4)[turn // 2 % 2],
         "WINDOW_BLOCK": (1, 2, 5)[turn % 3],
         "STRIP": (1, 3)[turn % 2],
         "WIDE_WINDOW": (4, 1024)[turn // 3 % 2],
+        "SPARSE_COLUMNS": (0, 3)[turn // 4 % 2],
         "WINDOW_WORK": (2**37, 0)[turn % 7 == 6],
     }
     with contextlib.ExitStack() as stack:
         for name, value in low.items():
             stack.enter_context(mock.patch.object(limits, name, value))
-        stack.enter_context(mock.patch.object(sparse, "DENSE_COLUMNS", (0, 3)[turn // 4 % 2]))
         yield
 
 

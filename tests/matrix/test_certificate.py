@@ -16,7 +16,7 @@ import pytest
 import scipy.linalg
 
 import gramnorm as gn
-from gramnorm._arrays import linalg
+from gramnorm._arrays import limits, linalg
 from gramnorm._matrix import certificate, cholesky, residual
 from gramnorm._rigour import model, sums
 from tests.harness import oracles
@@ -89,7 +89,7 @@ def acceptance(q, dtype):
     The factorisation, the product that checks it and the bound on that product's rounding each err by
     gamma_(q+1) (3.2 times that in complex arithmetic) times ||R||_F^2 <= q level; the rest is O(sqrt(q)) u.
     """
-    inner = max(q, cholesky.BLOCK) + 8
+    inner = max(q, limits.CHOLESKY_BLOCK) + 8
     return (10 if np.dtype(dtype).kind == "c" else 4) * inner * q * U
 
 
@@ -477,16 +477,17 @@ def test_rescaled_row_sums_are_sharp_for_a_positive_matrix():
 
 # --------------------------------------------------------------------------- one matrix, all routes
 
-ROUTES = {"squaring": 96, "eigenvector": 96, "lanczos": 0}
+ROUTES = ["squaring", "eigenvector", "lanczos"]
 
 
 def single(b, rtol, route, monkeypatch):
     """Bracket one scaled matrix by the route named."""
-    monkeypatch.setattr(certificate, "SQUARED", ROUTES[route])
     square = frobenius(b) ** 2
-    if route == "eigenvector":
-        return certificate.certificate(b, b.conj().T @ b, frobenius2=square, rtol=rtol)
-    return certificate.bracket(b, frobenius2=square, rtol=rtol)
+    if route == "squaring":
+        return certificate.bracket_matrix(b, frobenius2=square, rtol=rtol)
+    if route == "lanczos":
+        monkeypatch.setattr(limits, "EIGENVECTOR_COLUMNS", 0)
+    return certificate.matrix_certificate(b, b.conj().T @ b, frobenius2=square, rtol=rtol)
 
 
 def assert_valid(a, lower, upper, name):
@@ -519,10 +520,10 @@ def test_a_poor_vector_costs_width_and_not_validity(monkeypatch, size):
         x = np.linalg.eigh(gram)[1][:, -1:] * size
         return x + np.random.default_rng(0).standard_normal(x.shape)
 
-    monkeypatch.setattr(certificate, "top_vector", poor)
+    monkeypatch.setattr(certificate, "approximate_eigenvector", poor)
     for name, b in ordinary("float64", (12, 8), seed=4):
         gram = b.conj().T @ b
-        found = certificate.certificate(b, gram, frobenius2=frobenius(b) ** 2, rtol=1e-6)
+        found = certificate.matrix_certificate(b, gram, frobenius2=frobenius(b) ** 2, rtol=1e-6)
         assert_valid(b, found.lower, found.upper, name)
 
 
@@ -532,17 +533,19 @@ def test_a_wrong_factorisation_costs_width_and_not_validity(monkeypatch):
         for name in ("gaussian", "orthogonal", "top_pair", "top_cluster", "hadamard"):
             b = FAMILIES[name](np.random.default_rng(5), 24, 24, "float64")
             gram = b.T @ b
-            found = certificate.certificate(b, gram, frobenius2=frobenius(b) ** 2, rtol=1e-6)
+            found = certificate.matrix_certificate(b, gram, frobenius2=frobenius(b) ** 2, rtol=1e-6)
             assert_valid(b, found.lower, found.upper, (factor, name))
 
 
 def test_without_the_defect_a_wrong_factorisation_breaks_the_bracket(monkeypatch):
     b = FAMILIES["gaussian"](np.random.default_rng(5), 120, 120, "float64")
     norm = oracles.sigma(b)
-    monkeypatch.setattr(certificate, "SQUARED", 0)  # straight to the certificate
+    monkeypatch.setattr(limits, "SQUARING_COLUMNS", 0)  # straight to the certificate
     replace_factor(monkeypatch, lying("of another matrix"))
     # a vector that is far from the top gives the factorisation a level that is too low
-    monkeypatch.setattr(certificate, "top_vector", lambda gram, *_, **__: np.ones((len(gram), 1)))
+    monkeypatch.setattr(
+        certificate, "approximate_eigenvector", lambda gram, *_, **__: np.ones((len(gram), 1))
+    )
     assert gn.matrix_norm_bracket(b).upper >= norm * (1 - 1e-14)
     monkeypatch.setattr(
         certificate.cholesky, "eigenvalue_bound", mutant(*NO_DEFECT).eigenvalue_bound
@@ -691,7 +694,7 @@ def test_a_top_vector_in_a_tiny_block_is_found(n, excess):
         found = gn.matrix_norm_bracket(a, rtol=rtol)
         assert found.lower <= 1 + excess <= found.upper, (n, excess)
         assert found.converged, (n, excess)
-        if n > certificate.SQUARED and excess > 1e-3:  # well separated
+        if n > limits.SQUARING_COLUMNS and excess > 1e-3:  # well separated
             assert found.n_products <= 2, "the vector missed it, and the Gram iteration had to help"
 
 

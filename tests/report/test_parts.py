@@ -18,7 +18,7 @@ from gramnorm.report.files.parts import folded
 from gramnorm.report.files.readers import read_path
 from gramnorm.report.files.roles import understood
 from tests.harness.oracles import conv_matrix, sigma
-from tests.report.test_report import run, run_json, some, write_npz
+from tests.harness.reports import run, run_json, some, write_npz
 
 pytestmark = pytest.mark.extra
 
@@ -577,7 +577,7 @@ class TestPlainLayersStay:
     def test_all_arrays_are_there(self, arrays: dict[str, np.ndarray]) -> None:
         found = folded(Stored(arrays))
         assert not found.unusable
-        assert not found.words
+        assert not found.folds
         for name, values in arrays.items():
             assert found.arrays.get(name) is values or np.all(values == 1)  # a mask of ones goes
 
@@ -686,10 +686,10 @@ def test_whatever_the_names_every_entry_is_accounted_for() -> None:
         sorted_out = [*found.arrays, *found.unusable, *found.others]
         assert len(set(sorted_out)) == len(sorted_out)
         assert {*sorted_out} >= {*arrays, *unusable} - {n for n in arrays if n.endswith("bias")}
-        assert found.words.keys() == found.errors.keys() <= found.arrays.keys()
+        assert found.folds.keys() <= found.arrays.keys()
         for name, values in found.arrays.items():
-            assert name in found.words or values is arrays[name]
-        folds += len(found.words)
+            assert name in found.folds or values is arrays[name]
+        folds += len(found.folds)
     assert folds > 30
 
 

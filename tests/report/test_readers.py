@@ -27,7 +27,7 @@ from gramnorm.report.files.sidecar import Description, described, parse_descript
 from gramnorm.report.files.torch import read_torch
 from gramnorm.report.network import constant_of
 from tests.harness.oracles import conv_matrix, sigma
-from tests.report.test_report import Bomb, assert_refused, run, run_json, some, write_npz, write_zip
+from tests.harness.reports import Bomb, assert_refused, run, run_json, some, write_npz, write_zip
 
 pytestmark = pytest.mark.extra
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gramnorm._arrays import libraries
-from tests.report.test_report import run, run_json, some, write_npz
+from tests.harness.reports import run, run_json, some, write_npz
 
 pty = pytest.importorskip("pty", reason="needs terminals of POSIX")
 

@@ -12,7 +12,7 @@ import pytest
 from gramnorm.report import Row, bound_layer, failed_row
 from gramnorm.report.files.contents import Layer, ReadError
 from gramnorm.report.table import Report
-from tests.report.test_report import assert_refused, run, some, write_npz
+from tests.harness.reports import assert_refused, run, some, write_npz
 
 pytest.importorskip("matplotlib")
 plot = pytest.importorskip("gramnorm.report.plot")

@@ -24,7 +24,7 @@ from gramnorm.report.files.readers import read_path
 from gramnorm.report.files.roles import understood
 from gramnorm.report.files.sidecar import Description, described
 from tests.harness.oracles import conv_matrix, sigma
-from tests.report.test_report import assert_refused, run, run_json, some, write_npz
+from tests.harness.reports import assert_refused, run, run_json, some, write_npz
 
 pytestmark = pytest.mark.extra
 

@@ -16,8 +16,6 @@ import numpy as np
 
 from gramnorm._rigour.fractions import root_above
 
-__all__ = ["batchnorm_bound"]
-
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 

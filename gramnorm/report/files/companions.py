@@ -9,8 +9,6 @@ import re
 
 from gramnorm.report.files.draft import Draft
 
-__all__ = ["refuse_adapted", "refuse_normalised", "refuse_quantised"]
-
 _PATH = r"(?P<path>(?:.*?[./])?)"
 # A suffix of a name shows that the weight without it is quantised, ...
 _SCALES = re.compile(

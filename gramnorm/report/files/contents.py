@@ -18,22 +18,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "MAX_BYTES",
-    "Contents",
-    "Layer",
-    "ReadError",
-    "Stored",
-    "check_total",
-    "damage_is",
-    "one_line",
-    "printable",
-    "selected",
-    "widened",
-]
+from gramnorm.report import limits
 
-MAX_BYTES = 4 * 2**30
-"""Of all arrays, unpacked: a few megabytes of a file can state terabytes."""
+MAX_BYTES = limits.MAX_BYTES
 
 # What damaged bytes raise, found by truncating and flipping (tests/report/test_report.py).
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError)
@@ -86,10 +73,8 @@ class Stored:
     others: dict[str, str] = field(default_factory=dict)  # no arrays of numbers
     notes: list[str] = field(default_factory=list)  # what was decided for the user
     layout: str | None = None  # of kernels, if the format says it: one of `layouts.LAYOUTS`
-    words: dict[str, str] = field(default_factory=dict)  # how an array was made of stored parts
-    errors: dict[str, float] = field(
-        default_factory=dict
-    )  # its Frobenius distance from the exact one
+    # how an array was made of stored parts, and its Frobenius distance from the exact one
+    folds: dict[str, tuple[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from collections import Counter
 
 from gramnorm.report.files.draft import Draft
 
-__all__ = ["set_copies_aside"]
-
 _WRAPPERS = re.compile(r"(?:(?:module|model|ema_model|_orig_mod|net|network)[./])+")
 
 _Shapes = dict[str, tuple[int, ...] | None]

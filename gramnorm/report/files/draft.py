@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator
 from gramnorm.report.files.contents import Stored, check_total
 from gramnorm.report.files.folds import Fold, NotFoldableError, Numbers
 
-__all__ = ["Draft"]
-
 
 class Draft:
     """
@@ -25,40 +23,40 @@ class Draft:
 
     def __init__(self, stored: Stored) -> None:
         self.notes = list(stored.notes)
-        self._arrays = dict(stored.arrays)  # folded ones in the place of their first part
+        self._arrays = dict(stored.arrays)
         self._unusable = dict(stored.unusable)
         self._others = dict(stored.others)
-        self._folds: dict[str, tuple[str, str, float]] = {}  # place, word and error by name
+        self._folds: dict[str, tuple[str, float]] = {}
         self._layout = stored.layout
+        self._place = {name: place for place, name in enumerate(stored.arrays)}
         self._bytes = 0
 
     def __iter__(self) -> Iterator[str]:
-        """Return the names of all entries that are in the file and not yet folded."""
-        folded = {place for place, _, _ in self._folds.values()}
+        """Return the names of all entries but folded ones."""
         names = (*self._arrays, *self._unusable, *self._others)
-        return iter([name for name in names if name not in folded])
+        return iter([name for name in names if name not in self._folds])
 
     def __contains__(self, name: str) -> bool:
-        return any(name in d for d in (self._arrays, self._unusable, self._others, self._folds))
+        return any(name in entries for entries in (self._arrays, self._unusable, self._others))
 
     def has_weight(self, name: str) -> bool:
         """Say whether this is an array that may be the weight of a layer."""
-        values = self._values(name)
+        values = self._arrays.get(name)
         return name in self._unusable or (values is not None and values.ndim > 1)
 
     def is_integer(self, name: str) -> bool:
         """Say whether this is an array of integers that may be the weight of a layer."""
-        values = self._values(name)
+        values = self._arrays.get(name)
         return values is not None and values.ndim > 1 and values.dtype.kind in "iu"
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of an array, None if its values cannot be had."""
-        values = self._values(name)
+        values = self._arrays.get(name)
         return None if values is None else values.shape
 
     def numbers(self, name: str) -> Numbers:
         """Return the values of a part, or raise NotFoldableError."""
-        values = self._values(name)
+        values = self._arrays.get(name)
         if values is None:
             reason = self._unusable.get(name) or self._others.get(name) or "it is not in the file"
             msg = f"of its part {name!r} there are no values: {reason}"
@@ -84,31 +82,24 @@ class Draft:
 
     def fold(self, root: str, parts: Iterable[str], word: str, fold: Fold) -> None:
         """Put the weight in the place of the first of its parts, which are arrays."""
-        place, *others = parts
-        self.aside(others, f"part of {root} ({word})")
-        self._others[place] = f"part of {root} ({word})"
-        self._arrays[place] = fold.weight
-        self._folds[root] = place, word, fold.error
+        first, *others = parts
+        self._place[root] = self._place[first]
+        self.aside([*others, first], f"part of {root} ({word})")
+        self._arrays[root] = fold.weight
+        self._folds[root] = word, fold.error
 
     def stored(self) -> Stored:
         """Return the entries as they are sorted now."""
-        names = {place: root for root, (place, _, _) in self._folds.items()}
+        names = sorted(self._arrays, key=self._place.__getitem__)
         return Stored(
-            {names.get(name, name): values for name, values in self._arrays.items()},
+            {name: self._arrays[name] for name in names},
             self._unusable,
             self._others,
             self.notes,
-            words={root: word for root, (_, word, _) in self._folds.items()},
-            errors={root: error for root, (_, _, error) in self._folds.items()},
             layout=self._layout,
+            folds=self._folds,
         )
 
-    def _values(self, name: str) -> Numbers | None:
-        place, _, _ = self._folds.get(name, (name, "", 0.0))
-        return self._arrays.get(place)
-
     def _drop(self, name: str) -> None:
-        place, _, _ = self._folds.pop(name, (name, "", 0.0))
-        for entries in (self._arrays, self._unusable, self._others):
-            if place == name or entries is self._arrays:
-                entries.pop(place, None)
+        for entries in (self._arrays, self._unusable, self._others, self._folds):
+            entries.pop(name, None)

@@ -33,22 +33,11 @@ import numpy as np
 from gramnorm._arrays.types import HostFloats
 from gramnorm._rigour.fractions import float_above, product_above, sum_above
 from gramnorm._rigour.model import Precision
-
-__all__ = [
-    "Fold",
-    "NotFoldableError",
-    "Numbers",
-    "masked",
-    "spectral_norm",
-    "stored_weight",
-    "weight_norm",
-]
+from gramnorm.report.limits import AGREE, DISAGREE, FEWEST_TO_AGREE
 
 _FLOAT64 = Precision(2.0**-53, 2.0**-1022, complex=False)
 _LOST = 2.0**-1072  # by underflow, for each entry of a result
 _LOST_IN_SUM = 2.0**-1060  # for each product in u^T W v of factors below 2
-_AGREE, _DISAGREE = 0.95, 0.5  # cosines between u and W v
-_FEWEST = 16  # entries of a vector from which its direction is no accident
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -287,7 +276,7 @@ def _agreeing(matrices: list[HostFloats], left: HostFloats, right: HostFloats) -
     cosines = [max(_cosine(left, m @ right), _cosine(right, left @ m)) for m in matrices]
     best = int(np.argmax(cosines))
     others = cosines[:best] + cosines[best + 1 :]
-    if left.size < _FEWEST or cosines[best] < _AGREE or max(others) > _DISAGREE:
+    if left.size < FEWEST_TO_AGREE or cosines[best] < AGREE or max(others) > DISAGREE:
         msg = "its vectors fit more than one axis of it, and nothing says which was taken for the outputs"
         raise NotFoldableError(msg)
     return matrices[best]

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LAYOUTS", "axes_in", "bias_fits", "readings", "to_oihw"]
+from gramnorm.report.limits import FEW_TAPS
 
 LAYOUTS = ("oihw", "hwio", "ohwi")
-_FEW = 16  # taps along an axis that need no explanation
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -63,7 +62,7 @@ def readings(shape: tuple[int, ...]) -> frozenset[str]:
         Those with few taps, compared with the others; of these only the ones with a square kernel if there are any.
     """
     spatial = {"oihw": shape[2:], "hwio": shape[:-2], "ohwi": shape[1:-1]}
-    most = max(2 * min(map(max, spatial.values())), _FEW)
+    most = max(2 * min(map(max, spatial.values())), FEW_TAPS)
     few = {layout for layout, sizes in spatial.items() if max(sizes) <= most}
     square = {layout for layout in few if len(set(spatial[layout])) == 1}
     return frozenset(square if len(shape) > 3 and square else few)

@@ -8,18 +8,6 @@ that is: arrays with the same path are companions, such as a kernel and its bias
 import re
 from dataclasses import dataclass
 
-__all__ = [
-    "BIASES",
-    "MEANS",
-    "OF_TENSORFLOW",
-    "SCALES",
-    "VARIANCES",
-    "WEIGHTS",
-    "Name",
-    "harmless",
-    "parsed",
-]
-
 OF_TENSORFLOW = frozenset({"kernel", "depthwise_kernel", "pointwise_kernel"})
 """Last words with which Flax, Keras and TensorFlow name a kernel, its channels last."""
 

@@ -1,9 +1,10 @@
 """Layers out of an ``.npz`` or ``.npy`` file, without trusting the file.
 
-An ``.npz`` file is a zip of ``.npy`` members, and a member is a header that states a dtype and a shape, then the raw
-values.  So everything that memory depends on stands in the headers, and is checked before a value is read: no member
-may need pickle, its stated shape must need exactly the bytes that the zip holds for it, and the total is limited.
-A member that is damaged fails alone; the text member ``__layers__`` (`gramnorm.report.sidecar`) fails the file.
+An ``.npz`` file is a zip of ``.npy`` members, and a member is a header that states a dtype and a
+shape, then the raw values.  So everything that memory depends on is checked before an array is
+made: the total is limited, no member may need pickle, and its stated shape must need exactly the
+bytes that the zip holds for it.  A member that is damaged fails alone; the text member
+``__layers__`` (`gramnorm.report.files.sidecar`) fails the file.
 """
 
 import io
@@ -12,35 +13,18 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-from gramnorm.report.files.contents import (
-    ReadError,
-    Stored,
-    check_total,
-    damage_is,
-)
+from gramnorm.report.files.contents import ReadError, Stored, check_total, damage_is
 from gramnorm.report.files.sidecar import Description, parse_description
-
-__all__ = ["ENTRY", "read_npy", "read_npz"]
 
 ENTRY = "__layers__"
 """The text among the arrays that describes them."""
 
 _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_HEADER_BYTES = 2**14  # NumPy itself refuses headers above 10 000 bytes
-
-
-@dataclass(frozen=True)
-class _Header:
-    shape: tuple[int, ...]
-    order: str
-    dtype: np.dtype[Any]
-    start: int  # bytes before the first value
 
 
 def read_npz(archive: zipfile.ZipFile) -> tuple[Stored, Description]:
@@ -69,61 +53,34 @@ def read_npz(archive: zipfile.ZipFile) -> tuple[Stored, Description]:
         msg = "two entries have the same name"
         raise ReadError(msg)
 
-    def read(name: str, count: int) -> bytes:
-        info = members[name]
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    def read(name: str) -> bytes:
+        if members[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             msg = "compressed in a way that NumPy does not write"
             raise ReadError(msg)
-        with archive.open(info) as member:
-            return member.read(count)
+        return archive.read(members[name])
 
-    arrays = {
+    sizes = {
         name: info.file_size for name, info in members.items() if info.filename.endswith(".npy")
     }
-    stored, description = _read_arrays(arrays, read)
-    stored.others.update({name: "not an .npy entry" for name in members if name not in arrays})
+    stored, description = _read_arrays(sizes, read)
+    stored.others.update({name: "not an .npy entry" for name in members if name not in sizes})
     return stored, description
 
 
 def read_npy(stream: IO[bytes], name: str, size: int) -> Stored:
-    """
-    Read the one array of an ``.npy`` file.
-
-    Parameters
-    ----------
-    stream : binary file
-        Open for reading, seekable.
-    name : str
-        What to call the array, which has no name of its own.
-    size : int
-        Bytes of the file.
-
-    Returns
-    -------
-    Stored
-        The array, or why there is none.
-    """
-
-    def read(_: str, count: int) -> bytes:
-        stream.seek(0)
-        return stream.read(count)
-
-    return _read_arrays({name: size}, read)[0]
+    """Read the one array of an ``.npy`` file of so many bytes, which has no name of its own."""
+    return _read_arrays({name: size}, lambda _: stream.read())[0]
 
 
-def _read_arrays(
-    sizes: dict[str, int], read: Callable[[str, int], bytes]
-) -> tuple[Stored, Description]:
-    """Load the arrays member by member; ``read(name, n)`` returns the first n bytes of a member."""
+def _read_arrays(sizes: dict[str, int], read: Callable[[str], bytes]) -> tuple[Stored, Description]:
+    """Load the arrays member by member."""
     check_total(sum(sizes.values()))
     stored = Stored()
     description = Description({})
     for name, size in sizes.items():
         try:
             with damage_is("damaged"):
-                header = _header(size, read(name, min(size, _HEADER_BYTES)))
-                reason = None if name == ENTRY else _reason_to_skip(header)
-                values: Any = None if reason else _values(header, read(name, size))
+                values = _array(read(name), size)
         except ReadError as error:
             if name == ENTRY:
                 msg = f"{ENTRY} cannot be used: {error}"
@@ -132,16 +89,18 @@ def _read_arrays(
             continue
         if name == ENTRY:
             description = _description(values)
-        elif reason:
-            stored.others[name] = reason
-        else:
+        elif values.dtype.kind in "fciub":
             stored.arrays[name] = values
+        else:
+            stored.others[name] = f"dtype {values.dtype.kind!r} is not numeric"
     return stored, description
 
 
-def _header(size: int, head: bytes) -> _Header:
-    """Parse the header of a member of `size` bytes and hold it against that size."""
-    stream = io.BytesIO(head)
+def _array(member: bytes, size: int) -> Any:
+    """Return the values of a member of so many bytes, in the machine's byte order."""
+    # np.load would believe the header: it makes the array before it looks for the values, and
+    # passes over bytes behind them. So only the header is left to NumPy, and held against the size.
+    stream = io.BytesIO(member)
     version = npy.read_magic(stream)
     if version not in _HEADER_READERS:
         msg = f"the unknown .npy version {version}"
@@ -155,25 +114,19 @@ def _header(size: int, head: bytes) -> _Header:
     if min(shape, default=0) < 0 or stated != size:
         msg = f"it states shape {shape} of {dtype}, {stated} bytes, but its entry has {size}"
         raise ReadError(msg)
-    return _Header(shape, "F" if fortran_order else "C", dtype, stream.tell())
-
-
-def _reason_to_skip(header: _Header) -> str | None:
-    """Return why such an array holds no numbers, or None."""
-    return None if header.dtype.kind in "fciub" else f"dtype {header.dtype.kind!r} is not numeric"
-
-
-def _values(header: _Header, raw: bytes) -> Any:
-    """Return the values behind a header that has been checked, in the machine's byte order."""
-    flat = np.frombuffer(raw, header.dtype, count=math.prod(header.shape), offset=header.start)
-    native = np.require(flat, header.dtype.newbyteorder("="), "A")
-    return native.reshape(header.shape, order=header.order)  # type: ignore[call-overload]
+    values: np.ndarray[Any, np.dtype[Any]] = np.ndarray(
+        shape, dtype, member, stream.tell(), order="F" if fortran_order else "C"
+    )
+    return np.require(values, dtype.newbyteorder("="), "A")
 
 
 def _description(text: np.ndarray[Any, np.dtype[Any]]) -> Description:
     """Parse the one text that ``__layers__`` must be."""
     if text.dtype.kind != "U" or text.ndim != 0:
-        msg = f"{ENTRY} must be one text (a NumPy unicode scalar), got {text.dtype} of shape {text.shape}"
+        msg = (
+            f"{ENTRY} must be one text (a NumPy unicode scalar), "
+            f"got {text.dtype} of shape {text.shape}"
+        )
         raise ReadError(msg)
     with damage_is(f"{ENTRY} is not text"):  # NumPy believes the code points; a codec checks them
         content = text.tobytes().decode(f"utf-32-{sys.byteorder[0]}e")

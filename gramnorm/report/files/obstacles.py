@@ -10,19 +10,6 @@ import re
 
 from gramnorm.report.files.names import Name
 
-__all__ = [
-    "BILINEAR",
-    "GATE",
-    "NOT_UNDERSTOOD",
-    "SECOND",
-    "SHORTCUT",
-    "embeds",
-    "normalises",
-    "obstacle",
-    "recurs",
-    "second_network",
-]
-
 NOT_UNDERSTOOD = "not understood"
 SHORTCUT = "a shortcut beside other layers, which are no chain then"
 GATE = "a gate, which multiplies the signal by what it computes of it"

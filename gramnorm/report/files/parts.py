@@ -29,8 +29,7 @@ from gramnorm.report.files.folds import (
     stored_weight,
     weight_norm,
 )
-
-__all__ = ["folded", "marked"]
+from gramnorm.report.limits import LONGEST_NAME
 
 _PLAIN = "save the plain weights"
 _REMOVE = f"call torch.nn.utils.parametrize.remove_parametrizations, then {_PLAIN}"
@@ -47,8 +46,6 @@ _HOOKED = re.compile(
     r"((?:.*[./])?[^./]*?[^./_])_((?:g|v|u|orig|mask|bar|mu|sigma|rho|epsilon)"
     r"(?:_(?:g|v|u|orig|mask|bar|mu|sigma|rho|epsilon))*)"
 )
-_LONGEST = 1000
-"""Characters of a name that is looked at: the pattern takes the square of its length, and real names are shorter."""
 
 
 def folded(stored: Stored) -> Stored:
@@ -63,8 +60,8 @@ def folded(stored: Stored) -> Stored:
     Returns
     -------
     Stored
-        The same file as if plain weights had been saved, where their parts define them; `words` and `errors` say of
-        which that was not so.
+        The same file as if plain weights had been saved, where their parts define them; `folds` says of which that
+        was not so.
     """
     draft = Draft(stored)
     for rule in (
@@ -81,31 +78,14 @@ def folded(stored: Stored) -> Stored:
 
 
 def marked(contents: Contents, stored: Stored) -> Contents:
-    """
-    Say of each layer how its weight was folded.
+    """Return the contents with the word and the error of its fold in each layer that `folded` made."""
 
-    Parameters
-    ----------
-    contents : Contents
-        Layers made of `stored`.
-    stored : Stored
-        What `folded` returned.
-
-    Returns
-    -------
-    Contents
-        The same layers with the words and the errors of their folds.
-    """
-
-    def with_word(layer: Layer) -> Layer:
-        word, error = stored.words.get(layer.name), stored.errors.get(layer.name, 0.0)
+    def with_fold(layer: Layer) -> Layer:
+        word, error = stored.folds.get(layer.name, (None, 0.0))
         return replace(layer, word=word, error=error)
 
-    return replace(
-        contents,
-        layers=[with_word(layer) for layer in contents.layers],
-        spare=[with_word(layer) for layer in contents.spare],
-    )
+    layers, spare = (list(map(with_fold, some)) for some in (contents.layers, contents.spare))
+    return replace(contents, layers=layers, spare=spare)
 
 
 def _fold_parametrized(draft: Draft) -> None:
@@ -170,7 +150,7 @@ def _fold_hooked(draft: Draft) -> None:
     """Fold parts whose names are that of the weight with a suffix."""
     groups: dict[str, dict[str, str]] = {}
     for name in draft:
-        if len(name) <= _LONGEST and (found := _HOOKED.fullmatch(name)):
+        if len(name) <= LONGEST_NAME and (found := _HOOKED.fullmatch(name)):
             groups.setdefault(found[1], {})[found[2]] = name
     for root, parts in groups.items():
         kind = _kind(draft, root, parts)

@@ -29,8 +29,6 @@ from gramnorm.report.files.sidecar import Description, described
 from gramnorm.report.files.torch import is_checkpoint, read_torch
 from gramnorm.report.onnx.reader import read_onnx
 
-__all__ = ["read_path", "read_stream"]
-
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second: a zip with nothing in it
 _PICKLE = b"\x80"
 

@@ -5,6 +5,7 @@ statistics of a batch norm) agree.  What contradicts itself fails by name; all e
 leave the network without a product: a number about a part of it, or about an array that is no layer, is none about it.
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -38,8 +39,6 @@ from gramnorm.report.files.obstacles import (
     second_network,
 )
 
-__all__ = ["understood"]
-
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 _SAY = "state it with --layers or --layout"
@@ -49,27 +48,18 @@ _UPSAMPLING = re.compile(r".*(transpose|deconv|upsampl|(^|_)up($|_|\d)).*")
 
 
 @dataclass(frozen=True)
-class _Passed:
-    """An array that changes no Lipschitz constant."""
+class _NoLayer:
+    """Where among the contents an array is listed that is no row, and why."""
 
+    place: str
     reason: str
 
 
-@dataclass(frozen=True)
-class _Refused:
-    """A layer's weight that cannot be used as it is."""
+_passed = functools.partial(_NoLayer, "skipped")  # changes no Lipschitz constant
+_refused = functools.partial(_NoLayer, "failed")  # a layer's weight that cannot be used as it is
+_unknown = functools.partial(_NoLayer, "obstacles")  # no weight of a layer, as far as is known
 
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Unknown:
-    """No weight of a layer, as far as is known."""
-
-    reason: str = NOT_UNDERSTOOD
-
-
-_Verdict = Layer | _Passed | _Refused | _Unknown
+_Verdict = Layer | _NoLayer
 
 
 def understood(
@@ -128,16 +118,13 @@ class _File:
         )
         for text, values in stored.arrays.items():
             verdict = self._verdict(text, values)
-            if isinstance(verdict, Layer):
-                found.layers.append(verdict)
-            elif isinstance(verdict, _Passed):
-                found.skipped[text] = verdict.reason
-            elif isinstance(verdict, _Refused):
-                found.failed[text] = verdict.reason
-            else:
-                found.obstacles[text] = verdict.reason
-                found.spare.extend(self._spare(text, values))
-            if isinstance(verdict, Layer) and verdict.name in self.given:
+            if isinstance(verdict, _NoLayer):
+                getattr(found, verdict.place)[text] = verdict.reason
+                if verdict.place == "obstacles":
+                    found.spare.extend(self._spare(text, values))
+                continue
+            found.layers.append(verdict)
+            if text in self.given:
                 found.obstacles[text] = "arrays by themselves, which nothing calls layers"
         for text, name in self.names.items():
             if text in found.failed or text in found.skipped:
@@ -145,11 +132,9 @@ class _File:
             reason = obstacle(name) or (GATE if self._squeezes(name) else None)
             if reason is not None:
                 found.obstacles[text] = reason
-        second = {layer.name: second_network(self.names[layer.name]) for layer in found.layers}
-        if not all(second.values()):
-            found.obstacles.update(
-                {text: SECOND for text, is_second in second.items() if is_second}
-            )
+        second = [layer.name for layer in found.layers if second_network(self.names[layer.name])]
+        if len(second) < len(found.layers):  # else it is the only one
+            found.obstacles.update(dict.fromkeys(second, SECOND))
         found.notes.extend(self._notes(found.layers))
         return found
 
@@ -208,7 +193,7 @@ class _File:
         """Return what an array is."""
         name = self.names[text]
         if text in self.norms:
-            return self.norms[text] or _Passed("statistics of a batch norm, which has a row")
+            return self.norms[text] or _passed("statistics of a batch norm, which has a row")
         if text in self.stated and values.ndim > 1:
             return self._weight(text, values)
         if values.dtype.kind in "iub":
@@ -217,10 +202,11 @@ class _File:
             verdict = self._of_vectors(text, values)
         else:
             verdict = self._of_matrices(text, values)
-        if isinstance(verdict, _Unknown) and text in self.given:
+        is_unknown = isinstance(verdict, _NoLayer) and verdict.place == "obstacles"
+        if is_unknown and text in self.given:
             if values.ndim == 2 or (values.ndim > 2 and self.asked):
                 return self._layer(text, values, self.asked or "oihw")
-            return _Unknown(f"an array of {values.ndim} axes: if it is a kernel, {_SAY}")
+            return _unknown(f"an array of {values.ndim} axes: if it is a kernel, {_SAY}")
         return verdict
 
     def _given(self) -> Collection[str]:
@@ -243,15 +229,15 @@ class _File:
         name = self.names[text]
         reason = harmless(text, values.ndim)
         if reason is None:
-            return _Unknown(self._about_scale(name))
+            return _unknown(self._about_scale(name))
         shifts = name.word in BIASES and name.path not in self.norm_paths
         if shifts and normalises(name):
-            return _Unknown("a shift of a layer, group or RMS norm, say, without a scale")
+            return _unknown("a shift of a layer, group or RMS norm, say, without a scale")
         if shifts and name.word == "beta" and self._companion(name, SCALES) is None:
-            return _Unknown("called beta beside no gamma: a shift, or a factor")
+            return _unknown("called beta beside no gamma: a shift, or a factor")
         if name.indices and not np.all(values == np.round(values)):
-            return _Unknown(f"{NOT_UNDERSTOOD}: neither a counter nor indices")
-        return _Passed(reason)
+            return _unknown(f"{NOT_UNDERSTOOD}: neither a counter nor indices")
+        return _passed(reason)
 
     @staticmethod
     def _about_scale(name: Name) -> str:
@@ -263,33 +249,33 @@ class _File:
     def _of_integers(name: Name, values: _Array) -> _Verdict:
         counts = values.dtype.kind != "b"
         if counts and (name.indices or values.ndim == 0):
-            return _Passed("a counter, or indices")
+            return _passed("a counter, or indices")
         if counts and name.word in WEIGHTS and values.ndim > 1:
-            return _Refused(
+            return _refused(
                 f"integers ({values.dtype}): the weights of a quantised layer are scaled by what stands elsewhere; "
                 "save them as floats"
             )
-        return _Unknown(f"{NOT_UNDERSTOOD}, of {'integers' if counts else 'booleans'}")
+        return _unknown(f"{NOT_UNDERSTOOD}, of {'integers' if counts else 'booleans'}")
 
     def _of_matrices(self, text: str, values: _Array) -> _Verdict:
         """Return what an array of floats with two or more axes is."""
         name = self.names[text]
         if embeds(name) and values.ndim == 2:
-            return _Unknown("an embedding, a table that is looked up")
+            return _unknown("an embedding, a table that is looked up")
         if name.word not in WEIGHTS:
-            return _Unknown()
+            return _unknown(NOT_UNDERSTOOD)
         if recurs(name) or self.counts[Name(name.path, "recurrent_kernel")]:
-            return _Unknown("a recurrent layer, which is passed as often as there are steps")
+            return _unknown("a recurrent layer, which is passed as often as there are steps")
         if normalises(name):
-            return _Unknown(self._about_scale(Name((), "scale")))
+            return _unknown(self._about_scale(Name((), "scale")))
         if name.path[-1:] == ("in_proj",) and text.lower().endswith("in_proj_weight"):
-            return _Unknown("attention, which multiplies what it computes of its input")
+            return _unknown("attention, which multiplies what it computes of its input")
         bias = self._bias(name)
         if bias is not None and bias.ndim != 1:
-            return _Unknown(f"{NOT_UNDERSTOOD}, beside a bias of shape {bias.shape}")
+            return _unknown(f"{NOT_UNDERSTOOD}, beside a bias of shape {bias.shape}")
         attention = (obstacle(name) or "").startswith("attention")
         if values.ndim > 2 and attention and not self._convolves(name):
-            return _Unknown(f"{NOT_UNDERSTOOD}, of {values.ndim} axes in attention")
+            return _unknown(f"{NOT_UNDERSTOOD}, of {values.ndim} axes in attention")
         return self._weight(text, values)
 
     def _bias(self, name: Name) -> _Array | None:
@@ -331,19 +317,19 @@ class _File:
             return self._of_integers(name, values)
         if values.ndim == 2:
             if length is not None and length not in values.shape:
-                return _Refused(
+                return _refused(
                     f"its bias has {length} entries, which fits no side of {values.shape}"
                 )
             named = name.path[-1] if name.path else name.word
             if text not in self.stated and re.fullmatch(r"(.*_)?conv(\dd)?[_\d]*", named):
-                return _Refused(
+                return _refused(
                     f"a matrix of shape {values.shape} under the name of a convolution: the norm of a reshaped kernel "
                     'is another one; if the layer is dense, say "kind": "dense" with --layers'
                 )
             return self._layer(text, values, "oihw")
         layout = self.known or ("hwio" if name.word in OF_TENSORFLOW else "oihw")
         if reason := self._against(text, values, layout, length):
-            return _Refused(reason)
+            return _refused(reason)
         return self._layer(text, values, layout)
 
     def _against(self, text: str, values: _Array, layout: str, length: int | None) -> str | None:

@@ -16,8 +16,6 @@ import numpy as np
 from gramnorm.report.files.contents import ReadError, Stored, check_total, one_line, widened
 from gramnorm.report.files.names import harmless
 
-__all__ = ["is_safetensors", "read_safetensors"]
-
 _TYPES = {
     **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
     **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},

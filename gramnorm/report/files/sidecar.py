@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from gramnorm.report.files.contents import Contents, Layer, ReadError, damage_is, one_line
+from gramnorm.report.limits import DESCRIPTION_BYTES
 from gramnorm.report.network import Network
-
-__all__ = ["Description", "described", "parse_description", "read_sidecar"]
 
 _NETWORK = "__network__"
 
@@ -43,7 +42,6 @@ _DESCRIPTIVE = (
     *("comment", "reference", "layout", "convention", "package", "license", "file", "tensor"),
     *("dtype", "stored_dtype", "nd", "c_in", "c_out", "kernel_size"),
 )
-_MAX_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +77,9 @@ def read_sidecar(path: str | os.PathLike[str]) -> Description:
             msg = "not a regular file"
             raise ReadError(msg)
         with path.open("rb") as stream:
-            content = stream.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            msg = f"more than {_MAX_BYTES} bytes"
+            content = stream.read(DESCRIPTION_BYTES + 1)
+        if len(content) > DESCRIPTION_BYTES:
+            msg = f"more than {DESCRIPTION_BYTES} bytes"
             raise ReadError(msg)
         return parse_description(content, "it")
     except (ReadError, OSError, ValueError) as error:  # ValueError: a null character in the name

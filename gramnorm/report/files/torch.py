@@ -25,8 +25,6 @@ from gramnorm.report.files.contents import (
 )
 from gramnorm.report.files.names import harmless
 
-__all__ = ["is_checkpoint", "read_torch"]
-
 _PROGRAM = "data.pkl"
 _MAY_BE_NAMED = re.compile(
     r"collections OrderedDict|torch Size|torch device|torch\.serialization _get_layout"

@@ -1,11 +1,11 @@
-"""Rules for the nodes of an ONNX graph that work entry by entry: activations, sums, products, normalisation.
+"""Rules for the nodes of an ONNX graph that work entry by entry.
 
-The factor of a function of one number is its largest slope; an entry that broadcasting repeats counts as often.
+Activations, sums, products, normalisation.  The factor of a function of one number is its largest
+slope; an entry that broadcasting repeats counts as often.
 """
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -16,60 +16,90 @@ from gramnorm.report.onnx.nodes import (
     Node,
     NotUnderstoodError,
     Shape,
-    Varying,
+    Values,
     broadcast,
-    finite_number,
     repeats,
+    require,
     shape_text,
 )
 
-__all__ = [
-    "add",
-    "batch_norm",
-    "celu",
-    "clip",
-    "dropout",
-    "extremum",
-    "gated",
-    "gelu",
-    "modulus",
-    "multiply",
-    "prelu",
-    "selu",
-    "slope",
-]
+_TWO_COMPUTED = "it combines two computed tensors, which has no Lipschitz constant by itself"
+_FLOAT, _DOUBLE = 1, 11  # the standard's numbers of these types
 
 
-def slope(constant: Callable[[Node], float]) -> Callable[[Node], Effect]:
-    """Return the rule of a function of one number with that largest slope; other inputs are its constants."""
+def slope(largest: float | Callable[[Node], float]) -> Callable[[Node], Effect]:
+    """Return the rule of a function of one number with that largest slope.
+
+    Other inputs are its constants.
+    """
 
     def rule(node: Node) -> Effect:
-        x = node.varying(0)
-        node.rest_is_fixed()
-        return Effect({0: constant(node)}, (x.shape,))
+        x = node.only_varying()
+        return Effect({0: largest(node) if callable(largest) else largest}, (x.shape,))
 
     return rule
 
 
-def modulus(node: Node, name: str, default: float) -> float:
-    """Return the modulus of an attribute."""
-    return abs(finite_number(node.attributes.get(name, default), name))
+def leaky(default: float) -> Callable[[Node], float]:
+    """Return the largest slope of LeakyRelu and Elu by the default of their attribute alpha."""
+    return lambda node: max(1.0, abs(node.number("alpha", default)))
 
 
 def selu(node: Node) -> float:
     """Return the largest slope of Selu."""
-    alpha = max(1.0, modulus(node, "alpha", 1.67326319217681884765625))
-    return float_above(
-        Fraction(alpha) * Fraction(modulus(node, "gamma", 1.05070102214813232421875))
-    )
+    alpha = leaky(1.67326319217681884765625)(node)
+    gamma = abs(node.number("gamma", 1.05070102214813232421875))
+    return float_above(Fraction(alpha) * Fraction(gamma))
 
 
 def celu(node: Node) -> float:
     """Return the largest slope of Celu."""
-    if not finite_number(node.attributes.get("alpha", 1.0), "alpha") > 0:
-        msg = "alpha is not positive"
-        raise NotUnderstoodError(msg)
+    require(node.number("alpha", 1.0) > 0, "alpha is not positive")
     return 1.0
+
+
+def clip(node: Node) -> float:
+    """Return 1, unless a bound of another shape repeats entries."""
+    for position in (1, 2):
+        bound = node.fixed(position)
+        if bound is not None:
+            require(bound.size <= 1, f"its bound {position} has the shape {bound.shape}")
+    return 1.0
+
+
+def gelu(node: Node) -> float:
+    """Return the largest slope of Gelu."""
+    slopes = {b"none": 1.129, b"tanh": 1.13}
+    approximation = node.attributes.get("approximate", b"none")
+    require(approximation in slopes, f"approximate is {approximation!r}")
+    return slopes[approximation]
+
+
+def dropout(node: Node) -> float:
+    """Return 1, unless it is in training mode."""
+    training = node.fixed(2)
+    require(training is None or not np.any(training), "training_mode")
+    return 1.0
+
+
+def cast(node: Node) -> float:
+    """Return 1 to a floating type: in exact arithmetic one is as good as another."""
+    require(node.attributes.get("to") in (_FLOAT, _DOUBLE), "it rounds")
+    return 1.0
+
+
+def sigmoid(node: Node) -> Effect:
+    """Rule of Sigmoid, by which its own input may be multiplied next."""
+    return Effect({0: 0.25}, (node.varying(0).shape,), gate=1.1)
+
+
+def hard_sigmoid(node: Node) -> Effect:
+    """Rule of HardSigmoid, likewise."""
+    beta = Fraction(node.number("beta", 0.5))
+    # x t with t = alpha x + beta in [0, 1] has the slope 2 t - beta, beyond it 0 or 1
+    gate = float_above(max(Fraction(1), abs(beta), abs(2 - beta)))
+    alpha = abs(node.number("alpha", float(np.float32(0.2))))
+    return Effect({0: alpha}, (node.varying(0).shape,), gate=gate)
 
 
 def prelu(node: Node) -> Effect:
@@ -78,88 +108,26 @@ def prelu(node: Node) -> Effect:
     return _times(node, max(1.0, _largest(node.fixed(1))))
 
 
-def clip(node: Node) -> float:
-    """Return 1, unless a bound of another shape repeats entries."""
-    for position in (1, 2):
-        bound = node.fixed(position)
-        if bound is not None and bound.size > 1:
-            msg = f"its bound {position} has the shape {bound.shape}"
-            raise NotUnderstoodError(msg)
-    return 1.0
-
-
-def gelu(node: Node) -> float:
-    """Return the largest slope of Gelu."""
-    approximation = node.attributes.get("approximate", b"none")
-    if approximation not in (b"none", b"tanh"):
-        msg = f"approximate is {approximation!r}"
-        raise NotUnderstoodError(msg)
-    return 1.129 if approximation == b"none" else 1.13
-
-
-def dropout(node: Node) -> float:
-    """Return 1, unless it is in training mode."""
-    training = node.fixed(2)
-    if training is not None and bool(np.any(training)):
-        msg = "training_mode"
-        raise NotUnderstoodError(msg)
-    return 1.0
-
-
-def gated(node: Node) -> Effect:
-    """Sigmoid and HardSigmoid, by which their own input may be multiplied next."""
-    x = node.varying(0)
-    if node.op == "Sigmoid":
-        return Effect({0: 0.25}, (x.shape,), gate=1.1)
-    beta = Fraction(finite_number(node.attributes.get("beta", 0.5), "beta"))
-    # x t with t = alpha x + beta in [0, 1] has the slope 2 t - beta, beyond it 0 or 1
-    gate = float_above(max(Fraction(1), abs(beta), abs(2 - beta)))
-    return Effect({0: modulus(node, "alpha", float(np.float32(0.2)))}, (x.shape,), gate=gate)
-
-
-def _largest(values: np.ndarray[Any, np.dtype[Any]] | None) -> float:
-    """Return the largest modulus in a constant."""
-    if values is None or values.dtype.kind not in "fiu" or not np.all(np.isfinite(values)):
-        msg = "a constant of it is missing, not numeric or not finite"
-        raise NotUnderstoodError(msg)
-    return float_above(max((abs(Fraction(v)) for v in _extremes(values)), default=Fraction(0)))
-
-
-def _extremes(values: np.ndarray[Any, np.dtype[Any]]) -> list[Any]:
-    return [values.min().item(), values.max().item()] if values.size else []
-
-
 def batch_norm(node: Node) -> Effect:
     """Rule of BatchNormalization with stored statistics: the largest scale."""
-    x = node.varying(0)
-    node.rest_is_fixed()
-    scale, variance = node.fixed(1), node.fixed(4)
-    if node.attributes.get("training_mode", 0) or node.outputs > 1:
-        msg = "training mode"
+    x = node.only_varying()
+    require(not node.attributes.get("training_mode", 0) and node.outputs == 1, "training mode")
+    require(node.attributes.get("spatial", 1), "statistics for each entry")
+    scale, shift, mean, variance = (node.fixed(i) for i in (1, 2, 3, 4))
+    if scale is None or variance is None:
+        msg = "its constants are missing"
         raise NotUnderstoodError(msg)
-    vectors = [node.fixed(position) for position in (1, 2, 3, 4)]
-    if (
-        scale is None
-        or variance is None
-        or {getattr(v, "shape", None) for v in vectors} != {(scale.size,)}
-    ):
-        msg = "its constants are not four vectors of one length"
-        raise NotUnderstoodError(msg)
+    shapes = {getattr(v, "shape", None) for v in (scale, shift, mean, variance)}
+    require(shapes == {(scale.size,)}, "its constants are not four vectors of one length")
     _largest(scale), _largest(variance)
-    if x.shape is not None and (len(x.shape) < 2 or x.shape[1] not in (scale.size, None)):
-        msg = f"its input has shape {shape_text(x.shape)} and not {scale.size} channels"
-        raise NotUnderstoodError(msg)
-    epsilon = Fraction(
-        finite_number(node.attributes.get("epsilon", float(np.float32(1e-5))), "epsilon")
-    )
-    square = Fraction(0)
-    for a, v in zip(scale.tolist(), variance.tolist(), strict=True):
-        below = Fraction(v) + epsilon
-        if below <= 0:
-            msg = "a variance is not positive"
-            raise NotUnderstoodError(msg)
-        square = max(square, Fraction(a) ** 2 / below)
-    return Effect({0: root_above(square)}, (x.shape,))
+    if x.shape is not None:
+        fits = len(x.shape) > 1 and x.shape[1] in (scale.size, None)
+        require(fits, f"its input has shape {shape_text(x.shape)} and not {scale.size} channels")
+    epsilon = Fraction(node.number("epsilon", float(np.float32(1e-5))))
+    below = [Fraction(v) + epsilon for v in variance.tolist()]
+    require(min(below, default=1) > 0, "a variance is not positive")
+    squares = (Fraction(a) ** 2 / b for a, b in zip(scale.tolist(), below, strict=True))
+    return Effect({0: root_above(max(squares, default=Fraction(0)))}, (x.shape,))
 
 
 def add(node: Node) -> Effect:
@@ -175,38 +143,47 @@ def extremum(node: Node) -> Effect:
 
 
 def multiply(node: Node) -> Effect:
-    """Rule of Mul and Div by constants, and of a tensor times its own gate."""
-    varying = [i for i, x in enumerate(node.inputs) if isinstance(x, Varying)]
+    """Rule of Mul by a constant, and of a tensor times its own gate."""
+    varying = node.all_varying()
     if len(varying) == 2:
         return _gate_product(node)
-    if node.op == "Div" and varying != [0]:
-        msg = "it divides by what depends on the graph's inputs"
+    return _times(node, _largest(node.fixed(1 - min(varying))))
+
+
+def divide(node: Node) -> Effect:
+    """Rule of Div by a constant."""
+    varying = list(node.all_varying())
+    require(len(varying) == 1, _TWO_COMPUTED)
+    require(varying == [0], "it divides by what depends on the graph's inputs")
+    divisor = node.fixed(1)
+    if divisor is None or divisor.dtype.kind != "f" or np.any(divisor == 0):
+        msg = "it divides by zero or by integers"
         raise NotUnderstoodError(msg)
-    constant = node.fixed(1 - varying[0])
-    if node.op == "Div" and constant is not None:
-        if constant.dtype.kind != "f" or np.any(constant == 0):
-            msg = "it divides by zero or by integers"
-            raise NotUnderstoodError(msg)
-        _largest(constant)
-        least = np.min(np.abs(constant)).item() if constant.size else 1
-        by = float_above(1 / Fraction(least))
-    else:
-        by = _largest(constant)
-    return _times(node, by)
+    _largest(divisor)
+    least = Fraction(np.min(np.abs(divisor)).item() if divisor.size else 1)
+    return _times(node, float_above(1 / least))
 
 
 def _gate_product(node: Node) -> Effect:
     """Return x times a function of x that is known to stay Lipschitz with x."""
     for position in (0, 1):
         x, gate = node.varying(position), node.varying(1 - position)
-        if node.op == "Mul" and gate.gate is not None and gate.gate[0] == x.name:
+        if gate.gate is not None and gate.gate[0] == x.name:
             return Effect({position: gate.gate[1]}, (x.shape,))
-    msg = "it combines two computed tensors, which has no Lipschitz constant by itself"
-    raise NotUnderstoodError(msg)
+    raise NotUnderstoodError(_TWO_COMPUTED)
+
+
+def _largest(values: Values | None) -> float:
+    """Return the largest modulus in a constant."""
+    if values is None or values.dtype.kind not in "fiu" or not np.all(np.isfinite(values)):
+        msg = "a constant of it is missing, not numeric or not finite"
+        raise NotUnderstoodError(msg)
+    ends = (values.min().item(), values.max().item()) if values.size else (0,)
+    return float_above(max(abs(Fraction(v)) for v in ends))
 
 
 def _times(node: Node, by: float) -> Effect:
-    """Return the effect of entries that are multiplied by at most `by`, and repeated by broadcasting."""
+    """Return the effect of entries multiplied by at most `by`, and repeated by broadcasting."""
     factors, shape = _joined(node)
     return Effect(
         {i: float_above(Fraction(f) * Fraction(by)) for i, f in factors.items()}, (shape,)
@@ -214,15 +191,13 @@ def _times(node: Node, by: float) -> Effect:
 
 
 def _joined(node: Node) -> tuple[dict[int, float], Shape]:
-    """Return how often broadcasting repeats each varying input, as factors, and the shape that comes out."""
-    varying = {i: x for i, x in enumerate(node.inputs) if isinstance(x, Varying)}
+    """Return how often broadcasting repeats each varying input, as factors, and the shape."""
+    varying = node.all_varying()
     others = [x.value for x in node.inputs if isinstance(x, Fixed)]
     if len(varying) == 1 and all(value is not None and value.size == 1 for value in others):
         ((position, x),) = varying.items()
         most = max((value.ndim for value in others if value is not None), default=0)
         keeps = x.shape is not None and len(x.shape) >= most
         return {position: 1.0}, x.shape if keeps else None
-    shapes = [x.shape for x in varying.values()]
-    shapes += [None if value is None else value.shape for value in others]
-    shape = broadcast(shapes)
+    shape = broadcast(node.shapes())
     return {i: root_above(Fraction(repeats(x.shape, shape))) for i, x in varying.items()}, shape

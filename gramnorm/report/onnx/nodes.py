@@ -1,7 +1,13 @@
-"""What the rules for nodes of an ONNX graph speak about: nodes, what they do, their attributes, their shapes.
+"""What the rules for nodes of an ONNX graph speak about: nodes, what they do, attributes, shapes.
 
-A dimension is a number, the name of one, or None if nothing is known; two dimensions of one name are equal.  Shapes are
-computed with these, and where a result would need more than is known, there is none or a `NotUnderstoodError`.
+A dimension is a number, the name of one, or None if nothing is known; two dimensions of one name
+are equal.  Shapes are computed with these, and where a result would need more than is known, there
+is none or a `NotUnderstoodError`.
+
+Shapes are not left to ``onnx.shape_inference``, which trusts the file too far.  A file ends the
+process: in 1.17 by a stride of 0 or an array shorter than its shape, in 1.23 by a Slice with the
+step -2**63.  Sizes are wrong: in 1.17 beyond 64 bits (Flatten, Pad), in 1.23 of pooling with
+ceil_mode and of ConvTranspose with auto_pad.
 """
 
 import math
@@ -11,59 +17,50 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "Dim",
-    "Effect",
-    "Fixed",
-    "Node",
-    "NotUnderstoodError",
-    "Shape",
-    "Varying",
-    "are_numbers",
-    "axis_from_front",
-    "broadcast",
-    "different_axes",
-    "entries",
-    "finite_number",
-    "integer_list",
-    "known_integers",
-    "product_of",
-    "quotient_of",
-    "repeats",
-    "shape_text",
-]
-
 Dim = int | str | None
 Shape = tuple[Dim, ...] | None
+Values = np.ndarray[Any, np.dtype[Any]]
 
 
 class NotUnderstoodError(Exception):
     """Why a node has no rule."""
 
 
+def require(holds: Any, otherwise: str, error: type[Exception] = NotUnderstoodError) -> None:
+    """Raise an error with that text unless a condition holds."""
+    if not holds:
+        raise error(otherwise)
+
+
 @dataclass(frozen=True)
 class Fixed:
     """A tensor that does not depend on the graph's inputs.
 
-    Its value is None where it is not known, and may hold names of dimensions; `source` is the stored array that was
-    moved around to make it.
+    Its value is None where it is not known, and may hold names of dimensions; `source` is the
+    stored array that was moved around to make it.
     """
 
     name: str
-    value: np.ndarray[Any, np.dtype[Any]] | None = None
+    value: Values | None = None
     source: str = ""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the value, None where that is not known."""
+        return None if self.value is None else self.value.shape
 
 
 @dataclass(frozen=True)
 class Varying:
-    """A tensor that depends on the graph's inputs; `stopped` says why its constant is not known."""
+    """A tensor that depends on the graph's inputs; `stopped` says why its constant is not known.
+
+    Its product with the tensor that `gate` names has the constant that stands there.
+    """
 
     name: str
     shape: Shape = None
     stopped: str | None = None
-    gate: tuple[str, float] | None = (
-        None  # the tensor whose product with this one has that constant
-    )
+    gate: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,17 +72,21 @@ class Node:
     inputs: tuple[Fixed | Varying | None, ...]
     outputs: int = 1
 
+    def input(self, position: int) -> Fixed | Varying | None:
+        """Return an input, None if it is left out."""
+        return self.inputs[position] if position < len(self.inputs) else None
+
     def varying(self, position: int) -> Varying:
         """Return an input that must depend on the graph's inputs."""
-        x = self.inputs[position] if position < len(self.inputs) else None
+        x = self.input(position)
         if not isinstance(x, Varying):
             msg = f"its input {position} is constant or missing"
             raise NotUnderstoodError(msg)
         return x
 
-    def fixed(self, position: int) -> np.ndarray[Any, np.dtype[Any]] | None:
+    def fixed(self, position: int) -> Values | None:
         """Return the value of an input that must be constant, None if it is left out."""
-        x = self.inputs[position] if position < len(self.inputs) else None
+        x = self.input(position)
         if x is None:
             return None
         if isinstance(x, Varying) or x.value is None:
@@ -93,78 +94,77 @@ class Node:
             raise NotUnderstoodError(msg)
         return x.value
 
-    def rest_is_fixed(self) -> None:
-        """Check that all inputs but the first are constants, known or not."""
+    def only_varying(self) -> Varying:
+        """Return the first input, if it depends on the graph's inputs and no other one does."""
+        first = self.varying(0)
         for position, x in enumerate(self.inputs[1:], 1):
             if isinstance(x, Varying):
                 msg = f"its input {position} ({x.name!r}) depends on the graph's inputs"
                 raise NotUnderstoodError(msg)
+        return first
+
+    def all_varying(self) -> dict[int, Varying]:
+        """Return the inputs that depend on the graph's inputs, by position."""
+        return {i: x for i, x in enumerate(self.inputs) if isinstance(x, Varying)}
+
+    def shapes(self) -> list[Shape]:
+        """Return the shapes of the inputs that are there, the varying ones first."""
+        fixed = [x.shape for x in self.inputs if isinstance(x, Fixed)]
+        return [*(x.shape for x in self.all_varying().values()), *fixed]
+
+    def number(self, name: str, default: float) -> float:
+        """Return an attribute that must be a finite number."""
+        value = self.attributes.get(name, default)
+        require(isinstance(value, int | float) and math.isfinite(value), f"{name} is {value!r}")
+        return float(value)
+
+    def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Return an attribute: integers as many as in its default, which an empty one takes."""
+        value = tuple(self.attributes.get(name, default))
+        require(len(value) in (len(default), 0), f"{name} is {value!r}")
+        return value or default
+
+    def indices(self, name: str, position: int, default: list[Dim] | None) -> list[Dim] | None:
+        """Return integers from an attribute or an input, None if they are not known.
+
+        What is left out is the default, which is not the same: a constant may be computed by
+        operators that are not folded.
+        """
+        if name in self.attributes:
+            return list(self.attributes[name])
+        x = self.input(position)
+        if x is None:
+            return default
+        if not isinstance(x, Fixed) or x.value is None or x.value.ndim > 1:
+            return None
+        return [n if isinstance(n, str) or n is None else int(n) for n in np.ravel(x.value)]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a node does: a factor per varying input, the shapes of its outputs, and its layer if it has one."""
+    """What a node does: a factor per varying input, its outputs' shapes, its layer if it has one.
+
+    A layer is the name of a stored array, the weight and its geometry.
+    """
 
     factors: dict[int, float]
     shapes: tuple[Shape, ...]
     stacked: bool = False
-    layer: tuple[str, np.ndarray[Any, np.dtype[Any]], dict[str, Any] | None] | None = None
+    layer: tuple[str, Values, dict[str, Any] | None] | None = None
     gate: float | None = None
-
-
-# Attributes and constant inputs.
-
-
-def known_integers(node: Node, name: str, position: int) -> list[Any] | None:
-    """Return integers from an attribute or a constant input, None if they are left out or unknown."""
-    if name in node.attributes:
-        return list(node.attributes[name])
-    x = node.inputs[position] if position < len(node.inputs) else None
-    if not isinstance(x, Fixed) or x.value is None or x.value.ndim > 1:
-        return None
-    return entries(x.value)
-
-
-def integer_list(
-    node: Node, name: str, default: tuple[int, ...], *, length: int | None = None
-) -> tuple[int, ...]:
-    """Return a list of integers of the length of its default, which an empty one takes as well."""
-    value = tuple(node.attributes.get(name, default))
-    needed = len(default) if length is None else length
-    if needed and len(value) not in (needed, 0):
-        msg = f"{name} is {value!r}"
-        raise NotUnderstoodError(msg)
-    return value or default
-
-
-def finite_number(value: Any, name: str) -> float:
-    """Return an attribute that must be a finite number."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        msg = f"{name} is {value!r}"
-        raise NotUnderstoodError(msg)
-    return float(value)
 
 
 def axis_from_front(axis: Any, rank: int) -> int:
     """Return an axis counted from the front."""
-    if not isinstance(axis, int) or not -rank <= axis < rank:
-        msg = f"axis {axis!r} of {rank}"
-        raise NotUnderstoodError(msg)
-    return axis % rank
+    require(isinstance(axis, int) and -rank <= axis < rank, f"axis {axis!r} of {rank}")
+    return int(axis % rank)
 
 
-def different_axes(axes: Sequence[Any]) -> list[int]:
-    """Return axes that are numbers, each once."""
-    if not all(isinstance(a, int) for a in axes) or len(set(axes)) < len(axes):
-        msg = f"axes {axes!r}"
-        raise NotUnderstoodError(msg)
-    return list(axes)
-
-
-def entries(values: np.ndarray[Any, np.dtype[Any]] | None) -> list[Any]:
-    """Return the entries of a short constant, names of dimensions among them."""
-    flat = [] if values is None else np.ravel(values).tolist()
-    return [n if isinstance(n, str) or n is None else int(n) for n in flat]
+def axes_from_front(axes: Sequence[Any], rank: int) -> list[int]:
+    """Return axes counted from the front, which must differ."""
+    found = [axis_from_front(axis, rank) for axis in axes]
+    require(len(set(found)) == len(found), f"axes {found!r}")
+    return found
 
 
 def shape_text(shape: Shape) -> str:
@@ -174,12 +174,14 @@ def shape_text(shape: Shape) -> str:
     return f"({', '.join('?' if n is None else str(n) for n in shape)})"
 
 
-# Shapes.
-
-
 def are_numbers(dims: Sequence[Dim]) -> bool:
     """Say whether all dimensions are known numbers."""
     return all(isinstance(n, int) for n in dims)
+
+
+def numbers_times(dims: Sequence[Dim]) -> int:
+    """Return the product of those dimensions that are numbers."""
+    return math.prod(n for n in dims if isinstance(n, int))
 
 
 def product_of(dims: Sequence[Dim]) -> Dim:
@@ -187,18 +189,18 @@ def product_of(dims: Sequence[Dim]) -> Dim:
     rest = [n for n in dims if n != 1]
     if len(rest) == 1:
         return rest[0]
-    return math.prod(n for n in rest if isinstance(n, int)) if are_numbers(rest) else None
+    return numbers_times(rest) if are_numbers(rest) else None
 
 
 def quotient_of(dims: Sequence[Dim], others: Sequence[Dim]) -> Dim:
-    """Return the dimension by which the product of `others` falls short of that of `dims`, if it is one."""
+    """Return the product of `dims` divided by that of `others`, if it is one dimension."""
     names = [n for n in dims if isinstance(n, str)]
     for n in others:
         if isinstance(n, str):
             if n not in names:
                 return None
             names.remove(n)
-    total, part = (math.prod(n for n in ns if isinstance(n, int)) for ns in (dims, others))
+    total, part = numbers_times(dims), numbers_times(others)
     if not part or total % part:
         return None
     ratio = total // part
@@ -210,17 +212,16 @@ def quotient_of(dims: Sequence[Dim], others: Sequence[Dim]) -> Dim:
 def broadcast(shapes: Sequence[Shape]) -> tuple[Dim, ...]:
     """Return the shape to which all are broadcast, if that is certain."""
     known = [shape for shape in shapes if shape is not None]
-    if len(known) < len(shapes):
-        msg = "a shape is unknown, so broadcasting may repeat a tensor"
-        raise NotUnderstoodError(msg)
+    repeat = "so broadcasting may repeat a tensor"
+    require(len(known) == len(shapes), f"a shape is unknown, {repeat}")
     rank = max(map(len, known))
     result: list[Dim] = []
-    for axis in range(rank):
-        dims = [shape[axis - rank] for shape in known if axis - rank >= -len(shape)]
+    for axis in range(-rank, 0):
+        dims = [shape[axis] for shape in known if axis >= -len(shape)]
         dims = [n for n in dims if n != 1]
         if len(dims) > 1 and (None in dims or len(set(dims)) > 1):
             texts = " and ".join(map(shape_text, known))
-            msg = f"the shapes {texts} may not be equal, so broadcasting may repeat a tensor"
+            msg = f"the shapes {texts} may not be equal, {repeat}"
             raise NotUnderstoodError(msg)
         result.append(dims[0] if dims else 1)
     return tuple(result)
@@ -229,12 +230,9 @@ def broadcast(shapes: Sequence[Shape]) -> tuple[Dim, ...]:
 def repeats(shape: Shape, result: tuple[Dim, ...]) -> int:
     """Return how often broadcasting to `result` repeats each entry."""
     assert shape is not None
-    padded = (*(1 for _ in range(len(result) - len(shape))), *shape)
-    times = 1
-    for n, m in zip(padded, result, strict=True):
-        if n == 1 and m != 1:
-            if not isinstance(m, int):
-                msg = f"broadcasting from {shape_text(shape)} to {shape_text(result)} repeats a tensor unknown times"
-                raise NotUnderstoodError(msg)
-            times *= m
-    return times
+    new = result[: len(result) - len(shape)]
+    grown = [m for n, m in zip(shape, result[len(new) :], strict=True) if n == 1 and m != 1]
+    times = [m for m in (*new, *grown) if m != 1]
+    texts = f"from {shape_text(shape)} to {shape_text(result)}"
+    require(are_numbers(times), f"broadcasting {texts} repeats a tensor unknown times")
+    return numbers_times(times)

@@ -1,80 +1,27 @@
 """What one node of an ONNX graph does to Lipschitz constants and to shapes.
 
-A rule looks at the attributes, the constants and the shapes that a node reads, and returns a factor for each varying
-input: the outputs of two runs differ by at most the sum (or the root of the sum of squares) of factor times difference.
-Facts behind the factors: docs/theory.md, section 8.  Operators are those of the standard's versions from 7 on.  An
-operator, attribute or shape that a rule does not know raises `NotUnderstoodError`: nothing is taken to be 1.
+A rule looks at the attributes, the constants and the shapes that a node reads, and returns a factor
+for each varying input: the outputs of two runs differ by at most the sum (or the root of the sum of
+squares) of factor times difference.  Facts behind the factors: docs/theory.md, section 8.
+Operators are those of the standard's versions from 7 on.  An operator, attribute or shape that a
+rule does not know raises `NotUnderstoodError`: nothing is taken to be 1.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-from gramnorm.report.onnx.entries import (
-    add,
-    batch_norm,
-    celu,
-    clip,
-    dropout,
-    extremum,
-    gated,
-    gelu,
-    modulus,
-    multiply,
-    prelu,
-    selu,
-    slope,
-)
-from gramnorm.report.onnx.moves import (
-    concat,
-    flattened,
-    gather,
-    padded,
-    rearranged,
-    reshaped,
-    sliced,
-    split,
-    squeezed,
-    transposed,
-    unsqueezed,
-)
-from gramnorm.report.onnx.nodes import Effect, Node, NotUnderstoodError
-from gramnorm.report.onnx.windows import conv, gemm, global_pool, matmul, pool, reduce
+from gramnorm.report.onnx import entries, moves, windows
+from gramnorm.report.onnx.entries import leaky, slope
+from gramnorm.report.onnx.moves import rearranged
+from gramnorm.report.onnx.nodes import Effect, Node, NotUnderstoodError, require
 
-__all__ = ["RULES", "apply_rule", "without_rule"]
-
-
-_FLOATS = frozenset(
-    ("alpha", "beta", "epsilon", "gamma", "max", "min", "momentum", "ratio", "value")
-)
-_TEXTS = frozenset(("approximate", "auto_pad", "mode"))
-_INTEGERS = frozenset(
-    (
-        *("allowzero", "axis", "blocksize", "ceil_mode", "count_include_pad", "group", "keepdims"),
-        *("noop_with_empty_axes", "num_outputs", "seed", "storage_order", "to"),
-        *("training_mode", "transA", "transB"),
-    )
-)
-
-
-@dataclass(frozen=True)
-class _Rule:
-    function: Callable[[Node], Effect]
-    attributes: frozenset[str] = field(default_factory=frozenset)
+Rule = Callable[[Node], Effect]
 
 
 def apply_rule(node: Node) -> Effect:
     """Return what a node does, or raise NotUnderstoodError."""
-    rule = RULES.get(node.op)
-    if rule is None:
-        msg = without_rule(node.op)
-        raise NotUnderstoodError(msg)
-    for name, value in node.attributes.items():
-        if name not in rule.attributes or not _fits(name, value):
-            msg = f"its attribute {name!r} is unknown or of another type"
-            raise NotUnderstoodError(msg)
+    require(node.op in RULES, without_rule(node.op))
     try:
-        return rule.function(node)
+        return RULES[node.op](node)
     except (ValueError, OverflowError) as error:  # lists of unequal lengths, numbers beyond 64 bits
         raise NotUnderstoodError(str(error)) from error
 
@@ -85,66 +32,56 @@ def without_rule(op: str) -> str:
     return "there is no rule for it" + ": it rounds to quantised numbers" * rounds
 
 
-def _fits(name: str, value: Any) -> bool:
-    """Say whether an attribute has the type it has in the standard: a list of integers unless listed here."""
-    if name in _FLOATS:
-        return isinstance(value, float)
-    if name in _TEXTS:
-        return isinstance(value, bytes)
-    if name in _INTEGERS:
-        return isinstance(value, int)
-    return isinstance(value, list) and all(isinstance(n, int) for n in value)
+def _each(*ops: str, by: Rule) -> dict[str, Rule]:
+    return dict.fromkeys(ops, by)
 
 
-_WINDOW = frozenset(("auto_pad", "dilations", "kernel_shape", "pads", "strides"))
-_REDUCE = _Rule(reduce, frozenset(("axes", "keepdims", "noop_with_empty_axes")))
-
-RULES = {
-    "Conv": _Rule(conv, _WINDOW | {"group"}),
-    "ConvTranspose": _Rule(conv, _WINDOW | {"group", "output_padding", "output_shape"}),
-    "Gemm": _Rule(gemm, frozenset(("alpha", "beta", "transA", "transB"))),
-    "MatMul": _Rule(matmul),
-    "MaxPool": _Rule(pool, _WINDOW | {"ceil_mode", "storage_order"}),
-    "AveragePool": _Rule(pool, _WINDOW | {"ceil_mode", "count_include_pad"}),
-    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _Rule(global_pool)),
-    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"), _REDUCE),
-    "BatchNormalization": _Rule(batch_norm, frozenset(("epsilon", "momentum", "training_mode"))),
-    **dict.fromkeys(
-        ("Relu", "Tanh", "Softplus", "Softsign", "Abs", "Neg", "Sin", "Cos", "Atan"),
-        _Rule(slope(lambda _: 1.0)),
-    ),
-    "Clip": _Rule(slope(clip), frozenset(("min", "max"))),
-    "Dropout": _Rule(slope(dropout), frozenset(("ratio", "seed"))),
-    "LeakyRelu": _Rule(
-        slope(lambda node: max(1.0, modulus(node, "alpha", 0.01))), frozenset(("alpha",))
-    ),
-    "Elu": _Rule(slope(lambda node: max(1.0, modulus(node, "alpha", 1.0))), frozenset(("alpha",))),
-    "Celu": _Rule(slope(celu), frozenset(("alpha",))),
-    "Selu": _Rule(slope(selu), frozenset(("alpha", "gamma"))),
-    "PRelu": _Rule(prelu),
-    "Sigmoid": _Rule(gated),
-    "HardSigmoid": _Rule(gated, frozenset(("alpha", "beta"))),
-    "HardSwish": _Rule(slope(lambda _: 1.5)),
-    "Swish": _Rule(slope(lambda _: 1.1), frozenset(("alpha",))),
-    "Mish": _Rule(slope(lambda _: 1.09)),
-    "Gelu": _Rule(slope(gelu), frozenset(("approximate",))),
-    "Erf": _Rule(slope(lambda _: 1.1284)),
-    "Softmax": _Rule(slope(lambda _: 0.5), frozenset(("axis",))),
-    **dict.fromkeys(("Add", "Sub", "Sum"), _Rule(add)),
-    **dict.fromkeys(("Max", "Min"), _Rule(extremum)),
-    **dict.fromkeys(("Mul", "Div"), _Rule(multiply)),
-    "Identity": _Rule(rearranged(lambda _, shape: shape)),
-    "Flatten": _Rule(rearranged(flattened), frozenset(("axis",))),
-    "Reshape": _Rule(rearranged(reshaped), frozenset(("allowzero",))),
-    "Transpose": _Rule(rearranged(transposed), frozenset(("perm",))),
-    "Squeeze": _Rule(rearranged(squeezed), frozenset(("axes",))),
-    "Unsqueeze": _Rule(rearranged(unsqueezed), frozenset(("axes",))),
-    "Pad": _Rule(rearranged(padded), frozenset(("mode", "pads", "value"))),
-    "Slice": _Rule(rearranged(sliced), frozenset(("axes", "starts", "ends"))),
-    "DepthToSpace": _Rule(rearranged(lambda _, __: None), frozenset(("blocksize", "mode"))),
-    "SpaceToDepth": _Rule(rearranged(lambda _, __: None), frozenset(("blocksize",))),
-    "Concat": _Rule(concat, frozenset(("axis",))),
-    "Split": _Rule(split, frozenset(("axis", "num_outputs", "split"))),
-    "Gather": _Rule(gather, frozenset(("axis",))),
+RULES: dict[str, Rule] = {
+    # layers, pooling, reductions
+    **_each("Conv", "ConvTranspose", by=windows.conv),
+    "Gemm": windows.gemm,
+    "MatMul": windows.matmul,
+    "MaxPool": windows.max_pool,
+    "AveragePool": windows.average_pool,
+    **_each("GlobalAveragePool", "GlobalMaxPool", by=windows.global_pool),
+    **_each("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", by=windows.reduce),
+    # functions of one number, by their largest slopes, and softmax
+    **_each("Relu", "Tanh", "Softplus", "Softsign", "Abs", "Neg", by=slope(1.0)),
+    **_each("Sin", "Cos", "Atan", by=slope(1.0)),
+    "Cast": slope(entries.cast),
+    "Clip": slope(entries.clip),
+    "Dropout": slope(entries.dropout),
+    "LeakyRelu": slope(leaky(0.01)),
+    "Elu": slope(leaky(1.0)),
+    "Celu": slope(entries.celu),
+    "Selu": slope(entries.selu),
+    "Gelu": slope(entries.gelu),
+    "HardSwish": slope(1.5),
+    "Swish": slope(1.1),
+    "Mish": slope(1.09),
+    "Erf": slope(1.1284),
+    "Softmax": slope(0.5),
+    "Sigmoid": entries.sigmoid,
+    "HardSigmoid": entries.hard_sigmoid,
+    # several tensors, entry by entry
+    "PRelu": entries.prelu,
+    "BatchNormalization": entries.batch_norm,
+    **_each("Add", "Sub", "Sum", by=entries.add),
+    **_each("Max", "Min", by=entries.extremum),
+    "Mul": entries.multiply,
+    "Div": entries.divide,
+    # entries that move
+    "Identity": rearranged(lambda _, shape: shape),
+    "Flatten": rearranged(moves.flattened),
+    "Reshape": moves.reshaped,
+    "Transpose": rearranged(moves.transposed),
+    "Squeeze": rearranged(moves.squeezed),
+    "Unsqueeze": rearranged(moves.unsqueezed),
+    "Pad": moves.padded,
+    "Slice": rearranged(moves.sliced),
+    **_each("DepthToSpace", "SpaceToDepth", by=rearranged(lambda _, __: None)),
+    "Concat": moves.concat,
+    "Split": moves.split,
+    "Gather": moves.gather,
 }
-"""The operators that are understood, with the attributes that their rules know."""
+"""The operators that are understood."""

@@ -1,0 +1,29 @@
+"""Every budget and threshold of the report, and the measurement or the argument it comes from.
+
+A wrong value refuses a file that could be read, asks where nothing is in doubt, or makes a poor picture.  Only the
+thresholds of kernels and folds decide what is bounded, and beyond them the user is asked: each is on the safe side.
+"""
+
+# Reading
+MAX_BYTES = 4 * 2**30  # of all arrays, unpacked: a few megabytes of a file can state terabytes
+DESCRIPTION_BYTES = 2**24  # of JSON: at 200 bytes for a layer, those of 80 000 layers
+LONGEST_NAME = 1000  # the pattern takes the square of its length, and real names are shorter
+
+# Kernels and folded weights
+FEW_TAPS = 16  # along an axis that need no explanation
+AGREE, DISAGREE = 0.95, 0.5  # cosines between u and W v: 1 once power iteration has converged
+FEWEST_TO_AGREE = 16  # entries of a vector from which its direction is no accident
+
+# Text
+NAMES_SHOWN = 8  # in a sentence; JSON has all
+LABEL = 44  # characters of the name of a layer in a picture
+LONG = 2**16  # numbers in all layers: about where a report takes a second, and a bar helps
+
+# Pictures of a symbol
+WORK = 1e11  # multiplications that a picture may cost,
+PATIENCE = 10  # and how many times that with the fewest points
+FEWEST_POINTS = 9  # per axis
+FINEST = {1: 1024, 2: 160}  # points per axis, which the pixels of the picture still show
+MOST_FOLDS = 2**12  # copies of the frequencies that a stride folds on each other
+CHUNK = 2**21  # numbers in the blocks at a time, 32 MiB of complex ones
+LEAST_DRAWN, MOST_DRAWN = 1e-150, 1e150  # beyond, a logarithmic axis overflows
