@@ -49,7 +49,6 @@ def bracket_sparse(x: Array, *, rtol: float, dtype: DType) -> Bounds[HostFloats]
         b = linalg.sparse_rows(x, x.data)
         loss = _sum_loss(x, merged=b.data.shape[0])
         del x
-        b = b.T.tocsr() if b.shape[0] < b.shape[1] else b
         active.append(_bracket_rows(b, rtol=rtol).widened(loss))
     found = of_stack(active)
     return Bounds(*scaling.restore(found.lower, found.upper, scaled, dtype=dtype), found.cost)
@@ -135,20 +134,20 @@ def _square_above(values: Array) -> float:
 
 
 def _bracket_rows(b: Array, *, rtol: float) -> Bounds[float]:
-    """Bracket the norm of the sparse `b`, p x q with q <= p, entries of size about 1, no place twice."""
-    if b.shape[1] <= limits.SMALL_SIDE or _square_above(b.data) < 2.0**-200:
+    """Bracket the norm of the sparse `b`, entries of size about 1, no place twice."""
+    if min(b.shape) <= limits.SMALL_SIDE or _square_above(b.data) < 2.0**-200:
         return _by_dense_gram(b, rtol=rtol)
 
     def dense(part: Array, *_: object) -> Bounds[float] | None:
-        part = part.T.tocsr() if part.shape[0] < part.shape[1] else part
-        return _by_dense_gram(part, rtol=rtol) if part.shape[1] <= limits.SPARSE_COLUMNS else None
+        return _by_dense_gram(part, rtol=rtol) if min(part.shape) <= limits.SPARSE_COLUMNS else None
 
     roads = dense, partial(windows.bracket, rtol=rtol)
     return large_sparse.bracket(crossing.host_sparse(b), rtol=rtol, roads=roads).bounds
 
 
 def _by_dense_gram(b: Array, *, rtol: float) -> Bounds[float]:
-    """Bracket the norm of the sparse `b`, p x q with q <= p, entries of size about 1."""
+    """Bracket the norm of the sparse `b`, entries of size about 1, by its smaller Gram matrix."""
+    b = b.T.tocsr() if b.shape[0] < b.shape[1] else b
     prec = precision_of(b.data.dtype)
     square = _square_above(b.data)
     if square < 2.0**-200:  # sums that cancelled: their rounding is above what is left
