@@ -15,7 +15,7 @@ import numpy as np
 
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostNumbers
-from gramnorm._matrix import cholesky, lanczos, residual
+from gramnorm._matrix import cholesky, lanczos, non_negative, residual
 from gramnorm._matrix.gram import bracket_by_iteration
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
@@ -25,6 +25,10 @@ from gramnorm._rigour.model import HOST_UNIT, down, precision_of, up
 def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
     """Bracket the norm of `b`, p x q with q <= p, scaled, with ||B||_F^2 <= `frobenius2`."""
     aim = rtol / 2  # the result is still to be rounded to the caller's type
+    if b.shape[1] >= limits.DENSE_SIGNS and not dtypes.is_complex(b.dtype):
+        quick = non_negative.dense_bracket(crossing.host_array(b), rtol=aim)
+        if quick is not None and quick.is_within(aim):
+            return quick
     if b.shape[1] <= limits.SQUARING_COLUMNS:
         found = bracket_by_squaring(b, frobenius2=frobenius2, rtol=aim)
     else:

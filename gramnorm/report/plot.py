@@ -31,9 +31,7 @@ _LOWER, _GAP, _PRODUCT, _PEAK = "#3b6ea5", "#e0812c", "#444444", "#d01c2a"
 
 
 def require_plots(*paths: str | None) -> None:
-    """
-    Raise what would come after the work: matplotlib missing, or a path that no picture can be
-    written to.
+    """Raise what would come after the work: matplotlib missing, or a path for no picture.
 
     Parameters
     ----------
@@ -57,9 +55,7 @@ def require_plots(*paths: str | None) -> None:
 
 
 def draw_bars(report: Report, path: str) -> None:
-    """
-    Write a picture of all brackets, and of the product of the upper bounds, if there is one, as it
-    grows.
+    """Write a picture of all brackets, and of the product of the upper bounds as it grows.
 
     Parameters
     ----------

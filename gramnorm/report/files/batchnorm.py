@@ -20,9 +20,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def batchnorm_bound(gamma: _Array, variance: _Array) -> float:
-    """
-    Return an upper bound on the norm of a batch normalisation in evaluation mode, for every
-    positive eps.
+    """Return an upper bound on the norm of a batch norm in evaluation mode, for every positive eps.
 
     Parameters
     ----------

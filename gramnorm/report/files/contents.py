@@ -107,9 +107,7 @@ def check_total(size: int) -> None:
 def selected(
     contents: Contents, include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> Contents:
-    """
-    Return the contents with only those entries whose names match a pattern to include, and none to
-    exclude.
+    """Return the contents with the entries whose names match what to include, not what to exclude.
 
     Parameters
     ----------

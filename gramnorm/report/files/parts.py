@@ -51,9 +51,7 @@ _HOOKED = re.compile(
 
 
 def folded(stored: Stored) -> Stored:
-    """
-    Replace weights that are stored in parts by what they define, or by the reason why that is
-    unknown.
+    """Replace weights that are stored in parts by what they define, or by why that is unknown.
 
     Parameters
     ----------

@@ -289,11 +289,9 @@ class _File:
         return None if text is None or shared else self.stored.arrays[text]
 
     def _squeezes(self, name: Name) -> bool:
-        """
-        Say whether this is ``fc1`` or ``fc2`` of a squeeze and excitation, as torchvision names
-        them.
+        """Say whether this is ``fc1`` or ``fc2`` of a squeeze and excitation.
 
-        Both have one tap, and the first has fewer outputs than inputs; that of a perceptron has
+        These are the names of torchvision. Both have one tap, and the first has fewer outputs than inputs; that of a perceptron has
         more.
         """
         if name.path[-1:] not in (("fc1",), ("fc2",)):

@@ -58,9 +58,7 @@ def is_checkpoint(archive: zipfile.ZipFile) -> bool:
 
 
 def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Stored:
-    """
-    Read the tensors of a checkpoint: a dict of tensors, one dict of tensors within a dict, or one
-    tensor.
+    """Read the tensors of a checkpoint: one, a dict of them, or one such dict within a dict.
 
     Parameters
     ----------
