@@ -291,7 +291,8 @@ class _File:
     def _squeezes(self, name: Name) -> bool:
         """Say whether this is ``fc1`` or ``fc2`` of a squeeze and excitation.
 
-        These are the names of torchvision. Both have one tap, and the first has fewer outputs than inputs; that of a perceptron has
+        These are the names of torchvision. Both have one tap, and the first has fewer outputs than
+        inputs; that of a perceptron has
         more.
         """
         if name.path[-1:] not in (("fc1",), ("fc2",)):
