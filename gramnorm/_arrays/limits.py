@@ -102,8 +102,9 @@ PAIR_STEPS = 40
 """Lanczos steps to a pair of vectors, which proves nothing: a poor one costs a poor lower bound."""
 
 FLAT = 0.125
-"""Least share of the largest singular value squared, at any frequency, from which on a symbol counts
-as flat: with less, c is hardly below sup ||F||^2 and the search on the square saves little."""
+"""Least share of the largest singular value squared, at any frequency, from which on a symbol
+counts as flat: with less, c is hardly below sup ||F||^2 and the search on the square saves little.
+"""
 
 FLAT_TRIAL = 100
 """Part of the budget after which the autocorrelation is formed: easy symbols are done by then."""
@@ -112,15 +113,15 @@ SQUARE_SHARE = 4
 """Part of the budget that the search on the square may take: three parts are left if it fails."""
 
 TAP_COLUMNS = 4096
-"""Most columns of the matrix of all taps whose Gram matrix is formed; its square is the most entries
-for all groups: 128 MiB in float64."""
+"""Most columns of the matrix of all taps whose Gram matrix is formed; its square is the most
+entries for all groups: 128 MiB in float64."""
 
 LAGS = 1000
 """Most lags, of which there are (2 k - 1) per axis and which are gathered one by one."""
 
 LAG_SQUARINGS = 6
-"""Squarings of each lag: the norm of q equal singular values is then missed by q^(1/128), 3 % for
-q = 64, and the norms that matter are added to one that is exact."""
+"""Squarings of each lag: the norm of q equal singular values is then missed by q^(1/128), 3 % for q
+= 64, and the norms that matter are added to one that is exact."""
 
 NARROW_BLOCKS, NARROW_SIDE = 16, 32
 """From so many blocks of such a size on, single precision goes first: 48 x 48 x 3 x 3 in float64
@@ -139,7 +140,8 @@ GRID_SAMPLE = 64
 1, 64 and 1000 differ by less than the noise of the clock."""
 
 GRADIENT_GROUPS = 16
-"""Most groups whose vectors are all computed to find the largest: each takes an iteration of its own."""
+"""Most groups whose vectors are all computed to find the largest: each takes an iteration of its
+own."""
 
 START_RTOL = 1e-2
 """Gap of the search for the frequency from which the vectors of an operator are iterated."""
@@ -214,9 +216,9 @@ AXES_READ = 8
 # Wide symbols
 
 FACTOR_COLUMNS, INNER = 32, 64
-"""Columns of a block of a factorisation, and most of the inner length of a product: rounding costs in proportion to
-it.  A matrix of order 512 takes 5.5 ms in single precision, 5.7 with blocks of 64, and numpy.linalg.cholesky 11.
-"""
+"""Columns of a block of a factorisation, and most of the inner length of a product: rounding costs
+in proportion to it. A matrix of order 512 takes 5.5 ms in single precision, 5.7 with blocks of 64,
+and numpy.linalg.cholesky 11."""
 
 FORMED = 2**20
 """Entries of the matrices that are formed together: the table is read once for all of them."""
@@ -243,64 +245,73 @@ WIDE_WORK = 3e12
 """Floating-point operations in factorisations, otherwise."""
 
 FACTORED = 1024
-"""Columns of all matrices that are factorised together: twice as fast as one by one at order 64, and no gain at 512.
-Where one of them has no factor, halves are tried again.
-"""
+"""Columns of all matrices that are factorised together: twice as fast as one by one at order 64,
+and no gain at 512. Where one of them has no factor, halves are tried again."""
 
 WIDE_FLAT = 0.5
 """Share of the first cells, all to be cut into many parts, from which on a symbol may be flat."""
 
 FACTORED_COLUMNS = 96
-"""Columns of a block from which on the norm at a single frequency is bounded by a factorisation as well: at 64, where
-Frobenius norms settle most frequencies, squarings take half of its time.
-"""
+"""Columns of a block from which on the norm at a single frequency is bounded by a factorisation as
+well: at 64, where Frobenius norms settle most frequencies, squarings take half of its time."""
 
 WIDE_GRID_TRIAL = 2, 4
-"""Part of a grid that the factorisations for the supremum may cost first, each one of a point; and how
-many times the first cells they must be, since these are cut at once: 6 times at 64 x 64 x 3 x 3."""
+"""Part of a grid that the factorisations for the supremum may cost first, each one of a point; and
+how many times the first cells they must be, since these are cut at once: 6 times at 64 x 64 x 3 x
+3."""
 
 
 # Large sparse matrices
 
 DENSE_SIGNS, DENSE_STEPS = 256, 12
-"""Columns from which a dense matrix is looked at for signs of rank one, and the most power steps with its moduli: both
-together take as long as a quarter of the product with its adjoint at 1000 columns, an eightieth at 3000."""
+"""Columns from which a dense matrix is looked at for signs of rank one, and the most power steps
+with its moduli: both together take as long as a quarter of the product with its adjoint at 1000
+columns, an eightieth at 3000."""
 
 SMALL_SIDE = 384
-"""Up to this many rows or columns the dense Gram matrix comes first: it takes 3 ms, as a look at the signs does."""
+"""Up to this many rows or columns the dense Gram matrix comes first: it takes 3 ms, as a look at
+the signs does."""
 
 BATCH = 2**18
-"""Entries whose ends are joined at a time: 20 MiB; fewer make the passes over all rows and columns dear."""
+"""Entries whose ends are joined at a time: 20 MiB; fewer make the passes over all rows and columns
+dear."""
 
 FIRST_STEPS = 8
-"""Power steps with the moduli, from ones: counts, graphs and grids at a modest gap need no more, and they settle which
-parts can be the largest; eight take as long as a quarter of `svds` on 20 000 unknowns."""
+"""Power steps with the moduli, from ones: counts, graphs and grids at a modest gap need no more,
+and they settle which parts can be the largest; eight take as long as a quarter of `svds` on 20 000
+unknowns."""
 
 LONG_LANCZOS_WORK = 2**33
 """Entries that the products of one Lanczos iteration may touch: ten seconds at 1.2 ns each."""
 
 LONG_LANCZOS_STEPS = 2000
-"""Most steps: the Laplacian on 600 x 600 takes 1500 to a gap of 1e-6, the Ritz problems a tenth of that time."""
+"""Most steps: the Laplacian on 600 x 600 takes 1500 to a gap of 1e-6, the Ritz problems a tenth of
+that time."""
 
 BASIS = 2**26
-"""Bytes of Lanczos vectors to remember; the others are computed twice, which doubles the time at worst."""
+"""Bytes of Lanczos vectors to remember; the others are computed twice, which doubles the time at
+worst."""
 
 SMOOTHING = 96
-"""Most power steps after Lanczos, as long as eight of them gain a third: the corners of a grid need 3 to 8, the far
-ends of a random graph with heavy hubs 50."""
+"""Most power steps after Lanczos, as long as eight of them gain a third: the corners of a grid need
+3 to 8, the far ends of a random graph with heavy hubs 50."""
 
 STACKED = 32
-"""Largest side of a part that is bracketed densely in a stack with others: a part by itself costs 0.5 ms."""
+"""Largest side of a part that is bracketed densely in a stack with others: a part by itself costs
+0.5 ms."""
 
 GRAM_WORK = 2**27
-"""Products of two entries that forming a sparse Gram matrix may take: half a second at 4 ns each."""
+"""Products of two entries that forming a sparse Gram matrix may take: half a second at 4 ns each.
+"""
 
 WINDOW_BLOCK, STRIP, WIDE_WINDOW = 64, 4, 1024
-"""Columns of a block of that factorisation, four times as many where the window is wide, whose passes are slow; and how
-many blocks are updated in one product."""
+"""Columns of a block of that factorisation, four times as many where the window is wide, whose
+passes are slow; and how many blocks are updated in one product."""
 
 WINDOW = 2**25
-"""Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB, 512 MiB if complex."""
+"""Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB,
+512 MiB if complex."""
 
 WINDOW_WORK = 2**37
-"""Sum of squares of its sides, column by column: five seconds at 25 GFLOP/s, or one dense factorisation of 7000."""
+"""Sum of squares of its sides, column by column: five seconds at 25 GFLOP/s, or one dense
+factorisation of 7000."""

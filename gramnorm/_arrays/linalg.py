@@ -141,7 +141,7 @@ def solved_basis_or_none(
 
 
 def tridiagonal_top(diagonal: HostFloats, off: HostFloats) -> tuple[float, HostFloats]:
-    """Return what a library takes for the largest eigenvalue of a symmetric tridiagonal matrix, and a vector.
+    """Return what a library takes for the top eigenpair of a symmetric tridiagonal matrix.
 
     NaN where none finds any.
     """
@@ -159,7 +159,7 @@ def tridiagonal_top(diagonal: HostFloats, off: HostFloats) -> tuple[float, HostF
 
 
 def bandwidth_order(x: Array) -> HostInts:
-    """Return an order in which the entries of a sparse Hermitian host matrix lie near the diagonal."""
+    """Return an order that brings the entries of a sparse Hermitian matrix near the diagonal."""
     from scipy.sparse.csgraph import reverse_cuthill_mckee
 
     pattern = with_entries(x.tocoo(), np.ones(x.nnz)).tocsr()

@@ -1,7 +1,9 @@
-"""Sparse arrays of all libraries as entries that a kernel can take: SciPy's and CuPy's as they are, others on the host.
+"""Sparse arrays of all libraries as entries that a kernel can take.
 
-PyTorch's, JAX's and pydata's are read as their formats are defined: what shares a place is added up, and places beyond
-the last row, which JAX fills up with, do not count.
+SciPy's and CuPy's as they are, others on the host.
+
+PyTorch's, JAX's and pydata's are read as their formats are defined: what shares a place is added
+up, and places beyond the last row, which JAX fills up with, do not count.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def is_any_sparse(x: object) -> bool:
 
 
 def entries_and_like(x: Array) -> tuple[Array, Array]:
-    """Return a sparse array of SciPy or CuPy with the entries of `x`, and an array of its library without elements.
+    """Return `x` as a sparse array of SciPy or CuPy, and an array of its library without elements.
 
     Of an array that is traced, itself stands for the first.
     """

@@ -1,4 +1,6 @@
-"""A local maximum of the norm of a symbol, by its singular vectors: where to look, it proves nothing.
+"""A local maximum of the norm of a symbol, by its singular vectors.
+
+Where to look, it proves nothing.
 
 For unit vectors u, v the norm of F(theta) is at least |u^H F(theta) v| = |sum_q c_q exp(i q .
 theta)| with c_q = u^H K_q v, a scalar polynomial that is cheap to climb.  At its top the vectors
@@ -42,7 +44,7 @@ def top_pair(f: HostComplex) -> tuple[HostComplex, HostComplex]:
 def climb(
     taps: npt.NDArray[np.inexact], offsets: HostInts, turns: HostFloats, *, rounds: int
 ) -> HostFloats:
-    """Return the turns of a local maximum near `turns` for taps (Q, p, q) at the positions `offsets`."""
+    """Return the turns of a local maximum near `turns`, for taps (Q, p, q) at `offsets`."""
     moves = stencil(offsets)
     for _ in range(rounds if np.any(moves) else 0):
         before = turns
@@ -60,7 +62,7 @@ def climb(
 
 
 def stencil(offsets: HostInts) -> HostFloats:
-    """Return the moves to the neighbours of a frequency, none in the middle, for taps at `offsets`."""
+    """Return the moves from a frequency to its neighbours, and none, for taps at `offsets`."""
     extent = np.ptp(offsets, axis=0)
     moves = np.asarray(list(itertools.product((-1.0, 0.0, 1.0), repeat=len(extent))))
     return np.asarray(moves * (extent > 0) / np.maximum(extent, 1))

@@ -20,7 +20,10 @@ from gramnorm._arrays.types import HostBools, HostInts
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cells:
-    """Cells of one size: ``centres / denominators`` turns, reaching one unit along each axis that is split."""
+    """Cells of one size.
+
+    ``centres / denominators`` turns, reaching one unit along each axis that is split.
+    """
 
     kernel_size: tuple[int, ...]
     centres: HostInts
@@ -30,7 +33,10 @@ class Cells:
     def cover(
         cls, kernel_size: tuple[int, ...], *, half: bool, reach: float = limits.FIRST_REACH
     ) -> Cells:
-        """Cover the torus by cells with w about `reach`; up to the sign of frequencies if `half`."""
+        """Cover the torus by cells with w about `reach`.
+
+        Up to the sign of frequencies if `half`.
+        """
         denominators = _first_denominators(kernel_size, reach)
         split, diamond = _split_axes(kernel_size), _diamond(kernel_size)
         numbers = [np.arange(1, n, 2) if n > 1 else np.zeros(1, np.int64) for n in denominators]

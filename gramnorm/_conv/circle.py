@@ -30,7 +30,10 @@ from gramnorm._rigour.model import HOST_UNIT, down, up
 
 
 def grid_shape(sizes: tuple[int, ...], *, half: bool) -> tuple[int, ...]:
-    """Return how many frequencies per axis represent a circle's; F(-theta) is conj F(theta) if `half`."""
+    """Return how many frequencies per axis represent a circle's.
+
+    F(-theta) is conj F(theta) if `half`.
+    """
     return (sizes[0] // 2 + 1, *sizes[1:]) if half else sizes
 
 

@@ -115,7 +115,7 @@ def _at_corners(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float) ->
 
 
 def _is_futile(cosine: float, symbol: Symbol, best: Maximum, rtol: float) -> bool:
-    """Say whether cells of this size are open because of rounding, which splitting does not mend."""
+    """Say whether such cells are open because of rounding, which splitting does not mend."""
     lower = best.bounds.lower
     noise = 4 * symbol.error / lower if lower > 0 else 1.0
     return cosine * (1 + max(rtol / 16, noise)) >= 1

@@ -92,7 +92,8 @@ class Squared:
     def quotient(self, turns: HostFloats, v: HostVector) -> float:
         """Return a lower bound on the norm at one frequency: ||F v|| / ||v|| less its error.
 
-        An entry of F v is a sum of T q products and errs by (kappa(T q + T) + 40 u) sum_k |K_k| |v|.
+        An entry of F v is a sum of T q products and errs by (kappa(T q + T) + 40 u) sum_k |K_k|
+        |v|.
         """
         count, p, q = self._taps.shape
         v = v.astype(np.complex128)
@@ -119,7 +120,7 @@ class Squared:
         return found
 
     def formed(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> list[HostStack]:
-        """Return level I - G as block columns from the diagonal down, in double precision if `wide`."""
+        """Return level I - G as block columns below the diagonal, in double precision if `wide`."""
         angle = turns @ self.lags.T
         angle = 2 * math.pi * (angle - np.round(angle))
         even, odd = np.cos(angle), np.sin(angle[:, 1:])

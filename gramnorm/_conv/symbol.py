@@ -93,7 +93,10 @@ def taps_of(kernel: Array, groups: int) -> Array:
 
 
 def undilated_stride(stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """Return s / gcd(s, d): the stride that has the same norm without dilation (theory, Lemma 8)."""
+    """Return s / gcd(s, d).
+
+    The stride that has the same norm without dilation (theory, Lemma 8).
+    """
     return tuple(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True))
 
 
@@ -145,7 +148,7 @@ class Symbol:
 
     @functools.cached_property
     def _narrow(self) -> Symbol:
-        """The symbol in single precision, in which each entry of a tap is off by u or underflowed."""
+        """The symbol in single precision: entries of taps are off by u or underflowed."""
         xp = libraries.namespace(self.taps)
         size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
         lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
@@ -188,7 +191,10 @@ class Symbol:
 
     @functools.cached_property
     def squares(self) -> list[Squared]:
-        """The squares of the blocks on the host if these are wide and their tables fit; else none."""
+        """The squares of the blocks on the host if these are wide and their tables fit.
+
+        Else none.
+        """
         count, blocks, _, q = self._tall.shape
         lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
         small = 4 * lags * blocks * q * q <= limits.WIDE_TABLE
@@ -201,7 +207,7 @@ class Symbol:
         return [Squared(np.ascontiguousarray(host[:, k]), self.offsets) for k in range(blocks)]
 
     def flat_bound(self) -> float:
-        """Return a bound on the norm at every frequency, sharp if the symbol is a scaled unitary."""
+        """Return a bound on the norm at all frequencies, sharp for scaled unitary symbols."""
         found = self.autocorrelation
         return math.inf if found is None else up(math.sqrt(found.ceiling))
 

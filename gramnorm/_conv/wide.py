@@ -110,7 +110,10 @@ class _Search:
         self._cost = 0
 
     def run(self, most: float, is_flat: Callable[[float], bool]) -> Peak:
-        """Return the bracket; from above it is crude if it takes more than `most` factorisations."""
+        """Return the bracket.
+
+        From above it is crude if it takes more than `most` factorisations.
+        """
         first = []
         for square in self._squares:
             norms, vectors = square.estimator.at(self._roots, FIRST_STEPS)

@@ -115,8 +115,8 @@ def matrix_norm_bracket(
     Notes
     -----
     **Guarantee.** ``lower <= norm <= upper`` for every input under the rounding model of the theory
-    page (Theorems 2, 6, 7 and 20, Lemma 5), converged or not. PyTorch differentiates both ends as it
-    does `matrix_norm_bound`.
+    page (Theorems 2, 6, 7 and 20, Lemma 5), converged or not. PyTorch differentiates both ends as
+    it does `matrix_norm_bound`.
 
     Stacks, and matrices on a GPU, go through Gram iteration [1]_: Schatten norms of growing order,
     whose rounding errors are carried along and climb back through the square roots; stacks are
@@ -281,7 +281,7 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
 
 
 def _checked(x: Array) -> tuple[Array, Array]:
-    """Return matrices with values, sparse ones as SciPy's or CuPy's, and an array of their library."""
+    """Return checked matrices, sparse ones as SciPy's or CuPy's, and an array of their library."""
     if not sparse_inputs.is_any_sparse(x):
         a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
         _validate.matrices(a, name="x")

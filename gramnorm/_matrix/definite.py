@@ -83,7 +83,8 @@ def _by_halves(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
 def expected_loss(q: int, kind: np.dtype[np.generic]) -> float:
     """Return about how far rounding raises shortfalls, relative to the largest diagonal entry.
 
-    The norm of |R| |R|^H was found to be 2 + 0.055 q times that entry, for kernels of several kinds.
+    The norm of |R| |R|^H was found to be 2 + 0.055 q times that entry, for kernels of several
+    kinds.
     """
     prec = precision_of(kind)
     return (

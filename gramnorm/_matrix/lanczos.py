@@ -105,8 +105,9 @@ def long_ritz_vector(
 ) -> HostNumbers:
     """Return a Ritz vector as `top_vector` does, for many steps with long vectors.
 
-    Nothing is orthogonalised again: that costs copies of a Ritz value, and the largest is found in spite of them.
-    Of the basis `kept` vectors are remembered; the others are computed once more, so that memory is bounded.
+    Nothing is orthogonalised again: that costs copies of a Ritz value, and the largest is found in
+    spite of them. Of the basis `kept` vectors are remembered; the others are computed once more, so
+    that memory is bounded.
 
     Parameters
     ----------

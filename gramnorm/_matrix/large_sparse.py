@@ -2,9 +2,10 @@
 
     ||A x|| / ||x||  <=  ||A||  <=  || |A| ||  <=  (max_j (|A|^T |A| w)_j / w_j)^(1/2)
 
-for every x and every w > 0 (docs/theory.md, Theorem 20): equal in the middle where signs take all entries to their
-moduli, and equal at both ends for the leading vectors.  Connected parts are treated apart, the norm being the largest
-of theirs.  Where the moduli are too large the Gram matrix decides, in the cheapest form that is at hand.
+for every x and every w > 0 (docs/theory.md, Theorem 20): equal in the middle where signs take all
+entries to their moduli, and equal at both ends for the leading vectors.  Connected parts are
+treated apart, the norm being the largest of theirs.  Where the moduli are too large the Gram matrix
+decides, in the cheapest form that is at hand.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Rows = Any
 Road = Callable[[Rows, Bounds[float], float], Bounds[float] | None]
 """Bounds the norm of a matrix by its Gram matrix; None if that is dear.
 
-Given are known bounds on it, and an upper bound on the norm of the moduli, by which the rounding is counted.
+Given are known bounds on it, and an upper bound on the norm of the moduli, by which the rounding is
+counted.
 """
 
 
@@ -42,7 +44,10 @@ class Found:
 
 
 def bracket(b: Rows, *, rtol: float, roads: Sequence[Road]) -> Found:
-    """Bracket the norm of `b`, not a zero matrix; `roads` are tried in turn where the moduli are too large."""
+    """Bracket the norm of `b`, not a zero matrix.
+
+    `roads` are tried in turn where the moduli are too large.
+    """
     if not np.all(b.data):  # a zero that is stored joins nothing
         b = b.copy()
         b.eliminate_zeros()
@@ -67,7 +72,8 @@ def _first_steps(
 ) -> tuple[HostFloats, HostFloats, HostFloats]:
     """Take a few power steps with the moduli, from ones, in all parts at once.
 
-    Return upper bounds on the norms of the parts of the moduli, what they are about at least, and the vector.
+    Return upper bounds on the norms of the parts of the moduli, what they are about at least, and
+    the vector.
     """
     m = moduli(b)
     rows, columns = parts.rows, parts.columns
@@ -87,7 +93,10 @@ def _first_steps(
 
 
 def _largest(values: HostFloats, labels: HostInts, count: int) -> HostFloats:
-    """Return the largest of the non-negative values with each label; 0 for those that do not occur."""
+    """Return the largest of the non-negative values with each label.
+
+    0 for those that do not occur.
+    """
     found = np.zeros(count)
     np.maximum.at(found, labels, values)
     return found
@@ -160,7 +169,7 @@ class _Members:
 def _stacked(
     b: Rows, parts: signs.Parts, chosen: HostInts, sides: HostInts, *, rtol: float
 ) -> tuple[HostFloats, HostFloats, int]:
-    """Bracket small parts by the Gram iteration of stacks of blocks, padded with zeros to powers of two."""
+    """Bracket small parts by Gram iteration of stacks of blocks, padded to powers of two."""
     lower, upper, cost = np.zeros(len(chosen)), np.zeros(len(chosen)), 0
     rows, columns = _Members(parts.rows).rank(), _Members(parts.columns).rank()
     i = np.repeat(np.arange(b.shape[0]), np.diff(b.indptr))
@@ -189,7 +198,10 @@ def _dense_vector(block: HostNumbers) -> HostNumbers:
 def _connected(
     b: Rows, x: HostNumbers, upper: float, *, rtol: float, roads: Sequence[Road]
 ) -> Found:
-    """Bracket a connected matrix; `x` has the phases of a spanning tree, and moduli after a few power steps."""
+    """Bracket a connected matrix.
+
+    `x` has the phases of a spanning tree, and moduli after a few power steps.
+    """
     m = moduli(b)
     w = np.abs(x)
     # that of the moduli is no less

@@ -4,8 +4,9 @@ For M >= 0 and any w > 0, with v = M w and z = M^T v  (Collatz, Wielandt; docs/t
 
     ||M||^2 <= max_j z_j / w_j ,
 
-with equality where w is the leading right singular vector.  Sums of non-negative numbers do not cancel: a computed
-entry of v or z misses the true one by a few units for each entry of a row or column, whatever the order.
+with equality where w is the leading right singular vector.  Sums of non-negative numbers do not
+cancel: a computed entry of v or z misses the true one by a few units for each entry of a row or
+column, whatever the order.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from gramnorm._rigour.model import HOST_UNIT, down, precision_of, up
 Product = Callable[[HostFloats], HostFloats]
 
 LEAST = 2.0**-500
-"""Of the entries of w beside the largest: what underflow adds to a product stays far below any of them."""
+"""Of the entries of w beside the largest: what underflow adds to a product stays far below any of
+them."""
 
 _TINY = 2.0**-1022
 
@@ -59,9 +61,10 @@ class NonNegative:
         return v, self.backward(v) + 3 * self.in_column * _TINY
 
     def above(self, quotients: HostFloats) -> HostFloats:
-        """Return upper bounds on the norms of parts by the largest of their computed quotients z / w."""
-        # a term of v meets a product, in_row - 1 sums and one more for underflow, and 5 u are for a modulus that a
-        # library has rounded; a term of z the same, and the quotient is rounded as well
+        """Return upper bounds on the norms of parts from their largest computed quotients z / w."""
+        # a term of v meets a product, in_row - 1 sums and one more for underflow, and 5 u are for a
+        # modulus that a library has rounded; a term of z the same, and the quotient is rounded as
+        # well
         terms = (self.in_row + 6) + (self.in_column + 7)
         gamma = terms * HOST_UNIT / (1 - terms * HOST_UNIT) if terms * HOST_UNIT < 0.5 else np.inf
         found = up(np.sqrt(up(quotients * (1 + gamma))))
@@ -73,7 +76,7 @@ class NonNegative:
 
 
 def moduli(b: Any) -> NonNegative:
-    """Return the moduli of the entries of a host matrix, dense or in compressed rows without repeated places."""
+    """Return the moduli of a host matrix, dense or in compressed rows without repeated places."""
     if isinstance(b, np.ndarray):
         m, n = b if np.min(b) >= 0 else np.abs(b), b.shape[1]
         return NonNegative(lambda w: m @ w, lambda v: m.T @ v, n, m.shape[0], n, m.size)
@@ -89,7 +92,7 @@ def moduli(b: Any) -> NonNegative:
 
 
 def attained(b: Any, x: HostNumbers, upper: float, *, in_row: int) -> float:
-    """Return a lower bound on ||A x|| / ||x|| for a host matrix with at most `in_row` entries in a row.
+    """Return a lower bound on ||A x|| / ||x|| for at most `in_row` entries in a row of A.
 
     `upper` bounds the norm of the moduli of A.
     """
@@ -107,7 +110,9 @@ def attained(b: Any, x: HostNumbers, upper: float, *, in_row: int) -> float:
 
 
 def dense_bracket(b: HostFloats, *, rtol: float) -> Bounds[float] | None:
-    """Bracket a dense host matrix whose signs are those of its first row up to those of rows; None if it is no use.
+    """Bracket a dense host matrix whose signs are those of its first row up to those of rows.
+
+    None if it is no use.
 
     A few rows are looked at before the others, and a few power steps tell whether more would do.
     """
@@ -130,7 +135,10 @@ def dense_bracket(b: HostFloats, *, rtol: float) -> Bounds[float] | None:
 
 
 def positive(w: HostNumbers) -> HostFloats:
-    """Return moduli of `w`, the largest one about 1 and none next to nothing; ones where that fails."""
+    """Return moduli of `w`, the largest one about 1 and none next to nothing.
+
+    Ones where that fails.
+    """
     w = np.abs(w).astype(np.float64)
     largest = float(np.max(w, initial=0.0))
     if not 0.0 < largest < math.inf:
@@ -139,7 +147,7 @@ def positive(w: HostNumbers) -> HostFloats:
 
 
 def leading(m: NonNegative, w: HostFloats, *, rtol: float) -> tuple[float, HostFloats, int]:
-    """Return an upper bound on ||M||, the vector w > 0 that gave it, and the pairs of products spent.
+    """Return an upper bound on ||M||, the vector w > 0 that gave it, and the cost in pairs.
 
     Starts at `w` > 0 and stops where the bound is within about `rtol` of the norm.
     """
@@ -152,7 +160,8 @@ def leading(m: NonNegative, w: HostFloats, *, rtol: float) -> tuple[float, HostF
             steps=lanczos_steps(m.entries),
             kept=limits.BASIS // (8 * len(w)),
         )
-        # what Lanczos leaves of the least entries is noise; the quotient of a sum lies between those of its terms
+        # what Lanczos leaves of the least entries is noise; the quotient of a sum lies between
+        # those of its terms
         one, steps = _smoothed(m, positive(found) + 1e-12 * best.vector, rtol=rtol)
         best, cost = min(best, one, key=lambda proof: proof.upper), cost + steps
         if best.excess <= rtol:
@@ -186,7 +195,7 @@ def _smoothed(m: NonNegative, w: HostFloats, *, rtol: float) -> tuple[Proof, int
 
 
 def lanczos_steps(entries: int) -> int:
-    """Return the most steps of a Lanczos iteration whose products touch so many entries, four times a step."""
+    """Return the most Lanczos steps with products that touch so many entries, four times each."""
     return max(
         20, min(limits.LONG_LANCZOS_STEPS, limits.LONG_LANCZOS_WORK // (4 * max(entries, 1)))
     )

@@ -1,7 +1,7 @@
 """Bounds for operators that are known by their products with vectors only.
 
-From below always; from above where the caller vouches that no entry of the matrix is negative (docs/theory.md,
-Theorem 20).
+From below always; from above where the caller vouches that no entry of the matrix is negative
+(docs/theory.md, Theorem 20).
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ __all__ = ["operator_norm_bracket", "operator_norm_lower_bound"]
 
 
 class Operator(Protocol):
-    """What is needed of an operator: its shape and its products, as in `scipy.sparse.linalg.LinearOperator`."""
+    """What is needed of an operator.
+
+    Its shape and its products, as in `scipy.sparse.linalg.LinearOperator`.
+    """
 
     shape: tuple[int, int]
 
@@ -122,7 +125,7 @@ def operator_norm_lower_bound(
 def operator_norm_bracket(
     A: Operator, /, *, nonnegative: bool = False, rtol: float | None = None
 ) -> NormBracket:
-    """Return a bracket of the spectral norm of an operator given by products, where its entries are non-negative.
+    """Return a bracket of the norm of an operator with non-negative entries, given by products.
 
     Parameters
     ----------
@@ -130,23 +133,25 @@ def operator_norm_bracket(
         Anything with ``shape``, ``matvec`` and ``rmatvec`` (the adjoint) on NumPy vectors, such as
         `scipy.sparse.linalg.LinearOperator` or an operator of PyLops.
     nonnegative : bool, optional
-        Whether the caller vouches that the matrix of `A` is real and has no negative entry, as projectors of
-        tomography, blurs, and averages have none. Without it the upper end is inf.
+        Whether the caller vouches that the matrix of `A` is real and has no negative entry, as
+        projectors of tomography, blurs, and averages have none. Without it the upper end is inf.
     rtol : float, optional
         Relative gap asked for, by default 1e-6.
 
     Returns
     -------
     NormBracket
-        ``lower <= norm <= upper`` as NumPy scalars of double precision. `n_products` counts pairs of products.
+        ``lower <= norm <= upper`` as NumPy scalars of double precision. `n_products` counts pairs
+        of products.
 
     Raises
     ------
     TypeError
         If `A` lacks ``shape``, ``matvec`` or ``rmatvec``.
     ValueError
-        If `rtol` is not positive, a product is not finite, the image of a vector without negative entries has a
-        negative or complex one, or ``rmatvec`` is seen not to be the adjoint of ``matvec``.
+        If `rtol` is not positive, a product is not finite, the image of a vector without negative
+        entries has a negative or complex one, or ``rmatvec`` is seen not to be the adjoint of
+        ``matvec``.
 
     See Also
     --------
@@ -156,10 +161,11 @@ def operator_norm_bracket(
     Notes
     -----
     **Guarantee.** If the matrix has no negative entry, ``norm^2 <= max_j (A^T A w)_j / w_j`` for every positive vector
-    w (Collatz and Wielandt; theory page, Theorem 20), with the rounding of this function counted; what the operator's
-    own products lose cannot be known here. That no entry is negative is the caller's statement: the images that are
-    computed anyway are looked at, which finds out many operators but not all. Products with finitely many vectors
-    prove nothing from above about other operators, hence inf.
+    w (Collatz and Wielandt; theory page, Theorem 20), with the rounding of this function counted;
+    what the operator's own products lose cannot be known here. That no entry is negative is the
+    caller's statement: the images that are computed anyway are looked at, which finds out many
+    operators but not all. Products with finitely many vectors prove nothing from above about other
+    operators, hence inf.
 
     Examples
     --------
@@ -242,7 +248,9 @@ _Numbers = TypeVar("_Numbers", float, HostFloats, HostNumbers)
 
 
 def _times_power_of_two(x: _Numbers, exponent: int) -> _Numbers:
-    """Return x 2^exponent, exactly where that is normal, in two steps: a single factor may leave the range.
+    """Return x 2^exponent, exactly where that is normal, in two steps.
+
+    A single factor may leave the range.
 
     Quotients would not do: by a subnormal number those of complex numbers overflow.
     """
@@ -251,7 +259,10 @@ def _times_power_of_two(x: _Numbers, exponent: int) -> _Numbers:
 
 
 def _exponent(v: HostNumbers) -> int:
-    """Return e such that the largest component lies in [1/2, 1) times 2^e; 0 for a vector of zeros."""
+    """Return e such that the largest component lies in [1/2, 1) times 2^e.
+
+    0 for a vector of zeros.
+    """
     return math.frexp(max(float(np.max(np.abs(part))) for part in (v.real, v.imag)))[1]
 
 

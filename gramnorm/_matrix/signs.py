@@ -1,6 +1,7 @@
 """Connected parts of a sparse matrix, and signs that take all of its entries to their moduli.
 
-Rows and columns are the nodes of a graph and entries its edges.  Numbers s_i, t_j of modulus one with
+Rows and columns are the nodes of a graph and entries its edges.  Numbers s_i, t_j of modulus one
+with
 
     a_ij t_j = s_i |a_ij|   for all entries                      (the pattern is *balanced*)
 
@@ -41,10 +42,11 @@ class Parts:
 
 
 def parts(b: Rows) -> Parts:
-    """Return the connected parts of a host matrix in compressed rows without stored zeros, and phases.
+    """Return the connected parts of a matrix in compressed rows without stored zeros, and phases.
 
-    Every root of a forest joins the least root that an entry leads to, and its descendants follow it at once, so
-    that the number of roots falls at least by half in two rounds.  Entries come in batches, to save memory.
+    Every root of a forest joins the least root that an entry leads to, and its descendants follow
+    it at once, so that the number of roots falls at least by half in two rounds.  Entries come in
+    batches, to save memory.
     """
     m, total = b.shape[0], sum(b.shape)
     root = np.arange(total)
@@ -67,7 +69,7 @@ def parts(b: Rows) -> Parts:
 
 
 def _join(root: HostInts, phase: HostNumbers, a: HostInts, b: HostInts, over: HostNumbers) -> None:
-    """Let each root join the least one beside it, a over b being `over`, and its descendants with it."""
+    """Let each root and its descendants join the least root beside it, a over b being `over`."""
     larger, smaller = np.maximum(a, b), np.minimum(a, b)
     best = np.full(len(root), np.iinfo(np.int64).max)
     # the least neighbour, and the entry that leads to it, in one number

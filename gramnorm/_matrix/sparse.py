@@ -85,7 +85,7 @@ def _unit_pair(b: Array, rtol: float) -> tuple[HostNumbers, HostNumbers]:
 
 
 def gradient(x: Array, value: Array, left: Array, right: Array) -> Array:
-    """Return u_i conj(v_j) at the entries of `x` as coordinates, scaled so that the pairing with `x` is `value`.
+    """Return u_i conj(v_j) at the entries of `x`, scaled so that the pairing with `x` is `value`.
 
     The bound is homogeneous (Euler); 0 for a zero matrix, and NaN where the norm is NaN or inf.
     """
@@ -100,7 +100,10 @@ def gradient(x: Array, value: Array, left: Array, right: Array) -> Array:
 
 
 def _scaled(x: Array) -> scaling.Scaled:
-    """Scale the values of a `stored` matrix, which must not be empty; sums of them stay in range."""
+    """Scale the values of a `stored` matrix, which must not be empty.
+
+    Sums of them stay in range.
+    """
     xp = libraries.namespace(x)
     finite = xp.isfinite(x.data)
     values = x.data

@@ -1,8 +1,11 @@
-"""Sparse Gram matrices: their moduli, and a Cholesky factorisation in a window that moves along the diagonal.
+"""Sparse Gram matrices.
 
-Where the entries of S = A^H A lie near the diagonal, so do those of the factor of nu I - S: a square of the rows which
-the columns at hand reach is all that is ever formed.  It is factorised and checked as a dense matrix is (`cholesky`;
-docs/theory.md, Theorem 6), so that memory is the square of the bandwidth, and time that times the side.
+Their moduli, and a Cholesky factorisation in a window that moves along the diagonal.
+
+Where the entries of S = A^H A lie near the diagonal, so do those of the factor of nu I - S: a
+square of the rows which the columns at hand reach is all that is ever formed.  It is factorised and
+checked as a dense matrix is (`cholesky`; docs/theory.md, Theorem 6), so that memory is the square
+of the bandwidth, and time that times the side.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ Rows = Any
 def bracket(
     b: Rows, known: Bounds[float], above_moduli: float, *, rtol: float
 ) -> Bounds[float] | None:
-    """Bound the norm of `b` from above by its Gram matrix, A^H A or A A^H, whichever is cheaper; None if both are dear.
+    """Bound the norm of `b` from above by its Gram matrix, A^H A or A A^H, whichever is cheaper.
+
+    None if both are dear.
 
     `known` are bounds on the norm, and `above_moduli` is one on that of the moduli.
     """
@@ -55,7 +60,10 @@ def _work(b: Rows) -> float:
 
 
 def _by_moduli(m: NonNegative, error: float, known: Bounds[float], *, rtol: float) -> float:
-    """Return an upper bound on ||S||, as far as `error`, by that of |S|; inf where that is larger."""
+    """Return an upper bound on ||S||, as far as `error`, by that of |S|.
+
+    Inf where that is larger.
+    """
     w = np.ones(m.side)
     for _ in range(limits.FIRST_STEPS):
         v = m.forward(w)
@@ -67,7 +75,10 @@ def _by_moduli(m: NonNegative, error: float, known: Bounds[float], *, rtol: floa
 
 
 def _by_factor(gram: Rows, level: float) -> float:
-    """Return an upper bound on the eigenvalues of S, close to `level` if that is one; else, or if it is dear, inf."""
+    """Return an upper bound on the eigenvalues of S, close to `level` if that is one.
+
+    Else, or if it is dear, inf.
+    """
     order = linalg.bandwidth_order(gram)
     choices = [gram, gram[order][:, order].tocsr()]
     windows = [Window.of(s) for s in choices]
@@ -86,8 +97,9 @@ class Window:
     block : int
         Columns of a block.
     reach : host ints
-        For each block of columns where the rows end that it, or one before it, reaches: at the end of a block, because
-        blocks on the diagonal are read as a whole, and enter the window as such.
+        For each block of columns where the rows end that it, or one before it, reaches: at the end
+        of a block, because blocks on the diagonal are read as a whole, and enter the window as
+        such.
     """
 
     block: int
@@ -121,7 +133,7 @@ class Window:
 
 
 def eigenvalue_bound(s: Rows, window: Window, level: float) -> float:
-    """Return an upper bound on the eigenvalues of a sparse Hermitian matrix, close to `level` or inf."""
+    """Return an upper bound on a sparse Hermitian matrix's eigenvalues, near `level` or inf."""
     with np.errstate(over="ignore", invalid="ignore"):  # a useless R ends as inf or NaN, hence inf
         measured = _factorise(s, window, level)
     if measured is None:
@@ -147,7 +159,10 @@ def eigenvalue_bound(s: Rows, window: Window, level: float) -> float:
 
 
 def _factorise(s: Rows, window: Window, level: float) -> tuple[float, float] | None:
-    """Return the computed squared norms of D and R, from the blocks formed; None if there is no R."""
+    """Return the computed squared norms of D and R, from the blocks formed.
+
+    None if there is no R.
+    """
     square = np.zeros((window.side, window.side), dtype=s.dtype)
     defect, size, known = 0.0, 0.0, 0
     for k, stop in enumerate(window.reach.tolist()):
@@ -168,7 +183,7 @@ def _factorise(s: Rows, window: Window, level: float) -> tuple[float, float] | N
 
 
 def _advance(square: HostNumbers, panel: HostNumbers, *, strip: int) -> None:
-    """Subtract the product of a panel from what is below and right of it, and move that to the corner."""
+    """Subtract a panel's product from what is below and right; move that to the corner."""
     height, width = panel.shape
     below = panel[width:]
     for a in range(0, height - width, strip):  # on and below the diagonal

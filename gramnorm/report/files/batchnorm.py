@@ -1,4 +1,6 @@
-r"""Batch normalisation in evaluation mode: y = gamma (x - mean) / sqrt(var + eps) + beta, channel by channel.
+r"""Batch normalisation in evaluation mode.
+
+Y = gamma (x - mean) / sqrt(var + eps) + beta, channel by channel.
 
 Its norm is max |gamma| / sqrt(var + eps).  No file stores eps, which is positive, so
 

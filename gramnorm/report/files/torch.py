@@ -221,7 +221,10 @@ def _reason_to_fail(tensor: Any) -> str | None:
 
 
 def _array(tensor: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return the values as a NumPy array; what NumPy has no type for in the next wider one, which holds it."""
+    """Return the values as a NumPy array.
+
+    What NumPy has no type for in the next wider one, which holds it.
+    """
     tensor = tensor.detach().resolve_conj().resolve_neg()
     name = str(tensor.dtype)
     if name.endswith("bfloat16"):
