@@ -4,10 +4,10 @@ With A = M M^H and p = 2^(steps - 1), the sums of moduli over the rows of A^p do
 
     A^p <= diag(tau)^(2 p),   tau_i = (sum_j |A^p|_ij)^(1 / (2 p)),
 
-in the Loewner order, in which roots are monotone.  So A <= diag(tau)^2, and diag(tau)^-1 M has norm at most 1.
-For a convolution, M is the operator on the infinite lattice; A^p is a convolution too, and its rows are sums over
-lags and channels.  What rounding can have done to a power is added to its row sums and descends with them through
-the roots (docs/theory.md, Theorem 15).
+in the Loewner order, in which roots are monotone.  So A <= diag(tau)^2, and diag(tau)^-1 M has norm
+at most 1. For a convolution, M is the operator on the infinite lattice; A^p is a convolution too,
+and its rows are sums over lags and channels.  What rounding can have done to a power is added to
+its row sums and descends with them through the roots (docs/theory.md, Theorem 15).
 """
 
 from __future__ import annotations
@@ -32,29 +32,28 @@ __all__ = ["conv_spectral_rescaling", "spectral_rescaling"]
 def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
     """Return the matrices with rescaled rows: 1 is a certified upper bound on their norms.
 
-    Row i is divided by ``tau_i = (sum_j |A^p|_ij)^(1/(2p))``, ``A = x x^H``, ``p = 2^(steps - 1)``. One step is the
-    rescaling of almost-orthogonal layers (AOL) on the side of the outputs; with more, the largest `tau` falls to the
-    norm. Differentiable, usable under ``jax.jit`` and ``vmap``, never waits for the device.
+    Row i is divided by ``tau_i = (sum_j |A^p|_ij)^(1/(2p))``, ``A = x x^H``, ``p = 2^(steps - 1)``.
+    One step is the rescaling of almost-orthogonal layers (AOL) on the side of the outputs; with
+    more, the largest `tau` falls to the norm. Differentiable, usable under ``jax.jit`` and
+    ``vmap``, never waits for the device.
 
     Parameters
     ----------
     x : array, shape (..., m, n)
-        Matrices, real or complex; integers and bool are promoted to the namespace's default real type.
+        Matrices, as in `matrix_norm_bound`, but none that are sparse.
     steps : int
         Number of Gram products, at least 1.
 
     Returns
     -------
     array, shape (..., m, n)
-        The rescaled matrices, in the namespace, device and dtype of `x`. Rows of zeros stay, and a matrix that holds
-        NaN or inf becomes NaN.
+        The rescaled matrices, in the namespace, device and dtype of `x`. Rows of zeros stay, and a
+        matrix that holds NaN or inf becomes NaN.
 
     Raises
     ------
-    TypeError
-        If `x` is not an array of real or complex numbers or `steps` is not an integer.
-    ValueError
-        If `x` has fewer than two axes or `steps` is less than 1.
+    TypeError, ValueError
+        As in `gram_iteration`; ValueError also for `steps` less than 1.
 
     See Also
     --------
@@ -63,20 +62,21 @@ def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
 
     Notes
     -----
-    **Guarantee.** The norm of each matrix returned, as stored, is at most 1: for every finite input, rounding included,
-    under the rounding model of the theory page (Theorem 15). Computed in float64 where the device has it. The margin
-    for rounding, of the order of the unit of the dtype times ``sqrt(min(m, n))``, is a constant for differentiation.
+    **Guarantee.** The norm of each matrix returned, as stored, is at most 1: for every finite
+    input, rounding included, under the rounding model of the theory page (Theorem 15). Computed in
+    float64 where the device has it. The margin for rounding, of the order of the unit of the dtype
+    times ``sqrt(min(m, n))``, is a constant for differentiation.
 
-    This is the spectral rescaling of Delattre et al. [1]_; rescaling the columns instead, as in [2]_, is the same
-    function of the adjoint. A power of `A` is a matrix of m rows: the cost is one product with the adjoint and
-    ``steps - 1`` products of order m.
+    This is the spectral rescaling of Delattre et al. [1]_; rescaling the columns instead, as in
+    [2]_, is the same function of the adjoint. A power of `A` is a matrix of m rows: the cost is one
+    product with the adjoint and ``steps - 1`` products of order m.
 
     References
     ----------
-    .. [1] B. Delattre, Q. Barthelemy, A. Allauzen, "Spectral Norm of Convolutional Layers with Circular and Zero
-       Paddings", 2024, arXiv:2402.00240.
-    .. [2] B. Prach, C. H. Lampert, "Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks",
-       ECCV 2022, arXiv:2208.03160.
+    .. [1] B. Delattre, Q. Barthelemy, A. Allauzen, "Spectral Norm of Convolutional Layers with
+       Circular and Zero Paddings", 2024, arXiv:2402.00240.
+    .. [2] B. Prach, C. H. Lampert, "Almost-Orthogonal Layers for Efficient General-Purpose
+       Lipschitz Networks", ECCV 2022, arXiv:2208.03160.
 
     Examples
     --------
@@ -108,29 +108,26 @@ def conv_spectral_rescaling(
 ) -> Array:
     """Return the kernel with rescaled output channels: 1 is a certified upper bound on its norm.
 
-    Channel i is divided by ``tau_i``, the 2p-th root of the sum of moduli, over lags and channels, of the p-th power of
-    the autocorrelation, ``p = 2^(steps - 1)``. One step is the rescaling of almost-orthogonal layers (AOL) on the
-    side of the outputs. Differentiable, usable under ``jax.jit`` and ``vmap``, never waits for the device.
+    Channel i is divided by ``tau_i``, the 2p-th root of the sum of moduli, over lags and channels,
+    of the p-th power of the autocorrelation, ``p = 2^(steps - 1)``. One step is the rescaling of
+    almost-orthogonal layers (AOL) on the side of the outputs. Differentiable, usable under
+    ``jax.jit`` and ``vmap``, never waits for the device.
 
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. For the kernel of a
-        transposed convolution, ``(c_in, c_out / groups, *spatial)``, the first axis is that of its input channels.
+        The kernel, as in `conv_norm_bracket`. The first axis of that of a transposed convolution is
+        its input channels.
     steps : int
         Number of autocorrelations, at least 1.
-    stride : int or sequence of int, optional
-        Step between outputs per axis.
-    dilation : int or sequence of int, optional
-        Distance between taps per axis.
-    groups : int, optional
-        Number of independent blocks of channels.
+    stride, dilation, groups : optional
+        As in `conv_norm_bracket`.
 
     Returns
     -------
     array, shape of `kernel`
-        The rescaled kernel, in the namespace, device and dtype of `kernel`. Channels of zeros stay, and a group that
-        holds NaN or inf becomes NaN.
+        The rescaled kernel, in the namespace, device and dtype of `kernel`. Channels of zeros stay,
+        and a group that holds NaN or inf becomes NaN.
 
     Raises
     ------
@@ -144,19 +141,20 @@ def conv_spectral_rescaling(
 
     Notes
     -----
-    **Guarantee.** The norm of the convolution with the kernel returned, as stored, is at most 1: for every finite
-    input, rounding included, under the rounding model of the theory page (Theorem 15), for zero padding of every size
-    and amount and circular padding of every size that the stride divides, transposed or not. Reflect and replicate
-    padding repeat samples and may exceed it.
+    **Guarantee.** The norm of the convolution with the kernel returned, as stored, is at most 1:
+    for every finite input, rounding included, under the rounding model of the theory page (Theorem
+    15), for zero padding of every size and amount and circular padding of every size that the
+    stride divides, transposed or not. Reflect and replicate padding repeat samples and may exceed
+    it.
 
-    This is the spectral rescaling of Delattre et al. [1]_. The lags grow to ``2^steps (k - 1) + 1`` per axis, k the
-    taps of the kernel in units of the stride, and the cost is that of about half as many complex products of order
-    ``c_out / groups``, whatever the size of the input.
+    This is the spectral rescaling of Delattre et al. [1]_. The lags grow to ``2^steps (k - 1) + 1``
+    per axis, k the taps of the kernel in units of the stride, and the cost is that of about half as
+    many complex products of order ``c_out / groups``, whatever the size of the input.
 
     References
     ----------
-    .. [1] B. Delattre, Q. Barthelemy, A. Allauzen, "Spectral Norm of Convolutional Layers with Circular and Zero
-       Paddings", 2024, arXiv:2402.00240.
+    .. [1] B. Delattre, Q. Barthelemy, A. Allauzen, "Spectral Norm of Convolutional Layers with
+       Circular and Zero Paddings", 2024, arXiv:2402.00240.
 
     Examples
     --------
@@ -172,30 +170,41 @@ def conv_spectral_rescaling(
     geometry = ConvGeometry.of(
         tuple(a.shape), stride=stride, dilation=dilation, groups=groups
     )  # with a size left open: zero padding of any amount
-    # outputs share samples only where d (k - l) is a multiple of s
-    plain = tuple(
-        s // math.gcd(s, d) for s, d in zip(geometry.stride, geometry.dilation, strict=True)
-    )
     blocks = (geometry.groups, a.shape[0] // geometry.groups, a.shape[1])
     taps = xp.permute_dims(xp.reshape(a, (*blocks, math.prod(geometry.kernel_size))), (3, 0, 1, 2))
     with libraries.plain_arithmetic(a):
-        values = _rescaled(taps, kernel_size=geometry.kernel_size, stride=plain, steps=count)
+        values = _rescaled(
+            taps,
+            kernel_size=geometry.kernel_size,
+            stride=strides_without_dilation(geometry),
+            steps=count,
+        )
     return xp.reshape(xp.permute_dims(values, (1, 2, 3, 0)), a.shape)
 
 
+def strides_without_dilation(geometry: ConvGeometry) -> tuple[int, ...]:
+    """Return the strides that are left once dilation is taken away, at no size: s / gcd(s, d)."""
+    # outputs share samples only where d (k - l) is a multiple of s
+    pairs = zip(geometry.stride, geometry.dilation, strict=True)
+    return tuple(s // math.gcd(s, d) for s, d in pairs)
+
+
+def phase_box(kernel_size: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the taps per axis once the phases of strides have become channels."""
+    return tuple(-(-k // s) for k, s in zip(kernel_size, stride, strict=True))
+
+
 def _rescaled(
-    taps: Array,
-    *,
-    kernel_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    steps: int,
+    taps: Array, *, kernel_size: tuple[int, ...], stride: tuple[int, ...], steps: int
 ) -> Array:
-    """Rescale the rows of taps (T, b, p, q) of b convolutions; of b matrices, if there is no axis."""
+    """Rescale the rows of taps (T, b, p, q) of b convolutions; of b matrices, if without axes."""
     xp = libraries.namespace(taps)
     out = taps.dtype if dtypes.is_floating(taps.dtype) else result_dtype(taps)
     if 0 in taps.shape:
         return xp.astype(taps, out)
-    real = _working_type(taps)
+    real = dtypes.longest_real_dtype(taps)
+    if libraries.has_values(taps):
+        real = working_dtype(taps, math.inf, 1.0)  # which refuses products in reduced precision
     work = dtypes.complex_dtype(real) if dtypes.is_complex(out) else real
     taps = xp.astype(taps, work)
     sizes = [xp.abs(autodiff.without_gradient(part)) for part in dtypes.components(taps)]
@@ -203,25 +212,20 @@ def _rescaled(
     # scaled, the taps are what is rescaled: their own rounding is none of the result's
     taps = taps / xp.astype(divisor(peak)[:, None, None], work)
     values, _ = polyphase(taps, kernel_size, stride)
-    box = tuple(-(-k // s) for k, s in zip(kernel_size, stride, strict=True))
-    tau = row_scales(values, tuple(k for k in box if k > 1), steps=steps)
+    tau = row_scales(values, phase_box(kernel_size, stride), steps=steps)
     factor = _shrinkage(tuple(values.shape), work, out) / tau
     peak = xp.broadcast_to(peak[:, None], factor.shape)
     factor = xp.where(xp.isfinite(peak), factor, xp.full_like(factor, math.nan))
     return xp.astype(taps * xp.astype(factor[..., None], work), out)
 
 
-def _working_type(a: Array) -> DType:
-    """Return the real type to compute in: float64 where there is one."""
-    xp = libraries.namespace(a)
-    if libraries.has_values(a):
-        return working_dtype(a, math.inf, 1.0)
-    return xp.float64 if dtypes.has_float64(a) else xp.float32
-
-
 def row_scales(x: Array, box: tuple[int, ...], *, steps: int) -> Array:
-    """Return tau, shape (b, p), with X X^H <= diag(tau)^2 for taps (K, b, p, q) on the box; 1 for rows of zeros."""
+    """Return tau, shape (b, p), with X X^H <= diag(tau)^2 for taps (K, b, p, q) on the box.
+
+    Rows of zeros have tau = 1.
+    """
     xp = libraries.namespace(x)
+    box = tuple(k for k in box if k > 1)
     prec = precision_of(dtypes.real_dtype(x.dtype))
     up = 1 + 8 * prec.unit  # a square root, a division and three more roundings
     empty = xp.max(_tap_sizes(x), axis=-1) == 0
@@ -231,7 +235,7 @@ def row_scales(x: Array, box: tuple[int, ...], *, steps: int) -> Array:
         lags = _gram_lags(x, box)
         if step < steps:
             largest = xp.max(_row_sums(autodiff.without_gradient(lags)), axis=-1, keepdims=True)
-            # the inverse of a subnormal number, of a group that is next to nothing beside others, overflows
+            # a group that is next to nothing beside others is subnormal: its inverse overflows
             least = xp.full_like(largest, prec.tiny)
             scale = 1 / xp.where(largest > least, largest, least)
             levels.append((scale, scale * error))
@@ -247,10 +251,10 @@ def row_scales(x: Array, box: tuple[int, ...], *, steps: int) -> Array:
 
 
 def _gram_lags(x: Array, box: tuple[int, ...]) -> Array:
-    """Return the taps of X X^H at lag zero and the lags after it in the order of the box, shape (L, b, p, p).
+    """Return the taps of X X^H at lag zero and the lags after it, shape (L, b, p, p).
 
-    On a torus of as many points as there are lags nothing wraps, so the product is taken per frequency. Real taps
-    need half of the frequencies of the first axis.
+    On a torus of as many points as there are lags nothing wraps, so the product is taken per
+    frequency. Real taps need half of the frequencies of the first axis.
     """
     xp = libraries.namespace(x)
     half = not dtypes.is_complex(x.dtype)
@@ -291,7 +295,7 @@ def _transform(x: Array, matrices: Sequence[np.ndarray]) -> Array:
 
 
 def _two_sided(lags: Array) -> Array:
-    """Return all taps of the self-adjoint convolution with these, shape (2 L - 1, b, p, p): P_-m = P_m^H, exactly."""
+    """Return all taps (2 L - 1, b, p, p) of a self-adjoint convolution: P_-m = P_m^H, exactly."""
     xp = libraries.namespace(lags)
     zero, rest = lags[0, ...], lags[1:, ...]
     lower = xp.tril(zero, k=-1)
@@ -310,7 +314,7 @@ def _row_sums(lags: Array) -> Array:
 
 
 def _tap_sizes(x: Array) -> Array:
-    """Return (sum_k |X_k|^2)^(1/2) entry by entry, a constant for differentiation, shape (b, p, q)."""
+    """Return (sum_k |X_k|^2)^(1/2) entry by entry as a constant, shape (b, p, q)."""
     xp = libraries.namespace(x)
     size = xp.abs(autodiff.without_gradient(x))
     largest = xp.max(size, axis=0)
@@ -320,11 +324,11 @@ def _tap_sizes(x: Array) -> Array:
 
 
 def _row_error(x: Array, box: tuple[int, ...]) -> Array:
-    """Bound the sums of moduli over the rows of what rounding adds to X X^H, scaled or not, shape (b, p).
+    """Bound the row sums of the moduli of what rounding adds to X X^H, shape (b, p).
 
-    The constants are those of theory, Theorem 15: `forward` and `inverse` for the two transforms, `product` for the
-    root mean square, over the frequencies, of what is wrong with the product, which the inverse transform spreads
-    over the lags.
+    The constants are those of theory, Theorem 15: `forward` and `inverse` for the two transforms,
+    `product` for the root mean square, over the frequencies, of what is wrong with the product,
+    which the inverse transform spreads over the lags.
     """
     xp = libraries.namespace(x)
     taps, _, p, q = x.shape
@@ -350,9 +354,10 @@ def _row_error(x: Array, box: tuple[int, ...]) -> Array:
 
 
 def _shrinkage(shape: tuple[int, ...], work: DType, out: DType) -> float:
-    """Return what makes room for the last roundings: of a product in `work` and of the conversion to `out`.
+    """Return what makes room for the last roundings: of a product, and of its conversion to `out`.
 
-    Entries of a contraction with rows and columns of length one at most err by a relative `unit`, or by `lost`.
+    Entries of a contraction with rows and columns of length one at most err by a relative `unit`,
+    or by `lost`.
     """
     taps, _, p, q = shape
     info = dtypes.finfo(out)

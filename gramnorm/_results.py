@@ -1,7 +1,7 @@
 """What a two-sided computation returns: Bounds to the package itself, NormBracket to its caller.
 
-The text of a NormBracket claims no more than its numbers: lower bounds are rounded down to the digits
-shown, upper ones up, so that ``lower <= norm <= upper`` still holds as read.
+The text of a NormBracket claims no more than its numbers: lower bounds are rounded down to the
+digits shown, upper ones up, so that ``lower <= norm <= upper`` still holds as read.
 """
 
 from __future__ import annotations
@@ -111,17 +111,17 @@ class NormBracket:
         ``lower <= norm <= upper`` for the arrays as stored, rounding included. Batch shape, in the
         caller's namespace, device and real dtype; of arrays shorter than float32 in float32.
     converged : array of bool
-        Whether ``upper - lower <= rtol * lower`` was reached. True also for the norms that are known
-        exactly: 0 of a zero matrix, and inf of one that holds inf (both ends are inf). False for NaN.
-        Where it is false otherwise the bracket is as valid, only wider than asked for.
+        Whether ``upper - lower <= rtol * lower`` was reached. True also for the norms that are
+        known exactly: 0 of a zero matrix, and inf of one that holds inf (both ends are inf). False
+        for NaN. Where it is false otherwise the bracket is as valid, only wider than asked for.
     n_products : int
         The cost in the method's own unit: matrix products of the longest Gram iteration for a
         stack of matrices, blocks of the symbol evaluated for a convolution, and products with the
         operator or of its Gram matrix at a finite size.
     frequency : array or None
         Convolutions: the angle, in radians per spatial axis, in (-pi, pi], at which `lower` is
-        attained, up to its own rounding to the dtype of the bounds; None where `lower` does not come
-        from a single frequency.
+        attained, up to its own rounding to the dtype of the bounds; None where `lower` does not
+        come from a single frequency.
     left, right : array or None
         Unit vectors attaining `lower`, if they were asked for.
     """

@@ -6,6 +6,8 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from gramnorm._arrays import dtypes, libraries
 from gramnorm._arrays.types import Array
@@ -23,8 +25,8 @@ def array_argument(x: object, *, name: str) -> Array:
     a: Array = x
     if not dtypes.is_supported(a.dtype):
         msg = (
-            f"{name} must hold bool, integer, real or complex floating numbers of at most double precision, "
-            f"got dtype {a.dtype}; convert it first, e.g. {name}.astype('float64')"
+            f"{name} must hold bool, integer, real or complex floating numbers of at most double "
+            f"precision, got dtype {a.dtype}; convert it first, e.g. {name}.astype('float64')"
         )
         raise TypeError(msg)
     return a
@@ -35,8 +37,9 @@ def concrete_argument(x: object, *, name: str, instead: str) -> Array:
     a = array_argument(x, name=name)
     if not libraries.has_values(a):
         msg = (
-            f"{name} has no values here (it is traced by jit, grad or vmap, or on the meta device), but a "
-            f"certified search must look at them; call this function eagerly, or use {instead}"
+            f"{name} has no values here (it is traced by jit, grad or vmap, or on the meta "
+            "device), but a certified search must look at them; call this function eagerly, or use "
+            f"{instead}"
         )
         raise TypeError(msg)
     return libraries.plain(a)
@@ -45,7 +48,10 @@ def concrete_argument(x: object, *, name: str, instead: str) -> Array:
 def matrices(a: Array, *, name: str) -> None:
     """Check that `a` has the two axes of a matrix."""
     if a.ndim < 2:
-        msg = f"{name} must have shape (..., m, n), got shape {tuple(a.shape)}; a vector is {name}[:, None]"
+        msg = (
+            f"{name} must have shape (..., m, n), got shape {tuple(a.shape)}; a vector is "
+            f"{name}[:, None]"
+        )
         raise ValueError(msg)
 
 
@@ -56,9 +62,10 @@ def sparse(x: Array, *, most: int) -> None:
         raise ValueError(msg)
     if min(x.shape) > most:
         msg = (
-            f"x is sparse of shape {tuple(x.shape)}, and its Gram matrix "
-            f"would be dense; beyond {most} only a lower bound can be had: operator_norm_lower_bound("
-            "scipy.sparse.linalg.aslinearoperator(x)). Products with vectors alone give no upper bound"
+            f"x is sparse of shape {tuple(x.shape)}, and its Gram matrix would be dense; beyond "
+            f"{most} only a lower bound can be had: "
+            "operator_norm_lower_bound(scipy.sparse.linalg.aslinearoperator(x)). Products with "
+            "vectors alone give no upper bound"
         )
         raise ValueError(msg)
 
@@ -67,8 +74,8 @@ def kernel_shape(shape: tuple[int, ...], *, groups: object, name: str = "kernel"
     """Check the axes of a convolution kernel (c_out, c_in / groups, *spatial); return `groups`."""
     if len(shape) < 3:
         msg = (
-            f"{name} must have shape (c_out, c_in / groups, *spatial) with at least one spatial axis, got shape "
-            f"{shape}; use the matrix functions for a dense layer"
+            f"{name} must have shape (c_out, c_in / groups, *spatial) with at least one spatial "
+            f"axis, got shape {shape}; use the matrix functions for a dense layer"
         )
         raise ValueError(msg)
     count = positive_int(groups, name="groups")
@@ -79,20 +86,23 @@ def kernel_shape(shape: tuple[int, ...], *, groups: object, name: str = "kernel"
 
 
 def tolerance(rtol: object, *, default: float) -> float:
-    """Return the relative gap asked for."""
-    if rtol is None:
-        return default
-    if isinstance(rtol, bool) or not isinstance(rtol, numbers.Real):
-        msg = f"rtol must be a positive number or None, got {rtol!r}"
+    """Return the relative gap asked for, where None asks for the default."""
+    return default if rtol is None else positive_number(rtol, name="rtol")
+
+
+def positive_number(value: object, *, name: str) -> float:
+    """Return `value` as a positive finite float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        msg = f"{name} must be a positive number, got {value!r}"
         raise TypeError(msg)
     try:
-        value = float(rtol)
+        number = float(value)
     except OverflowError:
-        value = math.inf
-    if not (0 < value < math.inf):
-        msg = f"rtol must be a positive finite number, got {rtol!r}; None asks for the default"
+        number = math.inf
+    if not 0 < number < math.inf:
+        msg = f"{name} must be a positive finite number, got {value!r}"
         raise ValueError(msg)
-    return value
+    return number
 
 
 def positive_int(value: object, *, name: str, least: int = 1) -> int:
@@ -124,10 +134,10 @@ def per_axis(value: object, *, name: str, axes: int, least: int = 1) -> tuple[in
 
 def padding_mode(value: object) -> str:
     """Return the padding mode, one of `PADDING_MODES`."""
-    if not isinstance(value, str) or value not in PADDING_MODES:
-        msg = f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {value!r}"
-        raise ValueError(msg)
-    return str(value)
+    if isinstance(value, str) and value in PADDING_MODES:
+        return value
+    msg = f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {value!r}"
+    raise ValueError(msg)
 
 
 def pads(
@@ -138,45 +148,46 @@ def pads(
     stride: tuple[int, ...],
     sizes: tuple[int, ...] | None,
 ) -> tuple[tuple[int, int], ...] | None:
-    """Return (lo, hi) per axis; None for every amount of zeros and for the same-size circular operator.
+    """Return (lo, hi) per axis, or None.
 
-    `reach` is the distance between the first and the last tap of a (dilated) kernel, `sizes` the samples of
-    the input of the correlation.
+    None stands for every amount of zeros, and for the same-size circular operator.
+    `reach` is the distance between the first and the last tap of a (dilated) kernel, `sizes` the
+    samples of the input of the correlation.
     """
-    axes = len(reach)
     if padding is None:
         if sizes is None or mode == "circular":
             return None
         padding = "same"
     if isinstance(padding, str):
-        if padding not in ("valid", "same", "full"):
-            msg = f"padding must be 'valid', 'same', 'full' or integers, got {padding!r}"
-            raise ValueError(msg)
-        if padding == "valid":
-            return ((0, 0),) * axes
-        if padding == "full":
-            return tuple((r, r) for r in reach)
-        if sizes is None:
-            return None
-        needed = (
-            max((-(-n // s) - 1) * s + r + 1 - n, 0)
-            for n, s, r in zip(sizes, stride, reach, strict=True)
-        )
-        return tuple((total // 2, total - total // 2) for total in needed)
+        return _named_pads(padding, reach=reach, stride=stride, sizes=sizes)
+    axes = len(reach)
+    pairs: list[Any]
     if isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding):
-        if len(padding) != axes or not all(
-            isinstance(p, Sequence) and len(p) == 2 for p in padding
-        ):
+        pairs = [p for p in padding if isinstance(p, Sequence) and len(p) == 2]
+        if not len(pairs) == len(padding) == axes:
             msg = f"padding must have one (lo, hi) pair per spatial axis ({axes}), got {padding!r}"
             raise ValueError(msg)
-        return tuple(
-            (
-                positive_int(p[0], name="padding", least=0),  # type: ignore[index]
-                positive_int(p[1], name="padding", least=0),  # type: ignore[index]
-            )
-            for p in padding
-        )
-    return tuple((p, p) for p in per_axis(padding, name="padding", axes=axes, least=0))
+    else:
+        pairs = [(p, p) for p in per_axis(padding, name="padding", axes=axes, least=0)]
+    ends = partial(positive_int, name="padding", least=0)
+    return tuple((ends(lo), ends(hi)) for lo, hi in pairs)
+
+
+def _named_pads(
+    name: str, *, reach: tuple[int, ...], stride: tuple[int, ...], sizes: tuple[int, ...] | None
+) -> tuple[tuple[int, int], ...] | None:
+    if name == "valid":
+        return ((0, 0),) * len(reach)
+    if name == "full":
+        return tuple((r, r) for r in reach)
+    if name != "same":
+        msg = f"padding must be 'valid', 'same', 'full' or integers, got {name!r}"
+        raise ValueError(msg)
+    if sizes is None:
+        return None
+    axes = zip(sizes, stride, reach, strict=True)
+    needed = (max((-(-n // s) - 1) * s + r + 1 - n, 0) for n, s, r in axes)
+    return tuple((total // 2, total - total // 2) for total in needed)  # the odd sample behind
 
 
 def is_same(padding: Padding) -> bool:
@@ -193,30 +204,33 @@ def continuation(
     sizes: tuple[int, ...] | None,
 ) -> None:
     """Check that a padding mode has what it needs to continue the input."""
-    if sizes is None:
-        if mode in ("reflect", "replicate"):
+    if sizes is not None:
+        limits = zip(pads or (), sizes, strict=True)
+        if mode == "reflect" and any(max(pad) >= n for pad, n in limits):
             msg = (
-                f"input_shape must be given for padding_mode={mode!r}: how often a sample is repeated depends on "
-                "the size"
+                "padding must be less than the input in each axis for padding_mode='reflect', got "
+                f"{pads} for {sizes}"
             )
             raise ValueError(msg)
-        if mode == "circular" and any(s > 1 for s in stride):
-            msg = (
-                f"input_shape must be given for circular padding with a stride, got stride {stride}: the norm is "
-                "larger where the stride does not divide the size; without padding_mode the bound holds where it does"
-            )
-            raise ValueError(msg)
-        if mode == "circular" and any(
-            lo + hi > r for (lo, hi), r in zip(pads or (), reach, strict=False)
-        ):
-            msg = (
-                f"input_shape must be given for circular padding by more than the kernel's reach, got pads {pads} for "
-                f"reach {reach}: outputs repeat, and how often depends on the size"
-            )
-            raise ValueError(msg)
-    elif mode == "reflect" and any(max(pad) >= n for pad, n in zip(pads or (), sizes, strict=True)):
-        msg = f"padding must be less than the input in each axis for padding_mode='reflect', got {pads} for {sizes}"
-        raise ValueError(msg)
+        return
+    if mode in ("reflect", "replicate"):
+        why = f"padding_mode={mode!r}: how often a sample is repeated depends on the size"
+    elif mode == "circular" and max(stride) > 1:
+        why = (
+            f"circular padding with a stride, got stride {stride}: the norm is larger where the "
+            "stride does not divide the size; without padding_mode the bound holds where it does"
+        )
+    elif mode == "circular" and any(
+        sum(pad) > r for pad, r in zip(pads or (), reach, strict=False)
+    ):
+        why = (
+            f"circular padding by more than the kernel's reach, got pads {pads} for reach {reach}: "
+            "outputs repeat, and how often depends on the size"
+        )
+    else:
+        return
+    msg = f"input_shape must be given for {why}"
+    raise ValueError(msg)
 
 
 def transposed(
@@ -231,20 +245,21 @@ def transposed(
     """Check the arguments of a transposed convolution."""
     if mode in ("reflect", "replicate") or (mode == "circular" and padding is not None):
         msg = (
-            "a transposed convolution takes padding_mode='zeros', or 'circular' with padding=None, got "
-            f"padding_mode={mode!r}, padding={padding!r}"
+            "a transposed convolution takes padding_mode='zeros', or 'circular' with padding=None, "
+            f"got padding_mode={mode!r}, padding={padding!r}"
         )
         raise ValueError(msg)
     if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
         msg = (
-            f"output_padding must be less than stride or dilation in each axis, got {extra} for stride {stride} and "
-            f"dilation {dilation}"
+            f"output_padding must be less than stride or dilation in each axis, got {extra} for "
+            f"stride {stride} and dilation {dilation}"
         )
         raise ValueError(msg)
     if any(extra) and (mode == "circular" or (has_size and is_same(padding))):
         msg = (
-            f"output_padding needs explicit zero padding, e.g. padding=0, got output_padding={extra} with "
-            f"padding={padding!r} and padding_mode={mode!r}, which fix the output size"
+            "output_padding needs explicit zero padding, e.g. padding=0, got "
+            f"output_padding={extra} with padding={padding!r} and padding_mode={mode!r}, which fix "
+            "the output size"
         )
         raise ValueError(msg)
 
@@ -255,15 +270,24 @@ def refuse_output_padding(extra: tuple[int, ...]) -> None:
     raise ValueError(msg)
 
 
+def one_size(input_shape: object, *, instead: str) -> None:
+    """Check that a method for one size of the input has it."""
+    if input_shape is None:
+        msg = (
+            "input_shape must be given: the result is that of one size; for every size at once "
+            f"take {instead}"
+        )
+        raise ValueError(msg)
+
+
 def divides(stride: tuple[int, ...], sizes: tuple[int, ...] | None) -> None:
     """Check that a circular convolution has a size, and a stride that divides it."""
-    if sizes is None:
-        msg = "input_shape must be given: the fixed-step bound is that of one size"
-        raise ValueError(msg)
+    one_size(sizes, instead="conv_norm_bound")
+    assert sizes is not None
     if any(n % s for n, s in zip(sizes, stride, strict=True)):
         msg = (
-            f"stride must divide input_shape in each axis, got stride {stride} and input_shape {sizes}; "
-            "conv_norm_bracket takes any"
+            f"stride must divide input_shape in each axis, got stride {stride} and input_shape "
+            f"{sizes}; conv_norm_bracket takes any"
         )
         raise ValueError(msg)
 
@@ -272,7 +296,8 @@ def fixed_steps(mode: str, padding: Padding, *, transposed: bool) -> None:
     """Check that a fixed number of steps is asked of a circular convolution."""
     if mode != "circular" or padding is not None or transposed:
         msg = (
-            "steps needs padding_mode='circular', no padding and transposed=False: the fixed-step bound is that of the "
-            f"circular operator, got padding_mode={mode!r}, padding={padding!r}, transposed={transposed}"
+            "steps needs padding_mode='circular', no padding and transposed=False: the fixed-step "
+            f"bound is that of the circular operator, got padding_mode={mode!r}, "
+            f"padding={padding!r}, transposed={transposed}"
         )
         raise ValueError(msg)

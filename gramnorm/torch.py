@@ -1,10 +1,12 @@
-"""Modules of PyTorch: certified norms of their layers, a penalty on them, and weights that keep to a bound.
+"""Modules of PyTorch: certified norms of layers, a penalty on them, weights that keep to a bound.
 
-A dense or convolutional layer maps x to T(W) x + b, and its Lipschitz constant is the norm of T(W): of the operator
-that the layer's own stride, padding, dilation and groups make of the weight W.  They are read off the module, so that
-nobody has to repeat them.  What rounding adds to a weight that is divided by g is at most
+A dense or convolutional layer maps x to T(W) x + b, and its Lipschitz constant is the norm of T(W):
+of the operator that the layer's own stride, padding, dilation and groups make of the weight W.
+They are read off the module, so that nobody has to repeat them.  What rounding adds to a weight
+that is divided by g is at most
 
-    |fl(W / g) - W / g| <= u |W| / g + lost,   ||T(|W|)||^2 <= (largest row sum) (largest column sum),
+    |fl(W / g) - W / g| <= u |W| / g + lost,   ||T(|W|)||^2 <= (largest row sum) (largest column
+    sum),
 
 the latter by Schur's test; g makes room for it, and the weight as stored keeps to the bound.
 """
@@ -12,7 +14,6 @@ the latter by Schur's test; g makes room for it, and the weight as stored keeps 
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
-from gramnorm._rigour.model import Precision
+from gramnorm._rigour.model import precision_of
 
 __all__ = ["SpectralBound", "layer_norms", "lipschitz_penalty"]
 
@@ -38,6 +39,10 @@ _DENSE = (nn.Linear,)
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_GEOMETRY = (  # what the modules and `conv_norm_bound` call by the same names
+    *("stride", "padding", "padding_mode", "dilation", "groups"),
+    *("transposed", "output_padding"),
 )
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _COUNTED = (
@@ -54,39 +59,43 @@ def layer_norms(
 ) -> dict[str, torch.Tensor]:
     """Return a certified upper bound on the spectral norm of every layer of a model.
 
-    Layers are `torch.nn.Linear`, ``Conv1d`` to ``Conv3d``, ``ConvTranspose1d`` to ``ConvTranspose3d``, each with its
-    own stride, padding, dilation, groups and output padding, and ``BatchNorm1d`` to ``BatchNorm3d`` in evaluation mode.
+    Layers are `torch.nn.Linear`, ``Conv1d`` to ``Conv3d``, ``ConvTranspose1d`` to
+    ``ConvTranspose3d``, each with its own stride, padding, dilation, groups and output padding, and
+    ``BatchNorm1d`` to ``BatchNorm3d`` in evaluation mode.
 
     Parameters
     ----------
     model : torch.nn.Module
         The model, or a single layer, whose name is then the empty string.
     input_shapes : mapping of str to int or sequence of int, optional
-        Samples per spatial axis of the input of convolutions, by the names of `torch.nn.Module.named_modules`: the
-        bound is then that of this size. A convolution that is not named is bounded for every size of its input.
+        Samples per spatial axis of the input of convolutions, by the names of
+        `torch.nn.Module.named_modules`: the bound is then that of this size. A convolution that is
+        not named is bounded for every size of its input.
     skip : collection of str, optional
-        Names of submodules (with all below them), parameters and buffers to leave out: what they do to the
-        Lipschitz constant is the caller's to know.
+        Names of submodules (with all below them), parameters and buffers to leave out: what they do
+        to the Lipschitz constant is the caller's to know.
     rtol : float, optional
         Relative gap asked for, as in `matrix_norm_bound` and `conv_norm_bound`.
 
     Returns
     -------
     dict of str to 0-d torch.Tensor
-        Upper bounds by name, in the order of `torch.nn.Module.named_modules`, on the device of the weights, in float64
-        for such weights and in float32 for all shorter ones. Autograd differentiates them once.
+        Upper bounds by name, in the order of `torch.nn.Module.named_modules`, on the device of the
+        weights, in float64 for such weights and in float32 for all shorter ones. Autograd
+        differentiates them once.
 
     Raises
     ------
     TypeError
-        If a submodule holds parameters or buffers that are not accounted for: recurrent, attention, bilinear and
-        embedding layers, normalisation by the statistics of the input (`torch.nn.LayerNorm`, batch normalisation
-        without running statistics), subclasses with a `forward` of their own, modules of your own with parameters,
-        and weights that a hook replaces. No weight is left out silently; `skip` leaves it out.
+        If a submodule holds parameters or buffers that are not accounted for: recurrent, attention,
+        bilinear and embedding layers, normalisation by the statistics of the input
+        (`torch.nn.LayerNorm`, batch normalisation without running statistics), subclasses with a
+        `forward` of their own, modules of your own with parameters, and weights that a hook
+        replaces. No weight is left out silently; `skip` leaves it out.
     ValueError
-        If `input_shapes` or `skip` names what the model does not have, or `input_shapes` lacks a layer whose norm
-        depends on the size: padding by reflection or replication, circular padding with a stride, or with more padding
-        than the kernel needs.
+        If `input_shapes` or `skip` names what the model does not have, or `input_shapes` lacks a
+        layer whose norm depends on the size: padding by reflection or replication, circular padding
+        with a stride, or with more padding than the kernel needs.
 
     See Also
     --------
@@ -95,26 +104,30 @@ def layer_norms(
 
     Notes
     -----
-    **Guarantee.** Each value is an upper bound on the norm of the linear part of its layer, for the weights as stored,
-    rounding included, as `matrix_norm_bound` and `conv_norm_bound` state it; for batch normalisation it is the largest
-    ``|weight| / sqrt(running_var + eps)``, rounded up, which is the layer in evaluation mode whatever the mode of the
-    model. In training mode batch normalisation divides by the statistics of the batch, and no number bounds it.
+    **Guarantee.** Each value is an upper bound on the norm of the linear part of its layer, for the
+    weights as stored, rounding included, as `matrix_norm_bound` and `conv_norm_bound` state it; for
+    batch normalisation it is the largest ``|weight| / sqrt(running_var + eps)``, rounded up, which
+    is the layer in evaluation mode whatever the mode of the model. In training mode batch
+    normalisation divides by the statistics of the batch, and no number bounds it.
 
-    The product of the values is a Lipschitz constant of the model only if the layers form a chain, each used once, with
-    1-Lipschitz functions between them. What holds neither parameters nor buffers is not seen: activations, pooling,
-    normalisation without scales, residual sums and every function called in `forward`. A layer that is registered
-    twice is listed twice; that `forward` calls one layer twice cannot be seen. Hooks, and casts by autocast, are not
-    seen either, nor an `output_size` given to a transposed convolution, which every size covers.
+    The product of the values is a Lipschitz constant of the model only if the layers form a chain,
+    each used once, with 1-Lipschitz functions between them. What holds neither parameters nor
+    buffers is not seen: activations, pooling, normalisation without scales, residual sums and every
+    function called in `forward`. A layer that is registered twice is listed twice; that `forward`
+    calls one layer twice cannot be seen. Hooks, and casts by autocast, are not seen either, nor an
+    `output_size` given to a transposed convolution, which every size covers.
 
-    A weight under a parametrization is bounded as the parametrization returns it. The search looks at the weights,
-    so neither ``torch.compile`` nor ``torch.func`` can trace it.
+    A weight under a parametrization is bounded as the parametrization returns it. The search looks
+    at the weights, so neither ``torch.compile`` nor ``torch.func`` can trace it.
 
     Examples
     --------
     >>> import torch
     >>> from gramnorm.torch import layer_norms
     >>> model = torch.nn.Sequential(
-    ...     torch.nn.Conv2d(1, 4, 3, stride=2, padding=1), torch.nn.Flatten(), torch.nn.Linear(64, 10)
+    ...     torch.nn.Conv2d(1, 4, 3, stride=2, padding=1),
+    ...     torch.nn.Flatten(),
+    ...     torch.nn.Linear(64, 10),
     ... )
     >>> norms = layer_norms(model, input_shapes={"0": (8, 8)})
     >>> list(norms), bool(norms["2"] >= torch.linalg.matrix_norm(model[2].weight.double(), ord=2))
@@ -127,9 +140,11 @@ def layer_norms(
         if isinstance(module, _BATCH_NORMS):
             norms[name] = _batch_norm_scale(name, module)
         else:
-            shape = shapes.get(name)
-            _check_size(module, shape, f"input_shapes must give that of {_label(name, module)}")
-            norms[name] = _bound(_weight(module), _geometry(module), shape, rtol)
+            weight, geometry, shape = _weight(module), _geometry(module), shapes.get(name)
+            if shape is None:
+                remedy = f"input_shapes must give that of {_label(name, module)}"
+                _check_every_size(weight, geometry, remedy)
+            norms[name] = _bound(weight, geometry, shape, rtol)
     return norms
 
 
@@ -140,28 +155,30 @@ def lipschitz_penalty(
     skip: Collection[str] = (),
     rtol: float = 1e-2,
 ) -> torch.Tensor:
-    """Return the sum of the logarithms of certified upper bounds on the norms of the layers of a model.
+    """Return the sum of the logarithms of certified upper bounds on the norms of layers.
 
-    Added to a loss, with a weight, it lowers the product of the norms: the regularisation of Delattre et al. [1]_.
+    Added to a loss, with a weight, it lowers the product of the norms: the regularisation of
+    Delattre et al. [1]_.
 
     Parameters
     ----------
     model : torch.nn.Module
         The model.
     input_shapes : mapping of str to int or sequence of int, optional
-        Samples per spatial axis of the input of convolutions, as in `layer_norms`; every size by default, which is the
-        cheaper.
+        Samples per spatial axis of the input of convolutions, as in `layer_norms`; every size by
+        default, which is the cheaper.
     skip : collection of str, optional
         Names to leave out, as in `layer_norms`.
     rtol : float, optional
-        Relative gap asked for: by default a loose one, since a penalty needs the direction of the gradient more than
-        the value.
+        Relative gap asked for: by default a loose one, since a penalty needs the direction of the
+        gradient more than the value.
 
     Returns
     -------
     0-d torch.Tensor
-        Upper bound on the logarithm of the product of the norms, up to the rounding of the logarithms; 0 for a model
-        without layers. A layer whose norm is exactly 0 adds nothing, instead of minus infinity.
+        Upper bound on the logarithm of the product of the norms, up to the rounding of the
+        logarithms; 0 for a model without layers. A layer whose norm is exactly 0 adds nothing,
+        instead of minus infinity.
 
     Raises
     ------
@@ -174,17 +191,19 @@ def lipschitz_penalty(
 
     Notes
     -----
-    **Guarantee.** The bounds are those of `layer_norms`; the logarithms and their sum are rounded to nearest.
+    **Guarantee.** The bounds are those of `layer_norms`; the logarithms and their sum are rounded
+    to nearest.
 
-    Its cost does not depend on the batch or the images, and beside small ones it is the larger part of a step: then
-    take it in one step of k, times k. Gradients of convolutions are computed by NumPy, on as many threads as its BLAS
-    was given (``OPENBLAS_NUM_THREADS``), which `torch.set_num_threads` does not limit. Batch normalisation takes part
-    by its running statistics.
+    Its cost does not depend on the batch or the images, and beside small ones it is the larger part
+    of a step: then take it in one step of k, times k. Gradients of convolutions are computed by
+    NumPy, on as many threads as its BLAS was given (``OPENBLAS_NUM_THREADS``), which
+    `torch.set_num_threads` does not limit. Batch normalisation takes part by its running
+    statistics.
 
     References
     ----------
-    .. [1] B. Delattre, Q. Barthelemy, A. Araujo, A. Allauzen, "Efficient Bound of Lipschitz Constant for
-       Convolutional Layers by Gram Iteration", ICML 2023, arXiv:2305.16173.
+    .. [1] B. Delattre, Q. Barthelemy, A. Araujo, A. Allauzen, "Efficient Bound of Lipschitz
+       Constant for Convolutional Layers by Gram Iteration", ICML 2023, arXiv:2305.16173.
 
     Examples
     --------
@@ -203,37 +222,41 @@ def lipschitz_penalty(
 
 
 class SpectralBound(nn.Module):
-    """A parametrization under which an upper bound on the norm of a layer is certified, and can be trained.
+    """A parametrization under which an upper bound on the norm of a layer is certified.
 
-    For `torch.nn.utils.parametrize.register_parametrization`, on the weight of a `torch.nn.Linear`, ``Conv1d`` to
-    ``Conv3d`` or ``ConvTranspose1d`` to ``ConvTranspose3d``.
+    For `torch.nn.utils.parametrize.register_parametrization`, on the weight of a `torch.nn.Linear`,
+    ``Conv1d`` to ``Conv3d`` or ``ConvTranspose1d`` to ``ConvTranspose3d``.
 
     Parameters
     ----------
     module : torch.nn.Module
-        The layer whose weight is to be parametrized: its stride, padding, dilation and groups are read once, here.
+        The layer whose weight is to be parametrized: its stride, padding, dilation and groups are
+        read once, here.
     bound : float, optional
         The most that the norm may be.
     method : {"divide", "rescale"}, optional
-        "divide" returns the weight divided by its certified norm over `bound`, or itself if its norm is below
-        the bound already. "rescale" returns `bound` times the rows of `gramnorm.spectral_rescaling` or
-        `gramnorm.conv_spectral_rescaling`.
+        "divide" returns the weight divided by its certified norm over `bound`, or itself if its
+        norm is below the bound already. "rescale" returns `bound` times the rows of
+        `gramnorm.spectral_rescaling` or `gramnorm.conv_spectral_rescaling`.
     steps : int, optional
         Number of Gram products of "rescale"; with more of them it approaches "divide".
     rtol : float, optional
-        Relative gap asked for of the norm of "divide", as in `matrix_norm_bound` and `conv_norm_bound`: the norm of
-        the result is that much below the bound at most, where the bracket converges.
+        Relative gap asked for of the norm of "divide", as in `matrix_norm_bound` and
+        `conv_norm_bound`: the norm of the result is that much below the bound at most, where the
+        bracket converges.
     input_shape : int or sequence of int, optional
-        Samples of the input of a convolution per spatial axis, for "divide"; by default the bound holds for every size.
+        Samples of the input of a convolution per spatial axis, for "divide"; by default the bound
+        holds for every size.
 
     Raises
     ------
     TypeError
-        If `module` is not one of the layers above or has a `forward` of its own, or an argument is of the wrong kind.
+        If `module` is not one of the layers above or has a `forward` of its own, or an argument is
+        of the wrong kind.
     ValueError
-        If `bound` is not positive and finite, `method` is unknown, or the norm depends on the size of the input
-        (reflect and replicate padding, circular padding with a stride or more than the kernel needs) and `input_shape`
-        is not given, or `method` is "rescale".
+        If `bound` is not positive and finite, `method` is unknown, or the norm depends on the size
+        of the input (reflect and replicate padding, circular padding with a stride or more than the
+        kernel needs) and `input_shape` is not given, or `method` is "rescale".
 
     See Also
     --------
@@ -242,14 +265,17 @@ class SpectralBound(nn.Module):
 
     Notes
     -----
-    **Guarantee.** The norm of the layer's linear part with the weight returned, as stored, is at most `bound`: for
-    every finite weight and every size of the input (or for `input_shape`), rounding included, under the rounding model
-    of the theory page. The margin for rounding is a constant for differentiation.
+    **Guarantee.** The norm of the layer's linear part with the weight returned, as stored, is at
+    most `bound`: for every finite weight and every size of the input (or for `input_shape`),
+    rounding included, under the rounding model of the theory page. The margin for rounding is a
+    constant for differentiation.
 
-    The parametrization has no parameters: ``parametrizations.weight.original`` in a state dict is the weight before it.
-    It is computed at each access to ``module.weight``; `torch.nn.utils.parametrize.cached` saves that within
-    a step, and `torch.nn.utils.parametrize.remove_parametrizations` after training. Autograd differentiates
-    "divide" once. "rescale" never waits for the device and can be traced; "divide" looks at the values.
+    The parametrization has no parameters: ``parametrizations.weight.original`` in a state dict is
+    the weight before it. It is computed at each access to ``module.weight``;
+    `torch.nn.utils.parametrize.cached` saves that within a step, and
+    `torch.nn.utils.parametrize.remove_parametrizations` after training. Autograd differentiates
+    "divide" once. "rescale" never waits for the device and can be traced; "divide" looks at the
+    values.
 
     Examples
     --------
@@ -276,14 +302,14 @@ class SpectralBound(nn.Module):
         super().__init__()
         if not _is_kind(module, _DENSE + _CONVOLUTIONS):
             msg = (
-                "module must be a torch.nn.Linear, Conv1d to Conv3d or ConvTranspose1d to ConvTranspose3d with the "
-                f"forward of torch, got {type(module).__name__}"
+                "module must be a torch.nn.Linear, Conv1d to Conv3d or ConvTranspose1d to "
+                f"ConvTranspose3d with the forward of torch, got {type(module).__name__}"
             )
             raise TypeError(msg)
         if method not in ("divide", "rescale"):
             msg = f"method must be 'divide' or 'rescale', got {method!r}"
             raise ValueError(msg)
-        self.bound = _positive(bound)
+        self.bound = _validate.positive_number(bound, name="bound")
         self.method = method
         self.steps = _validate.positive_int(steps, name="steps")
         self.rtol = rtol
@@ -292,14 +318,14 @@ class SpectralBound(nn.Module):
         self._copies = 1
         weight = _weight(module)
         if method == "rescale":
-            _check_size(module, None, "use method='divide' with input_shape")
-        _check_size(module, input_shape, "input_shape must be given")
-        if input_shape is not None:
-            if self._geometry is None:
-                msg = f"input_shape is for convolutions, got {input_shape!r} for a Linear"
-                raise ValueError(msg)
-            axes = ConvGeometry.of(tuple(weight.shape), input_shape, **self._geometry).axes()
-            self._copies = math.prod(axis.copies() for axis in axes)
+            _check_every_size(weight, self._geometry, "use method='divide' with input_shape")
+        if self._geometry is not None:
+            geometry = ConvGeometry.of(tuple(weight.shape), input_shape, **self._geometry)
+            if input_shape is not None:
+                self._copies = math.prod(axis.copies() for axis in geometry.axes())
+        elif input_shape is not None:
+            msg = f"input_shape is for convolutions, got {input_shape!r} for a Linear"
+            raise ValueError(msg)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight that keeps to the bound."""
@@ -312,7 +338,7 @@ class SpectralBound(nn.Module):
         return result if self.bound == 1 or 0 in result.shape else self._divided(result, 1.0)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return a weight that the parametrization takes to `weight` if its norm is below the bound: itself."""
+        """Return what the parametrization takes to `weight`, if below the bound: itself."""
         return weight
 
     def extra_repr(self) -> str:
@@ -329,8 +355,7 @@ class SpectralBound(nn.Module):
     def _divided(self, weight: torch.Tensor, norm: torch.Tensor | float) -> torch.Tensor:
         """Return the weight over what makes `bound` of `norm` and of all roundings."""
         work = torch.float64 if torch.finfo(weight.dtype).bits == 64 else torch.float32
-        kept, computed = torch.finfo(weight.dtype), torch.finfo(work)
-        precision = Precision(computed.eps / 2, computed.tiny, complex=False)
+        kept, precision = torch.finfo(weight.dtype), precision_of(work)
         groups = 1 if self._geometry is None else self._geometry["groups"]
         sizes = weight.detach().abs().to(work)
         sizes = sizes.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
@@ -340,12 +365,14 @@ class SpectralBound(nn.Module):
 
         # the division, and the conversion to the type of the weight
         unit = precision.unit
-        unit += (1 + unit) * kept.eps / 2 if kept.eps > computed.eps else 0.0
+        unit += (1 + unit) * kept.eps / 2 if kept.eps > 2 * precision.unit else 0.0
         # the sums of moduli below, and the product with them
         unit *= 1 + 2 * precision.gamma(max(outputs, inputs) * taps + 16)
         lost = 2 * min(kept.tiny, 2.0**-25)  # float16 is subnormal where float32 is not
         lost *= taps * math.sqrt(inputs * outputs * self._copies)
-        if self.bound <= max(lost, computed.tiny / computed.eps**2):  # the margin would underflow
+        if self.bound <= max(
+            lost, precision.tiny / (2 * precision.unit) ** 2
+        ):  # the margin would underflow
             msg = f"bound is too small for weights of dtype {weight.dtype}, got {self.bound}"
             raise ValueError(msg)
         over = (1 + 8 * precision.unit) / (self.bound - lost)
@@ -353,16 +380,6 @@ class SpectralBound(nn.Module):
         values = torch.view_as_real(weight) if weight.is_complex() else weight
         values = (values.to(work) / divisor).to(values.dtype)
         return torch.view_as_complex(values) if weight.is_complex() else values
-
-
-def _positive(bound: object) -> float:
-    if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
-        msg = f"bound must be a positive number, got {bound!r}"
-        raise TypeError(msg)
-    if not 0 < float(bound) < math.inf:
-        msg = f"bound must be a positive finite number, got {bound!r}"
-        raise ValueError(msg)
-    return float(bound)
 
 
 def _layers(model: nn.Module, skip: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -381,9 +398,10 @@ def _layers(model: nn.Module, skip: Collection[str]) -> Iterator[tuple[str, nn.M
             prefix = f"{name}." if name else ""
             if left := [entry for entry, _ in held if prefix + entry not in skip]:
                 msg = (
-                    f"{_label(name, module)} holds {', '.join(left)}, and what it does with them has no bound here: "
-                    f"accounted for are {_COUNTED}, with the forward of torch; if you know its Lipschitz constant, "
-                    f"leave it out by skip=[{name!r}] and multiply by it"
+                    f"{_label(name, module)} holds {', '.join(left)}, and what it does with them "
+                    f"has no bound here: accounted for are {_COUNTED}, with the forward of torch; "
+                    f"if you know its Lipschitz constant, leave it out by skip=[{name!r}] and "
+                    "multiply by it"
                 )
                 raise TypeError(msg)
 
@@ -405,11 +423,8 @@ def _is_kind(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
 
 def _check_names(model: nn.Module, shapes: Mapping[str, object], skip: Collection[str]) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
-    there = {
-        *modules,
-        *(name for name, _ in model.named_parameters(remove_duplicate=False)),
-        *(name for name, _ in model.named_buffers(remove_duplicate=False)),
-    }
+    there = modules.keys() | dict(model.named_parameters(remove_duplicate=False)).keys()
+    there |= dict(model.named_buffers(remove_duplicate=False)).keys()
     if isinstance(skip, str) or (unknown := sorted(set(skip) - there)):
         got = skip if isinstance(skip, str) else ", ".join(unknown)
         msg = f"skip must list names of submodules, parameters or buffers of the model, got {got!r}"
@@ -417,7 +432,8 @@ def _check_names(model: nn.Module, shapes: Mapping[str, object], skip: Collectio
     convolutions = {name for name, module in modules.items() if isinstance(module, _CONVOLUTIONS)}
     if unknown := sorted(set(shapes) - convolutions):
         msg = (
-            f"input_shapes must name convolutions of the model, got {', '.join(map(repr, unknown))}; there are "
+            "input_shapes must name convolutions of the model, got "
+            f"{', '.join(map(repr, unknown))}; there are "
             f"{', '.join(map(repr, sorted(convolutions))) or 'none'}"
         )
         raise ValueError(msg)
@@ -428,8 +444,9 @@ def _weight(module: nn.Module) -> torch.Tensor:
     own = dict(module.named_parameters(recurse=False))
     if "weight" not in own and not parametrize.is_parametrized(module, "weight"):
         msg = (
-            f"the weight of a {type(module).__name__} is set by a hook (torch.nn.utils.weight_norm, spectral_norm or "
-            "prune), and may be out of date; use torch.nn.utils.parametrizations, or make it permanent"
+            f"the weight of a {type(module).__name__} is set by a hook "
+            "(torch.nn.utils.weight_norm, spectral_norm or prune), and may be out of date; use "
+            "torch.nn.utils.parametrizations, or make it permanent"
         )
         raise TypeError(msg)
     weight = cast(torch.Tensor, module.weight)
@@ -440,53 +457,23 @@ def _weight(module: nn.Module) -> torch.Tensor:
 
 
 def _geometry(module: nn.Module) -> dict[str, Any] | None:
-    """Return what a convolution does with its kernel as keywords of `conv_norm_bound`; None for a dense layer."""
+    """Return a convolution's geometry as keywords of `conv_norm_bound`; None for a dense layer."""
     if isinstance(module, _DENSE):
         return None
-    conv: Any = module
-    return {
-        "stride": conv.stride,
-        "padding": tuple(_pads(conv)),
-        "padding_mode": conv.padding_mode,
-        "dilation": conv.dilation,
-        "groups": conv.groups,
-        "transposed": conv.transposed,
-        "output_padding": conv.output_padding,
-    }
+    return {name: getattr(module, name) for name in _GEOMETRY}
 
 
-def _pads(conv: Any) -> Iterator[tuple[int, int]]:
-    """Yield the samples of padding before and behind, per axis."""
-    for axis, reach in enumerate(_reach(conv)):
-        if conv.padding == "same":
-            yield reach // 2, reach - reach // 2
-        elif conv.padding == "valid":
-            yield 0, 0
-        else:
-            yield conv.padding[axis], conv.padding[axis]
+def _check_every_size(weight: torch.Tensor, geometry: dict[str, Any] | None, remedy: str) -> None:
+    """Complain, with a remedy, if the norm depends on the size of the input: no bound holds for all."""
+    if geometry is not None:
+        try:
+            ConvGeometry.of(tuple(weight.shape), **geometry)
+        except ValueError as error:
+            msg = f"{remedy}: {error}"
+            raise ValueError(msg) from None
 
 
-def _reach(conv: Any) -> list[int]:
-    return [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-
-
-def _check_size(module: nn.Module, shape: object, remedy: str) -> None:
-    """Complain if the size of the input is missing and no bound holds for every size."""
-    conv: Any = module
-    if isinstance(module, _DENSE) or shape is not None or conv.padding_mode == "zeros":
-        return
-    if conv.padding_mode == "circular":
-        fits = [lo + hi <= reach for (lo, hi), reach in zip(_pads(conv), _reach(conv), strict=True)]
-        if all(fits) and all(s == 1 for s in conv.stride):
-            return  # outputs of the circular operator of the same size
-    msg = (
-        f"with padding_mode={conv.padding_mode!r}, stride {conv.stride} and padding {conv.padding} samples may repeat, "
-        f"how often depends on the size of the input, and no bound holds for every size: {remedy}"
-    )
-    raise ValueError(msg)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a search looks at values: it breaks the graph
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a search looks at values
 def _bound(
     weight: torch.Tensor,
     geometry: dict[str, Any] | None,
@@ -504,8 +491,8 @@ def _batch_norm_scale(name: str, module: nn.Module) -> torch.Tensor:
     norm: Any = module
     if norm.running_var is None:
         msg = (
-            f"{_label(name, module)} keeps no running statistics: it divides by those of its input, and no number "
-            f"bounds that; skip=[{name!r}] leaves it out"
+            f"{_label(name, module)} keeps no running statistics: it divides by those of its "
+            f"input, and no number bounds that; skip=[{name!r}] leaves it out"
         )
         raise TypeError(msg)
     variance = norm.running_var

@@ -1,1 +1,1 @@
-"""The array boundary: what differs between array libraries is decided in this folder, and nowhere else."""
+"""The array boundary: what differs between array libraries is decided here and nowhere else."""

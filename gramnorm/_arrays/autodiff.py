@@ -1,4 +1,4 @@
-"""Automatic differentiation of PyTorch and JAX: constants, and functions with a gradient of their own."""
+"""Automatic differentiation of PyTorch and JAX: constants, functions with their own gradient."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_differentiated(x: object) -> bool:
 def with_gradient(
     value: Callable[[Array], Array], gradient: Callable[[Array, Array], Array], x: Array
 ) -> Array:
-    """Return ``value(x)``, whose derivative for automatic differentiation is ``gradient(x, value)``."""
+    """Return ``value(x)``, which is differentiated to ``gradient(x, value)``."""
 
     def forward(a: Array) -> tuple[Array, Array]:
         found = value(a)
@@ -51,7 +51,7 @@ def with_residual(
     gradient: Callable[[Array, Any], Array],
     x: Array,
 ) -> Array:
-    """Return the value of ``forward(x) = (value, residual)``, with derivative ``gradient(x, residual)``.
+    """Return the value of ``forward(x) = (value, residual)``, of derivative ``gradient(x, residual)``.
 
     The gradient G of each of a stack of real values is that of the pairing Re tr G^H dX. It is a
     constant: differentiating twice is an error in torch, and not zero.

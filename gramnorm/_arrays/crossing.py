@@ -14,7 +14,7 @@ from gramnorm._arrays.types import Array, DType, HostFloats, HostInts
 
 
 def host_array(x: Array) -> npt.NDArray[Any]:
-    """Return `x` as a NumPy array of its own type, not to be written to; a copy if it lives elsewhere."""
+    """Return `x` as a NumPy array of its type, not to be written to; a copy from elsewhere."""
     if isinstance(x, np.ndarray | np.generic):
         return np.asarray(x)
     if compat.is_torch_array(x):
@@ -31,7 +31,7 @@ def to_host(x: Array) -> HostFloats:
 
 
 def values_or_none(x: object) -> HostFloats | None:
-    """Return the numbers of `x` on the host, or None where it has none to look at (traced, or no array)."""
+    """Return the numbers of `x` on the host; None where it has none (traced, or no array)."""
     try:
         return to_host(x) if has_values(x) else None
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
@@ -39,7 +39,7 @@ def values_or_none(x: object) -> HostFloats | None:
 
 
 def from_host(values: npt.NDArray[Any], *, dtype: DType, like: Array) -> Array:
-    """Move host numbers to the library and device of `like`; the caller has rounded them to `dtype` already."""
+    """Move host numbers, already rounded to `dtype`, to the library and device of `like`."""
     xp, device = namespace(like), device_of(like)
     if bits(dtype) == 64:
         return xp.asarray(np.asarray(values), dtype=dtype, device=device)

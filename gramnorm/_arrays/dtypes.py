@@ -19,7 +19,7 @@ _SUPPORTED = {
 
 @functools.lru_cache(maxsize=None, typed=True)
 def name_of(dtype: DType) -> str:
-    """Return the standard's name of a type of any library (types of two of them must not be compared: `typed`)."""
+    """Return the standard's name of a type of any library."""
     if isinstance(dtype, type | np.dtype):
         return np.dtype(dtype).name
     return str(dtype).rpartition(".")[2]
@@ -54,8 +54,8 @@ def bits(dtype: DType) -> int:
     return width // 2 if is_complex(dtype) else width
 
 
-class Limits(NamedTuple):
-    """The spacing of 1, the smallest normal and the largest number of a floating type, of its components if complex."""
+class FloatLimits(NamedTuple):
+    """The spacing of 1, smallest normal and largest number of a floating type or its components."""
 
     eps: float
     smallest_normal: float
@@ -63,12 +63,12 @@ class Limits(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None, typed=True)
-def finfo(dtype: DType) -> Limits:
+def finfo(dtype: DType) -> FloatLimits:
     """Return the limits of a floating type of any library."""
     if name_of(dtype) == "bfloat16":
-        return Limits(2.0**-7, 2.0**-126, (2 - 2.0**-7) * 2.0**127)
+        return FloatLimits(2.0**-7, 2.0**-126, (2 - 2.0**-7) * 2.0**127)
     info = np.finfo(f"float{bits(dtype)}")
-    return Limits(float(info.eps), float(info.smallest_normal), float(info.max))
+    return FloatLimits(float(info.eps), float(info.smallest_normal), float(info.max))
 
 
 def components(x: Array) -> tuple[Array, ...]:
@@ -78,20 +78,20 @@ def components(x: Array) -> tuple[Array, ...]:
 
 
 def real_dtype(dtype: DType) -> DType:
-    """Return the real type of the same precision as the floating type `dtype`, in the same library."""
+    """Return the real type of the precision of the floating type `dtype`, in its library."""
     if is_complex(dtype):
         return of_library(dtype, "float64" if bits(dtype) == 64 else "float32")
     return dtype
 
 
 def complex_dtype(dtype: DType) -> DType:
-    """Return the complex type of the same precision as the float32 or float64 type `dtype`, in the same library."""
+    """Return the complex type of the precision of float32 or float64 `dtype`, in its library."""
     return of_library(dtype, "complex128" if bits(dtype) == 64 else "complex64")
 
 
 @functools.lru_cache(maxsize=None, typed=True)
 def is_supported(dtype: DType) -> bool:
-    """Say whether arrays of `dtype` can be bounded: bool, integers, float16 ... float64, complex."""
+    """Say whether arrays of `dtype` can be bounded: bool, integers, float16 to complex128."""
     return name_of(dtype) in _SUPPORTED
 
 
@@ -107,6 +107,12 @@ def has_float64(x: Array) -> bool:
     return "float64" in xp.__array_namespace_info__().dtypes(
         device=device_of(x), kind="real floating"
     )
+
+
+def longest_real_dtype(x: Array) -> DType:
+    """Return float64 where the device of `x` computes in it, else float32."""
+    xp = namespace(x)
+    return xp.float64 if has_float64(x) else xp.float32
 
 
 def real_part(x: Array) -> Array:

@@ -1,7 +1,7 @@
-"""The libraries themselves: which inputs are accepted, their namespaces and devices, arrays placed and taken plain.
+"""The libraries themselves: which inputs are accepted, their namespaces, devices and values.
 
-Kernels call functions of the array API standard in the namespace of their first array.  What the standard does not
-say, and what differs between libraries, is decided in this folder.
+Kernels call functions of the array API standard in the namespace of their first array.  What the
+standard does not say, and what differs between libraries, is decided in this folder.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def namespace_of(x: object, *, name: str) -> Namespace:
     """Return the array namespace of `x`, or explain which arrays are accepted."""
     if isinstance(x, np.ndarray) and type(x) is not np.ndarray and not isinstance(x, np.memmap):
         msg = (
-            f"{name} must be a plain array, got {type(x).__name__}, whose products or missing values "
-            f"mean something else; pass numpy.asarray({name}) after dealing with them"
+            f"{name} must be a plain array, got {type(x).__name__}, whose products or missing "
+            f"values mean something else; pass numpy.asarray({name}) after dealing with them"
         )
         raise TypeError(msg)
     if is_sparse(x):
@@ -39,8 +39,9 @@ def namespace_of(x: object, *, name: str) -> Namespace:
         return compat.array_namespace(x)
     except TypeError:
         msg = (
-            f"{name} must be an array of a library that follows the array API standard (NumPy, CuPy, "
-            f"PyTorch, JAX, ...), got {type(x).__name__}; convert it first, e.g. numpy.asarray({name})"
+            f"{name} must be an array of a library that follows the array API standard (NumPy, "
+            f"CuPy, PyTorch, JAX, ...), got {type(x).__name__}; convert it first, e.g. "
+            f"numpy.asarray({name})"
         )
         raise TypeError(msg) from None
 
@@ -105,7 +106,7 @@ def numpy_namespace() -> Namespace:
 
 
 def namespace(x: Array) -> Namespace:
-    """Return the array namespace of an array that has been checked, or of the entries of a sparse matrix."""
+    """Return the namespace of an array that has been checked, or of a sparse matrix's entries."""
     if type(x) is np.ndarray:
         return numpy_namespace()
     return compat.array_namespace(x.data if is_sparse(x) else x)
@@ -117,7 +118,7 @@ def device_of(x: Array) -> Device:
 
 
 def has_values(x: Array) -> bool:
-    """Say whether `x` holds numbers that can be looked at now (not traced or compiled, not on the meta device)."""
+    """Say whether the numbers of `x` can be looked at now: not traced or on the meta device."""
     if compat.is_jax_array(x):
         import jax
 
@@ -132,7 +133,7 @@ def has_values(x: Array) -> bool:
 
 
 def plain(x: Array) -> Array:
-    """Return the values of `x`, as a constant for differentiation, stored without lazy flags or swapped bytes."""
+    """Return the values of `x` as a constant, stored without lazy flags or swapped bytes."""
     x = without_gradient(x)
     if compat.is_torch_array(x):
         return x.resolve_conj().resolve_neg()
@@ -142,7 +143,7 @@ def plain(x: Array) -> Array:
 
 
 def plain_arithmetic(x: Array) -> contextlib.AbstractContextManager[object]:
-    """Compute in the types of the arrays, and report nothing: what goes wrong shows in the bounds."""
+    """Compute in the types of the arrays, silently: what goes wrong shows in the bounds."""
     quiet = np.errstate(all="ignore")
     if not compat.is_torch_array(x) or x.device.type == "meta":
         return quiet

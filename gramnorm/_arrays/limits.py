@@ -1,7 +1,7 @@
 """Every budget and threshold of the package, and the measurement or the argument it comes from.
 
-Times were taken on two cores of a server from 2023 with OpenBLAS, one thread, unless a line says otherwise.  A wrong
-value costs time or leaves a gap wide; no bound depends on one.
+Times were taken on two cores of a server from 2023 with OpenBLAS, one thread, unless a line says
+otherwise.  A wrong value costs time or leaves a gap wide; no bound depends on one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 # Part of a stack in complex double precision: a few such arrays live at a time, half a GiB in all.
 PART_BYTES = 2**27
 
-# Up to here squarings are tried first: a product is then too short to pay for a Ritz vector's calls.
+# Up to here squarings are tried first: a product is then too short to pay for a Ritz vector's
+# calls.
 SQUARING_COLUMNS = 192
 # Gaps shrink by half per squaring at worst; a cluster that is left is for the certificate.
 SQUARINGS = 12
@@ -20,7 +21,8 @@ SQUARINGS = 12
 EIGENVECTOR_COLUMNS = 96
 # Vectors in float32 serve gaps above its unit, 6e-8: their errors enter the quotient squared.
 SINGLE_PRECISION = 1e-7
-# Full orthogonality costs 4 n k flops in step k: beyond this it outweighs the product, 2 n^2, early.
+# Full orthogonality costs 4 n k flops in step k: beyond this it outweighs the product, 2 n^2,
+# early.
 LANCZOS_STEPS = 250
 # The small eigenproblem of the Ritz value costs as much as a step, so not every step solves it.
 RITZ_PERIOD = 4
@@ -74,7 +76,7 @@ noise takes 300 to 900), and the most it may, so that the lists of cells stay sm
 
 ENTRY_OPERATIONS, PHASE_OPERATIONS = 100, 250.0
 """What passes over an entry of a block, and the phase of a tap per axis, cost beside the products,
-in operations. A phase takes 37 ns; operations of small blocks run at a tenth of full speed."""
+in operations. A phase takes 37 ns, in which a product of full speed does 2 800."""
 
 FIRST_REACH = 0.9
 """The w of the first cells, about: 64 x 64 x 3 x 3 takes 261 ms from 0.45 on, 185 from 0.9 and 182
@@ -104,10 +106,10 @@ FLAT = 0.125
 as flat: with less, c is hardly below sup ||F||^2 and the search on the square saves little."""
 
 FLAT_TRIAL = 100
-"""Part of the budget after which the autocorrelation is formed: until then cells cost less than it."""
+"""Part of the budget after which the autocorrelation is formed: easy symbols are done by then."""
 
 SQUARE_SHARE = 4
-"""Part of the budget that the search on the square may take: it saves most of the cells, or fails."""
+"""Part of the budget that the search on the square may take: three parts are left if it fails."""
 
 TAP_COLUMNS = 4096
 """Most columns of the matrix of all taps whose Gram matrix is formed; its square is the most entries
@@ -129,8 +131,8 @@ FULL_GRID = 2_500
 12 ms and not 20 at 24 x 24, the same at 50 x 50, and 17 and not 14 at 80 x 80."""
 
 GRID_TRIAL = 3
-"""Part of such a grid that the search for the supremum may cost first: a kernel dominated by few
-frequencies is done with less, and noise pays a third more frequencies than the grid has."""
+"""Part of such a grid that the search for the supremum may cost first, for kernels dominated by few
+frequencies; where it fails, at most a third more frequencies are paid than the grid has."""
 
 GRID_SAMPLE = 64
 """Frequencies of such a grid that are looked at first, for a lower bound that drops others early;

@@ -1,4 +1,4 @@
-"""Products and factorisations in the full precision of the arrays' type, of dense and of sparse matrices."""
+"""Products and factorisations of dense and sparse matrices in the full precision of their type."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def adjoint(x: Array) -> Array:
 def sparse_entries(x: Array) -> Array:
     """Return the entries of the sparse `x` one by one, in coordinates (COO) and arrays of our own.
 
-    Their order and whether a place occurs twice are the caller's; nothing has sorted or added them up.
+    Their order and whether a place occurs twice are the caller's; nothing has sorted or added them
+    up.
     """
     own = x.copy().tocoo(
         copy=False
@@ -37,7 +38,7 @@ def sparse_entries(x: Array) -> Array:
 
 
 def with_entries(x: Array, values: Array) -> Array:
-    """Return the coordinates of the COO matrix `x` with other values, the k-th in the place of the k-th."""
+    """Return the COO matrix `x` with other values, the k-th in the place of the k-th."""
     return type(x)((values, (x.row, x.col)), shape=x.shape)
 
 
@@ -84,8 +85,8 @@ def square_sum(a: Array) -> float:
 def attempted(solver: Callable[..., Any], *arrays: Array) -> Any | None:
     """Return what a solver of a library finds, or None where it gives up.
 
-    Its iteration may not converge, its matrix may be singular: whatever is proved here is proved without it, less
-    sharply.  So solvers are called here and nowhere else.
+    Its iteration may not converge, its matrix may be singular: whatever is proved here is proved
+    without it, less sharply.  So solvers are called here and nowhere else.
     """
     try:
         return solver(*arrays)
@@ -120,7 +121,7 @@ def largest_singular_value_or_none(stack: Array) -> float | None:
 def eigenvectors_or_none(
     host: npt.NDArray[Any],
 ) -> tuple[HostFloats, npt.NDArray[np.inexact]] | None:
-    """Return what NumPy takes for the eigenvalues, ascending, and eigenvectors of a Hermitian host matrix, or None."""
+    """Return what NumPy takes for ascending eigenvalues, and eigenvectors, of `host`; or None."""
     found = attempted(np.linalg.eigh, host)
     if found is None or not np.all(np.isfinite(found[1])):
         return None
@@ -130,7 +131,7 @@ def eigenvectors_or_none(
 def solved_basis_or_none(
     host: npt.NDArray[Any], right: npt.NDArray[Any]
 ) -> npt.NDArray[np.inexact] | None:
-    """Return an orthonormal basis of what NumPy takes for the columns X with ``host @ X = right``, or None."""
+    """Return an orthonormal basis of what NumPy takes for X with ``host @ X = right``, or None."""
     columns = attempted(np.linalg.solve, host, right)
     if columns is None or not np.all(np.isfinite(columns)):
         return None

@@ -1,4 +1,4 @@
-"""What a device does that no documentation promises: subnormal numbers, and products in full precision."""
+"""What a device does that no documentation promises: subnormal numbers, full precision."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def float32_products_are_exact(x: Array) -> bool:
     if compat.is_torch_array(x):
         import torch
 
-        # Which shapes take the short cut is the library's choice, so the switch decides, not a trial.
+        # which shapes take the short cut is the library's choice: the switch decides, no trial
         try:
             return torch.get_float32_matmul_precision() == "highest" and not (
                 torch.backends.cuda.matmul.allow_tf32

@@ -1,7 +1,8 @@
 """A local maximum of the norm of a symbol, by its singular vectors: where to look, it proves nothing.
 
-For unit vectors u, v the norm of F(theta) is at least |u^H F(theta) v| = |sum_q c_q exp(i q . theta)| with
-c_q = u^H K_q v, a scalar polynomial that is cheap to climb.  At its top the vectors are renewed.
+For unit vectors u, v the norm of F(theta) is at least |u^H F(theta) v| = |sum_q c_q exp(i q .
+theta)| with c_q = u^H K_q v, a scalar polynomial that is cheap to climb.  At its top the vectors
+are renewed.
 """
 
 from __future__ import annotations

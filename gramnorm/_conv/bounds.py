@@ -39,40 +39,41 @@ def conv_norm_bound(
 ) -> Array:
     """Return a certified upper bound on the spectral norm of a convolution.
 
-    This is the `upper` of `conv_norm_bracket`, which describes the operator, the guarantee and the errors.
+    This is the `upper` of `conv_norm_bracket`, where the operator and its parameters are described
+    in full.
 
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a transposed
-        convolution ``(c_in, c_out / groups, *spatial)``.
+        The kernel, as in `conv_norm_bracket`.
     input_shape : int or sequence of int, optional
         Samples of the input per spatial axis; by default every size at once.
-    stride : int or sequence of int, optional
-        Step between outputs per axis.
-    padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
-        Padding per axis at a given `input_shape`; "same" by default, none needed for "circular".
-    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
-        What lies beyond the input.
-    dilation : int or sequence of int, optional
-        Distance between taps per axis.
-    groups : int, optional
-        Number of independent blocks of channels.
-    transposed : bool, optional
-        Whether the operator is a transposed convolution.
-    output_padding : int or sequence of int, optional
-        Samples added at the end of the output of a transposed convolution.
+    stride, padding, padding_mode, dilation, groups, transposed, output_padding : optional
+        The operator, as in `conv_norm_bracket`.
     rtol : float, optional
-        Relative gap asked for, 1e-3 by default.
+        Relative gap asked for, 1e-3 by default, as in `conv_norm_bracket`.
 
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN,
+        inf, zero and empty kernels as in `conv_norm_bracket`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv_norm_bracket`.
 
     See Also
     --------
     conv_norm_bracket : The same bound with a lower one and a convergence flag.
+
+    Notes
+    -----
+    **Guarantee.** Not below the norm of the operator with its padding and size, rounding included,
+    under the rounding model of the theory page, converged or not; `conv_norm_bracket` says by which
+    theorem for which operator. PyTorch and JAX differentiate it as `conv_norm_value_and_grad` says,
+    JAX outside of ``jit``.
 
     Examples
     --------
@@ -138,25 +139,28 @@ def conv_norm_bracket(
 ) -> NormBracket:
     """Return certified lower and upper bounds on the spectral norm of a convolution.
 
-    The operator is the multi-channel cross-correlation of neural networks, or its transpose. Its norm depends on the
-    size and the padding of the input; without `input_shape` the bracket is that of the supremum over all sizes.
+    The operator is the multi-channel cross-correlation of neural networks, or its transpose. Its
+    norm depends on the size and the padding of the input; without `input_shape` the bracket is that
+    of the supremum over all sizes.
 
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a transposed
-        convolution ``(c_in, c_out / groups, *spatial)``.
+        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a
+        transposed convolution ``(c_in, c_out / groups, *spatial)``.
     input_shape : int or sequence of int, optional
-        Samples of the input per spatial axis. By default every size at once: the supremum over frequencies,
-        which bounds zero padding of any size and amount, and circular convolution of any size that the stride
-        divides; "circular" with a stride needs the size, as the norm is larger where the stride does not divide it.
+        Samples of the input per spatial axis. By default every size at once: the supremum over
+        frequencies, which bounds zero padding of any size and amount, and circular convolution of
+        any size that the stride divides; "circular" with a stride needs the size, as the norm is
+        larger where the stride does not divide it.
     stride : int or sequence of int, optional
         Step between outputs per axis; it need not divide anything.
     padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
-        Padding per axis at a given `input_shape`. "valid" is none, "full" the kernel's reach on both sides, and
-        "same", the default, makes ``ceil(n / stride)`` outputs (transposed: ``n * stride``), the odd sample behind, as
-        in TensorFlow. Circular convolution needs no padding: output ``o`` starts at sample ``stride * o``, one output
-        for each of the ``ceil(n / stride)`` multiples of the stride below n. If padding is given, the periodic input is
+        Padding per axis at a given `input_shape`. "valid" is none, "full" the kernel's reach on
+        both sides, and "same", the default, makes ``ceil(n / stride)`` outputs (transposed: ``n *
+        stride``), the odd sample behind, as in TensorFlow. Circular convolution needs no padding:
+        output ``o`` starts at sample ``stride * o``, one output for each of the ``ceil(n /
+        stride)`` multiples of the stride below n. If padding is given, the periodic input is
         extended by it, as in PyTorch, and outputs may repeat or be missing.
     padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
         What lies beyond the input.
@@ -176,20 +180,22 @@ def conv_norm_bracket(
     Returns
     -------
     NormBracket
-        0-d bounds in the namespace, device and real dtype (float32 at least) of `kernel`; `frequency` in radians per
-        sample of the input and axis where the norm is attained at one (every size, and circular padding whose stride
-        divides the size); `n_products` counts the blocks of the symbol evaluated. NaN for a kernel that holds NaN, inf
-        if it holds inf, exactly 0 for a zero or empty one and for an operator without outputs.
+        0-d bounds in the namespace, device and real dtype (float32 at least) of `kernel`;
+        `frequency` in radians per sample of the input and axis where the norm is attained at one
+        (every size, and circular padding whose stride divides the size); `n_products` counts the
+        blocks of the symbol evaluated. NaN for a kernel that holds NaN, inf if it holds inf,
+        exactly 0 for a zero or empty one and for an operator without outputs.
 
     Raises
     ------
     TypeError
-        If `kernel` is not an array of numbers or has no values (inside ``jax.jit``), or an argument is of the
-        wrong kind.
+        If `kernel` is not an array of numbers or has no values (inside ``jax.jit``), or an argument
+        is of the wrong kind.
     ValueError
-        If shapes or sizes do not fit together, `rtol` is not positive, or the operator is undefined: reflect or
-        replicate padding without `input_shape` or of a transposed convolution, reflect padding that exceeds the
-        input, output padding of an ordinary convolution.
+        If shapes or sizes do not fit together, `rtol` is not positive, or the operator is
+        undefined: reflect or replicate padding without `input_shape` or of a transposed
+        convolution, reflect padding that exceeds the input, output padding of an ordinary
+        convolution.
     NotImplementedError
         For vectors.
 
@@ -200,18 +206,19 @@ def conv_norm_bracket(
 
     Notes
     -----
-    **Guarantee.** ``lower <= norm <= upper`` under the rounding model of the theory page, for the operator with
-    its padding and size, converged or not.
+    **Guarantee.** ``lower <= norm <= upper`` under the rounding model of the theory page, for the
+    operator with its padding and size, converged or not.
 
-    *Every size*: the supremum of the norm of the symbol over all frequencies, by a search over cells of
-    frequencies (theory page, Theorem 10), at a cost that does not depend on any image; strides turn phases of the input
-    into channels (Lemma 8). *Circular*: the maximum over the grid of frequencies, the kernel wrapped where it is
-    longer than the input, at no more cost than every size.
-    *Zero padding at a given size*: the least of the supremum, a bound from scalar Toeplitz matrices that know the
-    size (Theorem 12), and, for operators with up to 4096 rows or columns, the Gram matrix; `lower` comes from a plane
-    wave under a window and from Golub-Kahan steps on the operator. *Reflect, replicate, and circular padding that is
-    not the above*: exact for small operators; beyond, the supremum times the square root of how often a sample is
-    repeated (Theorem 13), which is loose and seldom converges.
+    *Every size*: the supremum of the norm of the symbol over all frequencies, by a search over
+    cells of frequencies (theory page, Theorem 10), at a cost that does not depend on any image;
+    strides turn phases of the input into channels (Lemma 8). *Circular*: the maximum over the grid
+    of frequencies, the kernel wrapped where it is longer than the input, at no more cost than every
+    size. *Zero padding at a given size*: the least of the supremum, a bound from scalar Toeplitz
+    matrices that know the size (Theorem 12), and, for operators with up to 4096 rows or columns,
+    the Gram matrix; `lower` comes from a plane wave under a window and from Golub-Kahan steps on
+    the operator. *Reflect, replicate, and circular padding that is not the above*: exact for small
+    operators; beyond, the supremum times the square root of how often a sample is repeated (Theorem
+    13), which is loose and seldom converges.
 
     Examples
     --------
@@ -265,43 +272,30 @@ def conv_norm_value_and_grad(
 ) -> tuple[Array, Array]:
     """Return an upper bound on the spectral norm of a convolution, and its gradient by the kernel.
 
-    For arrays without automatic differentiation (NumPy, CuPy); PyTorch and JAX differentiate `conv_norm_bound` and
-    `conv_gram_iteration` themselves, to the same gradients.
+    For arrays without automatic differentiation (NumPy, CuPy); PyTorch and JAX differentiate
+    `conv_norm_bound` and `conv_gram_iteration` themselves, to the same gradients.
 
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted. Of a transposed
-        convolution ``(c_in, c_out / groups, *spatial)``.
+        The kernel, as in `conv_norm_bracket`.
     input_shape : int or sequence of int, optional
         Samples of the input per spatial axis; by default every size at once.
-    stride : int or sequence of int, optional
-        Step between outputs per axis.
-    padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
-        Padding per axis at a given `input_shape`.
-    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
-        What lies beyond the input.
-    dilation : int or sequence of int, optional
-        Distance between taps per axis.
-    groups : int, optional
-        Number of independent blocks of channels.
-    transposed : bool, optional
-        Whether the operator is a transposed convolution.
-    output_padding : int or sequence of int, optional
-        Samples added at the end of the output of a transposed convolution.
+    stride, padding, padding_mode, dilation, groups, transposed, output_padding : optional
+        The operator, as in `conv_norm_bracket`.
     steps : int, optional
-        If given, the value and gradient of ``conv_gram_iteration(kernel, input_shape, steps=steps)``, for
-        ``padding_mode="circular"``; else those of ``conv_norm_bound``.
+        If given, the value and gradient of ``conv_gram_iteration(kernel, input_shape,
+        steps=steps)``, for ``padding_mode="circular"``; else those of ``conv_norm_bound``.
     rtol : float, optional
-        Relative gap asked for, as in `conv_norm_bound`.
+        Relative gap asked for, as in `conv_norm_bracket`.
 
     Returns
     -------
     value : 0-d array
         The bound, real, in float32 at least.
     gradient : array of the shape of `kernel`
-        G of the type of `kernel` with ``value(K + dK) = value(K) + Re sum(conj(G) dK) + o(dK)``. 0 for a zero kernel,
-        NaN where the norm is NaN or inf.
+        G of the type of `kernel` with ``value(K + dK) = value(K) + Re sum(conj(G) dK) + o(dK)``. 0
+        for a zero kernel, NaN where the norm is NaN or inf.
 
     Raises
     ------
@@ -310,12 +304,13 @@ def conv_norm_value_and_grad(
 
     Notes
     -----
-    **Guarantee.** The value is that of the function named above, with its guarantee. The gradient of the fixed-step
-    bound is exact up to rounding. That of the certified bound is the gradient of the norm of the symbol at the
-    frequency where it is largest (Danskin's theorem), and at a finite size with padding that of the top singular
-    vectors of the operator: of the norm itself, from which the bound is `rtol` away. Where several frequencies or
-    groups attain the maximum it is that of one of them, a subgradient. For a large input, of more than some 100 000
-    numbers, the gradient is that of the supremum.
+    **Guarantee.** The value is that of the function named above, with its guarantee. The gradient
+    of the fixed-step bound is exact up to rounding. That of the certified bound is the gradient of
+    the norm of the symbol at the frequency where it is largest (Danskin's theorem), and at a finite
+    size with padding that of the top singular vectors of the operator: of the norm itself, from
+    which the bound is `rtol` away. Where several frequencies or groups attain the maximum it is
+    that of one of them, a subgradient. For a large input, of more than some 100 000 numbers, the
+    gradient is that of the supremum.
 
     Examples
     --------
@@ -350,29 +345,28 @@ def conv_norm_value_and_grad(
 def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
     """Return certified lower and upper bounds on the H-infinity norm of a FIR filter bank.
 
-    The norm is the largest gain of the transfer matrix ``H(z) = sum_k taps[k] z^-k`` on the unit circle, over all
-    frequencies and directions of the input.
+    The norm is the largest gain of the transfer matrix ``H(z) = sum_k taps[k] z^-k`` on the unit
+    circle, over all frequencies and directions of the input.
 
     Parameters
     ----------
     taps : array, shape (N, p, m) or (N,)
-        Impulse response of a filter with m inputs and p outputs, or of a single filter; real or complex.
+        Impulse response of a filter with m inputs and p outputs, or of a single filter; real or
+        complex.
     rtol : float, optional
-        Relative gap asked for, 1e-3 by default.
+        Relative gap asked for, as in `conv_norm_bracket`.
 
     Returns
     -------
     NormBracket
-        0-d bounds in the namespace, device and real dtype (float32 at least) of `taps`. `frequency`, shape (1,), is the
-        peak frequency in radians per sample, in [0, pi] for real and in (-pi, pi] for complex taps, at which `lower` is
-        attained.
+        0-d bounds in the namespace, device and real dtype (float32 at least) of `taps`.
+        `frequency`, shape (1,), is the peak frequency in radians per sample, in [0, pi] for real
+        and in (-pi, pi] for complex taps, at which `lower` is attained.
 
     Raises
     ------
-    TypeError
-        If `taps` is not an array of numbers or has no values (inside ``jax.jit``).
-    ValueError
-        If `taps` has another number of axes or `rtol` is not positive.
+    TypeError, ValueError
+        As in `conv_norm_bracket`; ValueError also for `taps` with another number of axes.
 
     See Also
     --------
@@ -380,8 +374,8 @@ def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
 
     Notes
     -----
-    **Guarantee.** ``lower <= norm <= upper`` for all frequencies of the continuum, not of a grid, rounding included
-    (theory page, Theorem 10).
+    **Guarantee.** ``lower <= norm <= upper`` for all frequencies of the continuum, not of a grid,
+    rounding included (theory page, Theorem 10).
 
     Examples
     --------
@@ -420,24 +414,21 @@ def conv_gram_iteration(
 ) -> Array:
     """Return the upper bound on the norm of a circular convolution that fixed Gram steps give.
 
-    The largest, over the frequencies of the input's grid, of the fixed-step bound of the symbol's blocks. In
-    exact arithmetic at most ``c^(1 / 2^(steps + 1))`` times the norm, c the smaller number of channels per
-    group. Differentiable, usable under ``jax.jit`` and ``vmap``, never waits for the device.
+    The largest, over the frequencies of the input's grid, of the fixed-step bound of the symbol's
+    blocks. In exact arithmetic at most ``c^(1 / 2^(steps + 1))`` times the norm, c the smaller
+    number of channels per group. Differentiable, usable under ``jax.jit`` and ``vmap``, never waits
+    for the device.
 
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
+        The kernel, as in `conv_norm_bracket`.
     input_shape : int or sequence of int
         Samples of the (periodic) input per spatial axis.
     steps : int
         Number of Gram products, at least 0.
-    stride : int or sequence of int, optional
-        Step between outputs per axis; divides `input_shape`.
-    dilation : int or sequence of int, optional
-        Distance between taps per axis.
-    groups : int, optional
-        Number of independent blocks of channels.
+    stride, dilation, groups : optional
+        As in `conv_norm_bracket`; the stride divides `input_shape`.
 
     Returns
     -------
@@ -447,7 +438,8 @@ def conv_gram_iteration(
     Raises
     ------
     TypeError, ValueError
-        As in `conv_norm_bracket`; ValueError also for negative `steps` and a stride that does not divide the size.
+        As in `conv_norm_bracket`; ValueError also for negative `steps` and a stride that does not
+        divide the size.
 
     See Also
     --------
@@ -455,9 +447,9 @@ def conv_gram_iteration(
 
     Notes
     -----
-    **Guarantee.** Upper bound for circular padding in exact arithmetic only; no rounding margin is added. It is
-    no bound for zero padding, whose norm may be larger. The cost grows with the input: every frequency is
-    evaluated, as in Delattre et al. (ICML 2023, arXiv:2305.16173).
+    **Guarantee.** Upper bound for circular padding in exact arithmetic only; no rounding margin is
+    added. It is no bound for zero padding, whose norm may be larger. The cost grows with the input:
+    every frequency is evaluated, as in Delattre et al. (ICML 2023, arXiv:2305.16173).
 
     Examples
     --------

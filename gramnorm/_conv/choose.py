@@ -1,8 +1,8 @@
 """From a kernel and a geometry to a bracket and the place where it is attained, or to fixed-step bounds.
 
 Which way a convolution goes depends on its size: every size and circles are searched over
-frequencies, everything else at a finite size is `finite`.  Kernels are scaled first and their borders
-of zeros cut off.
+frequencies, everything else at a finite size is `finite`.  Kernels are scaled first and their
+borders of zeros cut off.
 """
 
 from __future__ import annotations

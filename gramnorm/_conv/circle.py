@@ -1,7 +1,8 @@
 """The norm of a symbol on a grid of frequencies: its maximum, and bounds at every point.
 
 The frequencies of a circle of n samples are 2 pi j / n.  Boxes of grid points are bounded from one
-point inside by the corollary to Theorem 10, with a bound M on the supremum: the norm is nowhere above
+point inside by the corollary to Theorem 10, with a bound M on the supremum: the norm is nowhere
+above
 
     M cos(max(arccos(||F(c)|| / M) - w, 0))
 
@@ -96,8 +97,8 @@ def norms_on_grid(
 ) -> tuple[HostFloats, int]:
     """Return upper bounds on the norm at the frequencies 2 pi j / sizes, and the evaluations spent.
 
-    `ceiling` bounds the supremum M. Bounds below `level` are as crude as may be, and others miss the
-    norm by about a fraction `slack` of what it is below M.
+    `ceiling` bounds the supremum M. Bounds below `level` are as crude as may be, and others miss
+    the norm by about a fraction `slack` of what it is below M.
     """
 
     def settled(_: Maximum, bounds: HostFloats, w: float) -> HostBools:

@@ -5,9 +5,9 @@ Over a cell of frequencies with centre c, a maximiser of the norm inside the cel
 
     sup ||F|| <= ||F(c)|| / cos(w),   w = max over the cell of sum_a (k_a - 1) / 2 |theta_a - c_a|,
 
-for w < pi / 2 and k_a taps along axis a.  So cells whose right side stays below (1 + rtol) times the
-best value found are finished, the others are split, and the cost depends on the kernel, not on any
-image.
+for w < pi / 2 and k_a taps along axis a.  So cells whose right side stays below (1 + rtol) times
+the best value found are finished, the others are split, and the cost depends on the kernel, not on
+any image.
 """
 
 from __future__ import annotations

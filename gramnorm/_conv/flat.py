@@ -6,8 +6,8 @@ its eigenvalues lie in (docs/theory.md, Lemma 11)
     lambda_min(H_0) - sum_{m != 0} ||H_m||,   ||H_0|| + sum_{m != 0} ||H_m||,
 
 and sup ||F||^2 <= c + sup ||F^H F - c I|| for any c.  A symbol whose norm is the same at every
-frequency is the worst case of a search.  If it is a multiple of a unitary matrix, H_m = 0 for m != 0
-and the interval is a point; near to that F^H F - c I is small, and a rough bound on it is a sharp
+frequency is the worst case of a search.  If it is a multiple of a unitary matrix, H_m = 0 for m !=
+0 and the interval is a point; near to that F^H F - c I is small, and a rough bound on it is a sharp
 one on F.
 """
 
@@ -33,7 +33,8 @@ class Autocorrelation:
     error : float
         Bound on the norm of the difference of ``sum H_m exp(i m . theta)`` from the exact one.
     floor, ceiling : float
-        Bounds on the squares of the q singular values of the symbol, at every frequency and in every group.
+        Bounds on the squares of the q singular values of the symbol, at every frequency and in
+        every group.
     """
 
     taps: Array
@@ -81,8 +82,9 @@ def autocorrelation(taps: Array, offsets: HostInts) -> Autocorrelation | None:
     most, least = norms[zero], _least_eigenvalues(gathered[zero, ...], norms[zero])
     rest = np.sum(np.delete(norms, zero, axis=0), axis=0)
     _, squares = sums.square(rows)
-    # each of the T^2 blocks errs by kappa |K_k|^H |K_l|, their computed sums by gamma_T of what is below
-    # (1 + kappa) |K_k|^H |K_l|; the sums over k, l of ||K_k||_F ||K_l||_F are at most T times the sum of squares
+    # each of the T^2 blocks errs by kappa |K_k|^H |K_l|, their computed sums by gamma_T of what is
+    # below (1 + kappa) |K_k|^H |K_l|; the sums over k, l of ||K_k||_F ||K_l||_F are at most T times
+    # the sum of squares
     relative = prec.kappa(p) + prec.gamma(count) * (1 + prec.kappa(p))
     error = up(count * relative * squares + 2 * count**2 * prec.underflow(p) * q)
     rest = up(rest, len(lags) + 8) + error

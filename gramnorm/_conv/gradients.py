@@ -1,9 +1,9 @@
 """Gradients of convolution norms by the kernel, on the host.
 
-By Danskin's theorem only where the norm is attained matters.  With J the gradient of the norm of the
-symbol F = sum_k K_k exp(i k . theta) at the maximising frequency, the gradient by a tap is
-exp(-i k . theta) J, its real part for a real kernel.  At a finite size, with unit vectors u, v of the
-operator, it is the correlation of u with v: sum_o u[o] v[s o + d k - before]^H.
+By Danskin's theorem only where the norm is attained matters.  With J the gradient of the norm of
+the symbol F = sum_k K_k exp(i k . theta) at the maximising frequency, the gradient by a tap is
+exp(-i k . theta) J, its real part for a real kernel.  At a finite size, with unit vectors u, v of
+the operator, it is the correlation of u with v: sum_o u[o] v[s o + d k - before]^H.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ def phases(
     """Return exp(2 pi i sum_a offsets_a numerators_a / denominators_a), shape (frequencies, taps).
 
     Per axis they are wrong by at most 20 u: 3 pi u for the three roundings of the angle, reduced to
-    [-pi, pi], 4 sqrt(2) u for sine and cosine within 4 units in the last place, and 3 u for the product
-    of two axes, with a margin for the higher orders.
+    [-pi, pi], 4 sqrt(2) u for sine and cosine within 4 units in the last place, and 3 u for the
+    product of two axes, with a margin for the higher orders.
     """
     result = np.ones((numerators.shape[0], offsets.shape[0]), dtype=np.complex128)
     for k, j, n in zip(offsets.T, numerators.T, denominators, strict=True):

@@ -30,28 +30,31 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     Parameters
     ----------
     x : array, shape (..., m, n), or sparse matrix
-        Matrices, real or complex; integers and bool are promoted to the namespace's default real type. A sparse
-        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer, and
-        any format; its entries may stand in any order, and those that share a place are added up exactly, with the
-        rounding counted (integers and bool as ``toarray`` does).
+        Matrices, real or complex; integers and bool are promoted to the namespace's default real
+        type. A sparse matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or
+        columns, whichever are fewer, and any format; its entries may stand in any order, and those
+        that share a place are added up exactly, with the rounding counted (integers and bool as
+        ``toarray`` does).
     rtol : float, optional
-        Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower precisions.
+        Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower
+        precisions.
     keepdims : bool, optional
         Whether to keep the last two axes with length one.
 
     Returns
     -------
     array, shape (...) or (..., 1, 1)
-        Upper bounds in the namespace, device and real dtype (float32 at least) of `x`. NaN where a matrix holds NaN,
-        inf where it holds inf and no NaN or where the norm exceeds the largest number of the type, exactly 0
-        for zero and empty matrices.
+        Upper bounds in the namespace, device and real dtype (float32 at least) of `x`. NaN where a
+        matrix holds NaN, inf where it holds inf and no NaN or where the norm exceeds the largest
+        number of the type, exactly 0 for zero and empty matrices.
 
     Raises
     ------
     TypeError
         If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
     ValueError
-        If `x` has fewer than two axes, or is sparse and too large for a dense Gram matrix, or `rtol` is not positive.
+        If `x` has fewer than two axes, or is sparse and too large for a dense Gram matrix, or
+        `rtol` is not positive.
 
     See Also
     --------
@@ -61,10 +64,11 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     Notes
     -----
     **Guarantee.** Upper bound, for every input, under the rounding model of the theory page
-    (Theorem 2): IEEE arithmetic in the working precision, conventional matrix products in any order of summation.
+    (Theorem 2): IEEE arithmetic in the working precision, conventional matrix products in any order
+    of summation.
 
-    PyTorch and JAX differentiate it, JAX outside of ``jit``: the gradient is that of `matrix_norm_value_and_grad`. It
-    is a constant, so second derivatives are refused.
+    PyTorch and JAX differentiate it, JAX outside of ``jit``: the gradient is that of
+    `matrix_norm_value_and_grad`. It is a constant, so second derivatives are refused.
 
     Examples
     --------
@@ -89,45 +93,43 @@ def matrix_norm_bracket(
     Parameters
     ----------
     x : array, shape (..., m, n), or sparse matrix
-        Matrices, real or complex; integers and bool are promoted to the namespace's default real type. A sparse
-        matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or columns, whichever are fewer, and
-        any format; its entries may stand in any order, and those that share a place are added up exactly, with the
-        rounding counted (integers and bool as ``toarray`` does).
+        Matrices, as in `matrix_norm_bound`.
     rtol : float, optional
-        Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower precisions.
+        Relative gap asked for, as in `matrix_norm_bound`.
     vectors : bool, optional
         Whether to return unit vectors ``left``, shape (..., m), and ``right``, shape (..., n), with
-        ``left^H x right`` not below the norm by more than about `rtol`. They are computed one matrix after the other,
-        on the host.
+        ``left^H x right`` not below the norm by more than about `rtol`. They are computed one
+        matrix after the other, on the host.
 
     Returns
     -------
     NormBracket
-        ``lower <= norm <= upper`` per matrix, in the namespace, device and real dtype (float32 at least) of `x`, with
-        the flag `converged` and the number of matrix products `n_products` of the longest iteration.
+        ``lower <= norm <= upper`` per matrix, in the namespace, device and real dtype (float32 at
+        least) of `x`, with the flag `converged` and the number of matrix products `n_products` of
+        the longest iteration.
 
     Raises
     ------
-    TypeError
-        If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
-    ValueError
-        If `x` has fewer than two axes, or is sparse and too large for a dense Gram matrix, or `rtol` is not positive.
+    TypeError, ValueError
+        As in `matrix_norm_bound`.
 
     Notes
     -----
-    **Guarantee.** ``lower <= norm <= upper`` for every input under the rounding model of the theory page
-    (Theorems 2, 6 and 7, Lemma 5), converged or not. PyTorch differentiates both ends as it does `matrix_norm_bound`.
+    **Guarantee.** ``lower <= norm <= upper`` for every input under the rounding model of the theory
+    page (Theorems 2, 6 and 7, Lemma 5), converged or not. PyTorch differentiates both ends as it
+    does `matrix_norm_bound`.
 
-    Stacks, and matrices on a GPU, go through Gram iteration [1]_: Schatten norms of growing order, whose rounding
-    errors are carried along and climb back through the square roots; stacks are worked on in parts of 128 MiB. A single
-    matrix on a host, or a stack of large ones, costs one product with the adjoint, a Ritz vector, and the cheapest
-    proof that the Ritz value is almost the norm: its residual, row sums, or a Cholesky factorisation checked by a
-    product. Where the precision of `x` is too coarse for `rtol` and this shape, float64 is used if the device has it.
+    Stacks, and matrices on a GPU, go through Gram iteration [1]_: Schatten norms of growing order,
+    whose rounding errors are carried along and climb back through the square roots; stacks are
+    worked on in parts of 128 MiB. A single matrix on a host, or a stack of large ones, costs one
+    product with the adjoint, a Ritz vector, and the cheapest proof that the Ritz value is almost
+    the norm: its residual, row sums, or a Cholesky factorisation checked by a product. Where the
+    precision of `x` is too coarse for `rtol` and this shape, float64 is used if the device has it.
 
     References
     ----------
-    .. [1] B. Delattre, Q. Barthelemy, A. Araujo, A. Allauzen, "Efficient Bound of Lipschitz Constant for
-       Convolutional Layers by Gram Iteration", ICML 2023, arXiv:2305.16173.
+    .. [1] B. Delattre, Q. Barthelemy, A. Araujo, A. Allauzen, "Efficient Bound of Lipschitz
+       Constant for Convolutional Layers by Gram Iteration", ICML 2023, arXiv:2305.16173.
 
     Examples
     --------
@@ -164,13 +166,13 @@ def matrix_norm_value_and_grad(
 ) -> tuple[Array, Array]:
     """Return an upper bound on the spectral norm of each matrix in a stack, and its gradient.
 
-    For arrays without automatic differentiation (NumPy, CuPy); PyTorch and JAX differentiate `matrix_norm_bound` and
-    `gram_iteration` themselves, to the same gradients.
+    For arrays without automatic differentiation (NumPy, CuPy); PyTorch and JAX differentiate
+    `matrix_norm_bound` and `gram_iteration` themselves, to the same gradients.
 
     Parameters
     ----------
     x : array, shape (..., m, n)
-        Matrices, real or complex; integers and bool are promoted to the namespace's default real type.
+        Matrices, as in `matrix_norm_bound`, but none that are sparse.
     steps : int, optional
         If given, the value and gradient of ``gram_iteration(x, steps=steps)``; else those of
         ``matrix_norm_bound(x, rtol=rtol)``.
@@ -182,23 +184,23 @@ def matrix_norm_value_and_grad(
     value : array, shape (...)
         The bound, real, in float32 at least.
     gradient : array, shape (..., m, n)
-        G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex matrices the
-        derivative by the real part plus i times that by the imaginary part, as in PyTorch. 0 for a zero matrix, NaN
-        where the norm is NaN or inf.
+        G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex
+        matrices the derivative by the real part plus i times that by the imaginary part, as in
+        PyTorch. 0 for a zero matrix, NaN where the norm is NaN or inf.
 
     Raises
     ------
-    TypeError
-        If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
-    ValueError
-        If `x` has fewer than two axes, or `steps` is negative, or `rtol` is not positive.
+    TypeError, ValueError
+        As in `matrix_norm_bound`; TypeError also for a sparse matrix, ValueError for negative
+        `steps`.
 
     Notes
     -----
-    **Guarantee.** The value is that of the function named above, with its guarantee. The gradient of the fixed-step
-    bound is exact up to rounding (theory page, Theorem 14). That of the certified bound is ``u v^H`` for the top
-    singular vectors, and if the largest singular value is multiple, or singular values are closer to it than about
-    `rtol`, the mean of ``u v^H`` over them: a subgradient of the norm.
+    **Guarantee.** The value is that of the function named above, with its guarantee. The gradient
+    of the fixed-step bound is exact up to rounding (theory page, Theorem 14). That of the certified
+    bound is ``u v^H`` for the top singular vectors, and if the largest singular value is multiple,
+    or singular values are closer to it than about `rtol`, the mean of ``u v^H`` over them: a
+    subgradient of the norm.
 
     Examples
     --------
@@ -221,29 +223,28 @@ def matrix_norm_value_and_grad(
 def gram_iteration(x: Array, /, *, steps: int) -> Array:
     """Return the upper bound on spectral norms that a fixed number of Gram steps gives.
 
-    In exact arithmetic ``(sum_i sigma_i^P)^(1/P)`` with ``P = 2^(steps + 1)``: the Frobenius norm for no step,
-    non-increasing in `steps`, at most ``rank^(1/P)`` times the norm. Differentiable, usable under ``jax.jit``
-    and ``vmap``, never waits for the device.
+    In exact arithmetic ``(sum_i sigma_i^P)^(1/P)`` with ``P = 2^(steps + 1)``: the Frobenius norm
+    for no step, non-increasing in `steps`, at most ``rank^(1/P)`` times the norm. Differentiable,
+    usable under ``jax.jit`` and ``vmap``, never waits for the device.
 
     Parameters
     ----------
     x : array, shape (..., m, n)
-        Matrices, real or complex; integers and bool are promoted to the namespace's default real type.
+        Matrices, as in `matrix_norm_bound`, but none that are sparse.
     steps : int
         Number of Gram products, at least 0.
 
     Returns
     -------
     array, shape (...)
-        The values, in the namespace, device and real dtype (float32 at least) of `x`; NaN, inf, zero and empty matrices
-        as in `matrix_norm_bound`.
+        The values, in the namespace, device and real dtype (float32 at least) of `x`; NaN, inf,
+        zero and empty matrices as in `matrix_norm_bound`.
 
     Raises
     ------
-    TypeError
-        If `x` is not an array of real or complex numbers or `steps` is not an integer.
-    ValueError
-        If `x` has fewer than two axes or `steps` is negative.
+    TypeError, ValueError
+        As in `matrix_norm_bound`, except that `x` need not have values; TypeError also for a sparse
+        matrix, ValueError for negative `steps`.
 
     See Also
     --------
@@ -251,9 +252,9 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
 
     Notes
     -----
-    **Guarantee.** Upper bound in exact arithmetic only: no rounding margin is added, so the value may fall below
-    the norm by a few units in the last place. This is the iteration of Delattre et al. (ICML 2023,
-    arXiv:2305.16173), whose count starts one higher.
+    **Guarantee.** Upper bound in exact arithmetic only: no rounding margin is added, so the value
+    may fall below the norm by a few units in the last place. This is the iteration of Delattre et
+    al. (ICML 2023, arXiv:2305.16173), whose count starts one higher.
 
     Examples
     --------

@@ -3,8 +3,8 @@
 Small matrices are squared a few times (Theorem 2).  Larger ones take one product S = B^H B, a Ritz
 vector, and the cheapest proof that the Ritz value is almost the norm: its residual (Theorem 7),
 rescaled row sums, or one checked Cholesky factorisation (Theorem 6) at the price of about one
-product more.  What is left wide, for clustered singular values or tight tolerances, goes through the
-Gram iteration.
+product more.  What is left wide, for clustered singular values or tight tolerances, goes through
+the Gram iteration.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def matrix_certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float)
 def gram_certificate(gram: Array, *, error: float, rtol: float) -> Bounds[float]:
     """Bracket the root of the largest eigenvalue of an H >= 0 that `gram` misses by `error` at most.
 
-    Beside others a block may be next to nothing, or nothing at all: it is scaled, so that squares of
-    its entries count.
+    Beside others a block may be next to nothing, or nothing at all: it is scaled, so that squares
+    of its entries count.
     """
     half = _half_exponent(gram)
     if half:
@@ -140,8 +140,8 @@ def _bracket_near(
 def approximate_eigenvector(gram: Array, rtol: float, *, settled: bool = True) -> Array:
     """Return an approximate top eigenvector of `gram` as a column.
 
-    Its quotient has settled to about `rtol`; within a cluster that may be further from the top, which
-    only all eigenvectors exclude (`settled` false).
+    Its quotient has settled to about `rtol`; within a cluster that may be further from the top,
+    which only all eigenvectors exclude (`settled` false).
     """
     xp = libraries.namespace(gram)
     host = crossing.host_array(gram)

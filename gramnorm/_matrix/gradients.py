@@ -1,7 +1,7 @@
 """Gradients of norms in closed form, for arrays without automatic differentiation.
 
-With S = A^H A and s = 2^t the t-step Gram bound is (tr S^s)^(1 / 2s), and its gradient in the pairing
-Re tr X^H Y is (docs/theory.md, Theorem 14)
+With S = A^H A and s = 2^t the t-step Gram bound is (tr S^s)^(1 / 2s), and its gradient in the
+pairing Re tr X^H Y is (docs/theory.md, Theorem 14)
 
     A S^(s-1) / (tr S^s)^(1 - 1/2s),     S^(s-1) = S S^2 S^4 ... S^(s/2),
 
@@ -149,8 +149,8 @@ def _top_eigenspace(gram: HostNumbers, rtol: float) -> HostNumbers | None:
     """Return the top eigenvector, or those of a cluster, as columns; None where no solver finds any."""
     v = crossing.host_array(approximate_eigenvector(gram, rtol))[:, 0]
     value = float(np.vdot(v, gram @ v).real) / float(np.vdot(v, v).real)
-    # inverse iteration: next to the eigenvalue a single step gains what the shift is nearer than the
-    # others; the second vector, generic, finds what else is there
+    # inverse iteration: next to the eigenvalue a single step gains what the shift is nearer than
+    # the others; the second vector, generic, finds what else is there
     shift = value * (1 + rtol / 8)
     other = np.random.default_rng(1).standard_normal(len(gram))
     shifted = shift * np.eye(len(gram)) - gram

@@ -5,8 +5,8 @@ the entries near 1), and a bracket on the largest singular value of the last ite
 
     sigma(P_{j-1}) = sqrt(lambda(S_j) / s_j),   |lambda(S_j) - sigma(P_j)| <= eps_j,
 
-where S_j is the exact s_j P_{j-1}^H P_{j-1} and eps_j bounds what the computed P_j differs from
-it (docs/theory.md, Theorem 2).  The matrices stay on their device; the few scalars per matrix that a
+where S_j is the exact s_j P_{j-1}^H P_{j-1} and eps_j bounds what the computed P_j differs from it
+(docs/theory.md, Theorem 2).  The matrices stay on their device; the few scalars per matrix that a
 bracket needs come to the host once per step, and on them `bracket_by_iteration` decides what to
 continue.  A fixed number of steps never looks at a value.
 """

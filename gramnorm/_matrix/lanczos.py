@@ -1,7 +1,8 @@
 """Golub-Kahan / Lanczos: vectors whose Rayleigh quotient is nearly the largest eigenvalue.
 
 Nothing here is certified: a vector is a vector, and what it proves is evaluated elsewhere
-(`residual`).  Single precision is enough, because an error e in the vector costs e^2 in its quotient.
+(`residual`).  Single precision is enough, because an error e in the vector costs e^2 in its
+quotient.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def top_eigenpair(h: HostNumbers) -> tuple[float, HostNumbers]:
 def _column_of_a_power(h: HostNumbers) -> HostNumbers:
     """Return a unit vector whose quotient misses the largest eigenvalue by a fraction ln(n) / P.
 
-    In the largest column of H^P an eigenvalue l counts as l^P: what is below the largest by more has
-    died out.
+    In the largest column of H^P an eigenvalue l counts as l^P: what is below the largest by more
+    has died out.
     """
     largest = np.max(np.abs(h))
     for _ in range(limits.POWER_SQUARINGS):  # P = 2^40

@@ -35,8 +35,9 @@ def operator_norm_lower_bound(
 ) -> float:
     """Return a lower bound on the spectral norm of an operator given by products with vectors.
 
-    Products with finitely many vectors cannot give an upper bound: an operator may act on a direction that
-    none of the vectors has met. For an upper bound the entries are needed: see `matrix_norm_bracket`.
+    Products with finitely many vectors cannot give an upper bound: an operator may act on a
+    direction that none of the vectors has met. For an upper bound the entries are needed: see
+    `matrix_norm_bracket`.
 
     Parameters
     ----------
@@ -44,15 +45,16 @@ def operator_norm_lower_bound(
         Anything with ``shape``, ``matvec`` and ``rmatvec`` (the adjoint) on NumPy vectors, such as
         `scipy.sparse.linalg.LinearOperator`.
     rtol : float, optional
-        The iteration stops when the value has settled to about this relative change, by default 1e-6. It says
-        nothing about the distance to the norm.
+        The iteration stops when the value has settled to about this relative change, by default
+        1e-6. It says nothing about the distance to the norm.
     maxiter : int, optional
         Most pairs of products.
 
     Returns
     -------
     float
-        ``||A x|| / ||x||`` for the vector x found: at most the norm, up to the rounding of A's own products.
+        ``||A x|| / ||x||`` for the vector x found: at most the norm, up to the rounding of A's own
+        products.
 
     Raises
     ------
@@ -64,8 +66,9 @@ def operator_norm_lower_bound(
     Notes
     -----
     **Guarantee.** Lower bound, by the definition of the norm, with the rounding of this function counted; what the
-    operator's own products lose cannot be known here. Golub-Kahan bidiagonalisation, carried out as the Lanczos
-    iteration on the normal operator with full reorthogonalisation, from a fixed start: same input, same value.
+    operator's own products lose cannot be known here. Golub-Kahan bidiagonalisation, carried out as
+    the Lanczos iteration on the normal operator with full reorthogonalisation, from a fixed start:
+    same input, same value.
 
     Examples
     --------

@@ -61,7 +61,8 @@ def quotient(b: Array, x: Array, *, frobenius: float) -> Quotient:
     error_y = prec.kappa(q) * frobenius * norm_x * (1 + relative) + prec.underflow(q) * p
     high = up((norm_y * (1 + relative) + error_y) / (norm_x * (1 - relative)), 16)
     low = down(max(norm_y * (1 - relative) - error_y, 0.0) / (norm_x * (1 + relative)), 16)
-    # H x - rho' x against the computed r, for the computed rho'; the exact rho only makes it smaller
+    # H x - rho' x against the computed r, for the computed rho'; the exact rho only makes it
+    # smaller
     error_z = (prec.kappa(p) * norm_y + error_y) * frobenius * (1 + relative) + prec.underflow(
         p
     ) * q

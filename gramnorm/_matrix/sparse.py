@@ -1,8 +1,9 @@
 """Sparse matrices: a dense Gram matrix on the smaller side, products with vectors on the larger.
 
-The order of entries is nobody's promise: SciPy sorts and adds up where it pleases, in a change of type
-for one.  So a matrix is taken apart at the door, once, into values and their places, which stay side
-by side from then on; what is built of them is built anew, and no array of it is ever exchanged.
+The order of entries is nobody's promise: SciPy sorts and adds up where it pleases, in a change of
+type for one.  So a matrix is taken apart at the door, once, into values and their places, which
+stay side by side from then on; what is built of them is built anew, and no array of it is ever
+exchanged.
 """
 
 from __future__ import annotations

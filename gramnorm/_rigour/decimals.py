@@ -1,7 +1,8 @@
 """Decimal text of bounds, and their gap, rounded like the numbers they stand for.
 
-Decimal text of a float f is a number d of fewer digits.  Read for an upper bound it is true if d >= f, for a lower one
-if d <= f; the nearest d is neither.  So the exact value of f, not its shortest text, is rounded up or down.
+Decimal text of a float f is a number d of fewer digits.  Read for an upper bound it is true if d >=
+f, for a lower one if d <= f; the nearest d is neither.  So the exact value of f, not its shortest
+text, is rounded up or down.
 """
 
 import decimal
@@ -30,7 +31,8 @@ def decimal_text(value: float, *, up: bool, digits: int = DIGITS) -> str:
     Returns
     -------
     str
-        A number in fixed-point notation if that is short, else in scientific notation; "inf", "-inf" or "nan".
+        A number in fixed-point notation if that is short, else in scientific notation; "inf",
+        "-inf" or "nan".
     """
     if not math.isfinite(value):
         return str(value)

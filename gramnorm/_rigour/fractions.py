@@ -1,9 +1,10 @@
 """Sums, products and roots of non-negative floats, exact until one rounding upward at the end.
 
-A float is a fraction whose denominator is a power of two, so sums and products of floats are fractions as well; only
-the last step, from a fraction to a float, rounds, and it goes to the next float above.  Neither overflow nor underflow
-on the way can pull a result below the truth.  NaN among the values gives NaN, and inf gives inf, beside a zero as well:
-inf stands for a norm of which nothing is known.
+A float is a fraction whose denominator is a power of two, so sums and products of floats are
+fractions as well; only the last step, from a fraction to a float, rounds, and it goes to the next
+float above.  Neither overflow nor underflow on the way can pull a result below the truth.  NaN
+among the values gives NaN, and inf gives inf, beside a zero as well: inf stands for a norm of which
+nothing is known.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def float_above(exact: Fraction) -> float:
 
 
 def root_above(exact: Fraction) -> float:
-    """Return a float that is at least the square root of `exact`: the smallest, or the one above it."""
+    """Return the smallest float that is at least the square root of `exact`, or the next."""
     size = exact.numerator.bit_length() - exact.denominator.bit_length()
     half = (_ROOT_BITS - size) // 2
     scaled = exact * Fraction(2) ** (2 * half)

@@ -69,11 +69,7 @@ class Precision:
 def precision_of(dtype: DType) -> Precision:
     """Return the error constants of float32, float64, complex64 or complex128."""
     info = dtypes.finfo(dtype)
-    return Precision(
-        unit=float(info.eps) / 2,
-        tiny=float(info.smallest_normal),
-        complex=dtypes.is_complex(dtype),
-    )
+    return Precision(info.eps / 2, info.smallest_normal, complex=dtypes.is_complex(dtype))
 
 
 def gram_units(shape: tuple[int, int], *, complex: bool) -> float:
@@ -95,15 +91,14 @@ def working_dtype(x: Array, units: float, rtol: float) -> DType:
     xp = libraries.namespace(x)
     narrow = dtypes.is_floating(x.dtype) and dtypes.bits(x.dtype) <= 32
     wide = dtypes.has_float64(x)
-    if wide and not (narrow and units * 2.0**-24 <= rtol / 4):
-        return xp.float64
-    if probes.float32_products_are_exact(x):
+    serves = narrow and units * 2.0**-24 <= rtol / 4
+    if (serves or not wide) and probes.float32_products_are_exact(x):
         return xp.float32
     if wide:
         return xp.float64
     msg = (
-        "this device has no float64 and multiplies float32 arrays in reduced precision (TF32 or bfloat16), so "
-        "no bound can be certified; switch full float32 products on, e.g. "
+        "this device has no float64 and multiplies float32 arrays in reduced precision (TF32 or "
+        "bfloat16), so no bound can be certified; switch full float32 products on, e.g. "
         "torch.set_float32_matmul_precision('highest')"
     )
     raise RuntimeError(msg)
@@ -112,7 +107,8 @@ def working_dtype(x: Array, units: float, rtol: float) -> DType:
 def up(x: _Scalar, roundings: int = 8) -> _Scalar:
     """Nudge non-negative host numbers above what 2 or more float64 roundings may have lost.
 
-    k roundings lose a factor (1 - u)^k at most, the product here another (1 - u): less than 1 + 2 k u restores.
+    k roundings lose a factor (1 - u)^k at most, the product here another (1 - u): less than 1 + 2 k
+    u restores.
     """
     return x * (1 + roundings * _TWO_UNITS)
 
@@ -129,18 +125,17 @@ def round_outward(
     if dtypes.bits(dtype) == 64:
         return lower, upper
     info = dtypes.finfo(dtype)
-    largest, normal = float(info.max), float(info.smallest_normal)
-    digits = 2 - int(np.frexp(float(info.eps))[1])
-    floor_exponent = int(np.frexp(normal)[1]) - digits  # of the smallest subnormal
+    digits = 2 - int(np.frexp(info.eps)[1])
+    floor_exponent = int(np.frexp(info.smallest_normal)[1]) - digits  # of the smallest subnormal
     with np.errstate(over="ignore", invalid="ignore"):
         result = []
-        for value, direction, beyond in ((lower, np.floor, largest), (upper, np.ceil, np.inf)):
+        for value, direction, beyond in ((lower, np.floor, info.max), (upper, np.ceil, np.inf)):
             quantum = np.maximum(np.frexp(value)[1] - digits, floor_exponent)
             # scaled in two steps: a single power of two may leave the range of float64
             half = quantum // 2
             steps = direction(np.ldexp(np.ldexp(value, -half), half - quantum))
             rounded = np.ldexp(np.ldexp(steps, quantum - half), half)
-            finite = np.where(rounded > largest, beyond, rounded)
+            finite = np.where(rounded > info.max, beyond, rounded)
             result.append(np.where(np.isfinite(value), finite, value))
     return result[0], result[1]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -52,28 +53,26 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0) -> Scaled:
     """
     xp = libraries.namespace(a)
     entries = gain * math.sqrt(2.1 * a.shape[1] * a.shape[2])
-    loss = 2 * entries * float(dtypes.finfo(dtype).smallest_normal)
+    info = dtypes.finfo(dtype)
+    loss = 2 * entries * info.smallest_normal
     work = dtypes.complex_dtype(dtype) if dtypes.is_complex(a.dtype) else dtype
-    if xp.isdtype(a.dtype, "bool") or xp.isdtype(a.dtype, "integral"):
-        if not xp.isdtype(a.dtype, "bool") and xp.iinfo(a.dtype).bits > 31:
-            loss += entries * float(dtypes.finfo(dtype).eps)  # entries are below 1
+    if not dtypes.is_floating(a.dtype):
+        if xp.isdtype(a.dtype, "integral") and xp.iinfo(a.dtype).bits > 31:
+            loss += entries * info.eps  # entries are below 1
         a = xp.astype(a, dtype)
     source = dtypes.real_dtype(a.dtype)
     peak = _peaks(a)
     zero, excess = peak == 0, 0.0
+    known = np.tile(np.where(np.isfinite(peak), 0.0, peak), (2, 1))
     if probes.flushes_subnormals(a, source):
         # entries below the smallest normal number may have been read as zero
-        excess = entries * float(xp.finfo(source).smallest_normal)
-        flushed = zero & probes.nonzero_by_bits(a) if np.any(zero) else zero
-    else:
-        flushed = np.zeros_like(zero)
-    known = np.tile(np.where(np.isfinite(peak), 0.0, peak), (2, 1))
-    known[1, flushed] = excess
+        excess = entries * dtypes.finfo(source).smallest_normal
+        if np.any(zero):
+            known[1, zero & probes.nonzero_by_bits(a)] = excess
     active = np.flatnonzero(np.isfinite(peak) & ~zero)
     # clipped so that the scale and its inverse are normal numbers
     limit = 1022 if dtypes.bits(dtype) == 64 else 126
-    exponents = np.where(np.isfinite(peak), np.frexp(peak)[1], 0)
-    exponents = np.clip(exponents, -limit, limit)
+    exponents = np.clip(np.where(np.isfinite(peak), np.frexp(peak)[1], 0), -limit, limit)
     factor = crossing.from_host(np.ldexp(1.0, -exponents[active]), dtype=dtype, like=a)
     values = xp.astype(crossing.select(a, active), work, copy=False)
     values = values * xp.astype(factor[:, None, None], work)
@@ -83,15 +82,16 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0) -> Scaled:
 def _peaks(a: Array) -> HostFloats:
     """Return the largest component of each matrix; NaN or inf where there is one."""
     xp = libraries.namespace(a)
-    axes = (-2, -1)
     parts = dtypes.components(a)
-    largest = np.max([crossing.to_host(xp.max(xp.abs(part), axis=axes)) for part in parts], axis=0)
-    finite = np.all(
-        [crossing.to_host(xp.all(xp.isfinite(part), axis=axes)) for part in parts], axis=0
-    )
+
+    def each(reduction: Callable[..., Array], of: Callable[[Array], Array]) -> list[HostFloats]:
+        return [crossing.to_host(reduction(of(part), axis=(-2, -1))) for part in parts]
+
+    largest = np.max(each(xp.max, xp.abs), axis=0)
+    finite = np.all(each(xp.all, xp.isfinite), axis=0)
     if np.all(finite):
         return np.asarray(largest)
-    nan = np.any([crossing.to_host(xp.any(xp.isnan(part), axis=axes)) for part in parts], axis=0)
+    nan = np.any(each(xp.any, xp.isnan), axis=0)
     return np.where(finite, largest, np.where(nan, np.nan, np.inf))
 
 
@@ -110,8 +110,8 @@ def restore(
             scaled.exponents[scaled.active],
         )
         low[scaled.active] = np.maximum(back[0] - up(np.asarray(scaled.excess)), 0.0)
-        high[scaled.active] = up(back[1] + scaled.excess) if scaled.excess else back[1]
-        if scaled.excess:
-            tiny = float(dtypes.finfo(dtype).smallest_normal)
-            high[scaled.active] = np.maximum(high[scaled.active], tiny)
+        high[scaled.active] = back[1]
+        if scaled.excess:  # nor may what is positive be flushed where it is read
+            tiny = dtypes.finfo(dtype).smallest_normal
+            high[scaled.active] = np.maximum(up(back[1] + scaled.excess), tiny)
     return round_outward(low, high, dtype=dtype)

@@ -1,12 +1,13 @@
 """Sums of squares and inner products, enclosed: one lemma for all of them.
 
-The sum over the entries of m x n matrices A and B is taken in two stages, rows and then their sums.  Whatever the
-order within a stage (docs/theory.md, Lemma 3)
+The sum over the entries of m x n matrices A and B is taken in two stages, rows and then their sums.
+Whatever the order within a stage (docs/theory.md, Lemma 3)
 
     |fl(Re <A, B>) - Re <A, B>| <= gamma_n' <|A|, |B|> + 4 m n tiny,   n' = 2 (m + n) + 8,
 
-since an entry of complex matrices adds two products, each of which may underflow, and where subnormal numbers are
-flushed so may sums of opposite signs.  Squares have none: for A = B half of the last term is enough.
+since an entry of complex matrices adds two products, each of which may underflow, and where
+subnormal numbers are flushed so may sums of opposite signs.  Squares have none: for A = B half of
+the last term is enough.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def square(a: Array) -> tuple[HostFloats, HostFloats]:
 
 
 def factors(m: int, n: int, prec: Precision) -> tuple[float, float, float]:
-    """Return what takes the sum of `one_square` over an m x n matrix below and above, and what underflow loses."""
+    """Return what takes an m x n sum of `one_square` below and above, and what underflow loses."""
     relative = prec.gamma(2 * m * n + 8) if m * n <= ONE_SUM else loss(m, n, prec)
     above = up(1 / (1 - relative)) if relative < 1 else math.inf
     return down(1 / (1 + relative)), above, 2 * m * n * prec.tiny
@@ -73,17 +74,18 @@ def one_square_above(a: Array) -> float:
 
 
 def host_norm(x: npt.NDArray[np.inexact]) -> tuple[float, float]:
-    """Enclose the Euclidean norm of all entries of a host array whose largest one is not far from 1."""
+    """Enclose the Euclidean norm of a host array whose largest entry is not far from 1."""
     relative = (2 * x.size + 8) * HOST_UNIT  # that of the sum of squares: twice what is needed
     norm = float(np.linalg.norm(x.reshape(-1).astype(np.complex128)))
     return down(norm * (1 - relative)), up(norm * (1 + relative))
 
 
 def image_quotient(kernel: Array, x: Array, y: Array, *, copies: int) -> float:
-    """Return a lower bound on ||T x|| / ||x|| for a correlation T and its computed image y; 0 if it says nothing.
+    """Return a lower bound on ||T x|| / ||x|| for a correlation T and its computed image y.
 
-    An entry of T x is a product with inner length c_in times taps, and || |K| |patches| || <= ||K||_F ||patches||_F,
-    where each tap reads a sample at most `copies` times.
+    It is 0 where rounding leaves nothing.      An entry of T x is a product with inner length c_in
+    times taps, and || |K| |patches| || <= ||K||_F ||patches||_F, where each tap reads a sample at
+    most `copies` times.
     """
     prec, taps = precision_of(kernel.dtype), math.prod(kernel.shape[2:])
     inner = int(kernel.shape[1]) * taps

@@ -1,4 +1,4 @@
-"""Bounds and estimates by published methods for convolutions: one signature, the side in every name."""
+"""Published methods for the norm of a convolution: one signature, the side in every name."""
 
 from gramnorm.classical._methods import (
     METHODS,

@@ -1,28 +1,29 @@
 """Methods of others for the norm of a convolution, as kernels: see `classical` for what they are.
 
-A `Setting` is a checked kernel with its geometry.  It scales the kernel, runs a method on it, and carries the value
-back to the caller's library, rounded to the side that the value is on.
+A `Convolution` is a checked kernel with its geometry.  It scales the kernel, runs a method on it,
+and carries the value back to the caller's library, rounded to the side that the value is on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from gramnorm import _validate
 from gramnorm._arrays import crossing, dtypes, libraries, linalg
-from gramnorm._arrays.types import Array, DType, HostFloats, HostInts, Namespace
+from gramnorm._arrays.types import Array, HostFloats, HostInts
 from gramnorm._conv.circle import grid_shape
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.sampling import chunks
 from gramnorm._conv.symbol import Symbol, polyphase
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._matrix.choose import bracket_stack
-from gramnorm._rescaling import row_scales
+from gramnorm._rescaling import phase_box, row_scales, strides_without_dilation
 from gramnorm._results import attainable, result_dtype
 from gramnorm._rigour import scaling, sums
 from gramnorm._rigour.model import precision_of, up, working_dtype
@@ -31,127 +32,100 @@ Side = Literal["upper bound", "lower bound", "exact", "estimate"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """A kernel as it came, its namespace, and what operator it stands for."""
+class Convolution:
+    """A kernel as it came, and the operator that it stands for."""
 
     kernel: Array
-    xp: Namespace
     geometry: ConvGeometry
 
     @classmethod
     def of(
-        cls,
-        kernel: Array,
-        input_shape: int | Sequence[int] | None,
-        *,
-        stride: int | Sequence[int],
-        dilation: int | Sequence[int],
-        groups: int,
-        padding: _validate.Padding = None,
-        padding_mode: str = "zeros",
-    ) -> Setting:
-        """Check the arguments."""
+        cls, kernel: Array, input_shape: int | Sequence[int] | None, **keywords: Any
+    ) -> Convolution:
+        """Check the arguments, with the keywords of `ConvGeometry.of`."""
         a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
-        xp = libraries.namespace(a)
-        geometry = ConvGeometry.of(
-            tuple(a.shape),
-            input_shape,
-            stride=stride,
-            padding=padding,
-            padding_mode=padding_mode,
-            dilation=dilation,
-            groups=groups,
-        )
-        return cls(a, xp, geometry)
-
-    def strides(self) -> tuple[int, ...]:
-        """Return the strides that are left without dilation, at no size (Lemma 8)."""
-        pairs = zip(self.geometry.stride, self.geometry.dilation, strict=True)
-        return tuple(s // math.gcd(s, d) for s, d in pairs)
+        return cls(a, ConvGeometry.of(tuple(a.shape), input_shape, **keywords))
 
     def box(self) -> tuple[int, ...]:
         """Return the taps per axis once strides have become channels."""
-        return tuple(
-            -(-k // s) for k, s in zip(self.geometry.kernel_size, self.strides(), strict=True)
-        )
+        return phase_box(self.geometry.kernel_size, strides_without_dilation(self.geometry))
 
-    def own_type(self) -> DType:
-        """Return the real type to compute in, where nothing is to be gained from a longer one."""
-        return result_dtype(self.kernel)
+    def copies(self) -> int:
+        """Bound how often the continued input holds the same sample."""
+        if self.geometry.input_shape is None:
+            return 1
+        return math.prod(axis.copies() for axis in self.geometry.axes())
 
-    def certified(self, side: Side, method: Callable[..., float]) -> Array:
-        """Return what `method` makes of the kernel in float64, where the device has it."""
-        work = working_dtype(self.kernel, math.inf, 1.0)
-        return self.finish(side, method, work)
+    def value(self, side: Side, method: Callable[..., float], *, in_float64: bool) -> Array:
+        """Return what `method` makes of the scaled kernel, the caller's array, rounded to its side.
 
-    def finish(self, side: Side, method: Callable[..., float], work: DType) -> Array:
-        """Return what `method` makes of the scaled kernel, as an array of the caller's, rounded to its `side`."""
-        a, xp, geometry = self.kernel, self.xp, self.geometry
-        out, value = result_dtype(a), np.zeros(1)
-        if 0 not in a.shape:
-            copies = 1
-            if geometry.input_shape is not None:
-                copies = math.prod(axis.copies() for axis in geometry.axes())
-            gain = math.sqrt(math.prod(geometry.kernel_size) * copies)
+        A method whose own rounding is counted is run `in_float64` where the device has it; one that
+        certifies nothing, or leaves that to `matrix_norm_bound`, gains nothing from a longer type
+        than its own.
+        """
+        a, out = self.kernel, result_dtype(self.kernel)
+        xp = libraries.namespace(a)
+        if 0 in a.shape:
+            return crossing.from_host(np.zeros(()), dtype=out, like=a)
+        work = working_dtype(a, math.inf, 1.0) if in_float64 else out
+        gain = math.sqrt(math.prod(self.geometry.kernel_size) * self.copies())
+        with libraries.plain_arithmetic(a):
             stack = xp.reshape(a, (1, a.shape[0], -1))
-            with libraries.plain_arithmetic(a):
-                scaled = scaling.normalise(stack, dtype=work, gain=gain)
-                found = np.zeros(scaled.active.size)
-                if scaled.active.size:
-                    taps = xp.reshape(scaled.values, a.shape)
-                    found[0] = method(taps, self)
-                value = _unscaled(found, scaled, side, dtype=out)
+            scaled = scaling.normalise(stack, dtype=work, gain=gain)
+            found: HostFloats = np.zeros(scaled.active.size)
+            if scaled.active.size:
+                found[0] = method(xp.reshape(scaled.values, a.shape), self)
+            lower, upper = scaling.restore(found, found, scaled, dtype=out)
+        value = upper if side == "upper bound" else lower
+        if side in ("exact", "estimate") and scaled.active.size:  # to nearest, without a margin
+            value = np.ldexp(found, scaled.exponents.astype(np.int64))
         return crossing.from_host(value.reshape(()), dtype=out, like=a)
 
 
-def _unscaled(found: HostFloats, scaled: scaling.Scaled, side: Side, *, dtype: DType) -> HostFloats:
-    """Return a value in the original scale, rounded up or down if its side asks for it."""
-    lower, upper = scaling.restore(found, found, scaled, dtype=dtype)
-    if side == "upper bound":
-        return upper
-    if side == "lower bound" or not scaled.active.size:
-        return lower
-    return np.ldexp(found, scaled.exponents.astype(np.int64))
-
-
-def _polyphase(kernel: Array, setting: Setting, strides: tuple[int, ...]) -> tuple[Array, HostInts]:
-    """Return the taps of stride 1, shape (T, groups, p, q), in the order of the box, and their positions."""
+def _taps(kernel: Array, conv: Convolution, strides: tuple[int, ...]) -> tuple[Array, HostInts]:
+    """Return the taps of stride 1 as (T, groups, p, q), in the order of the box, and positions."""
     xp = libraries.namespace(kernel)
-    sizes, groups = setting.geometry.kernel_size, setting.geometry.groups
+    groups = conv.geometry.groups
     taps = xp.reshape(kernel, (groups, kernel.shape[0] // groups, kernel.shape[1], -1))
-    return polyphase(xp.permute_dims(taps, (3, 0, 1, 2)), sizes, strides)
+    return polyphase(xp.permute_dims(taps, (3, 0, 1, 2)), conv.geometry.kernel_size, strides)
 
 
-def norm2toep(kernel: Array, setting: Setting, *, steps: int) -> float:
+def _lattice_taps(kernel: Array, conv: Convolution) -> tuple[Array, HostInts]:
+    """Return the taps of stride 1 for no size of the input in particular (Lemma 8)."""
+    return _taps(kernel, conv, strides_without_dilation(conv.geometry))
+
+
+def norm2toep(kernel: Array, conv: Convolution, *, steps: int) -> float:
     xp = libraries.namespace(kernel)
-    taps, _ = _polyphase(kernel, setting, setting.strides())
+    taps, _ = _lattice_taps(kernel, conv)
     # F^T has the norms of F, and a smaller autocorrelation
     taps = xp.matrix_transpose(taps) if taps.shape[2] > taps.shape[3] else taps
-    return _row_sums(taps, setting.box(), steps=steps)
+    return _row_sums(taps, conv.box(), steps=steps)
 
 
-def aol(kernel: Array, setting: Setting) -> float:
+def aol(kernel: Array, conv: Convolution) -> float:
     xp = libraries.namespace(kernel)
-    taps, _ = _polyphase(kernel, setting, setting.strides())
-    return _row_sums(xp.matrix_transpose(taps), setting.box(), steps=1)
+    taps, _ = _lattice_taps(kernel, conv)
+    return _row_sums(xp.matrix_transpose(taps), conv.box(), steps=1)
 
 
 def _row_sums(taps: Array, box: tuple[int, ...], *, steps: int) -> float:
-    """Return the largest tau of Theorem 15: X X^H <= diag(tau)^2 for the convolution X with these taps."""
+    """Return the largest tau of Theorem 15: X X^H <= diag(tau)^2 for X with these taps."""
     xp = libraries.namespace(taps)
-    tau = row_scales(taps, tuple(k for k in box if k > 1), steps=steps)
+    tau = row_scales(taps, box, steps=steps)
     present = xp.any(taps != 0, axis=(0, 3))  # rows of zeros have tau = 1
     return float(np.max(crossing.to_host(xp.where(present, tau, xp.zeros_like(tau)))))
 
 
-def fantastic_four(kernel: Array, setting: Setting, *, rtol: float | None) -> float:
+def fantastic_four(kernel: Array, conv: Convolution, *, rtol: float | None) -> float:
     xp = libraries.namespace(kernel)
-    taps, _ = _polyphase(kernel, setting, setting.strides())
+    taps, _ = _lattice_taps(kernel, conv)
     count, groups, p, q = taps.shape
-    box = setting.box()
+    box = conv.box()
     form = xp.reshape(xp.permute_dims(taps, (1, 2, 3, 0)), (groups, p, q, *box))
+    long = [a for a, k in enumerate(box) if k > 1]
     norms = []
-    for rows in _subsets(tuple(a for a, k in enumerate(box) if k > 1)):
+    for rows in itertools.chain(*(itertools.combinations(long, n) for n in range(len(long) + 1))):
         columns = tuple(a for a in range(len(box)) if a not in rows)
         order = (0, 1, *(3 + a for a in rows), 2, *(3 + a for a in columns))
         height = p * math.prod(box[a] for a in rows)
@@ -160,47 +134,41 @@ def fantastic_four(kernel: Array, setting: Setting, *, rtol: float | None) -> fl
     return up(float(np.max(np.min(norms, axis=0))) * math.sqrt(count))
 
 
-def _subsets(axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    for bits in range(2 ** len(axes)):
-        yield tuple(a for i, a in enumerate(axes) if bits >> i & 1)
-
-
-def lip_grid(kernel: Array, setting: Setting, *, samples: int) -> float:
-    """Bound the sums over the grid (theory, Lemma 16); what the symbol errs by is added before the factor."""
+def lip_grid(kernel: Array, conv: Convolution, *, samples: int) -> float:
+    """Bound the sums over the grid (Lemma 16); what the symbol errs by comes before the factor."""
     xp = libraries.namespace(kernel)
-    symbol = Symbol(*_polyphase(kernel, setting, setting.strides()))
+    symbol = Symbol(*_lattice_taps(kernel, conv))
     p, q = symbol.block_shape
-    sizes = tuple(samples if k > 1 else 1 for k in setting.box())
+    sizes = tuple(samples if k > 1 else 1 for k in conv.box())
     largest = np.zeros((symbol.blocks, q))
     for blocks in _on_grid(symbol, sizes):
         squares = sum(xp.sum(x * x, axis=1) for x in dtypes.components(blocks))
         squares = xp.reshape(squares, (-1, symbol.blocks, q))
         largest = np.maximum(largest, crossing.to_host(xp.max(squares, axis=0)))
-    prec = precision_of(blocks.dtype)
-    # the sums of 2 p squares, of which each may underflow; those of q such sums are taken on the host
-    _, total = sums.enclosure(np.sum(largest, axis=1), p, q, prec)
-    between = math.prod(n - k + 1 for n, k in zip(sizes, setting.box(), strict=True))
+    # sums of 2 p squares, each of which may underflow; those of q of them are taken on the host
+    _, total = sums.enclosure(np.sum(largest, axis=1), p, q, precision_of(blocks.dtype))
+    between = math.prod(n - k + 1 for n, k in zip(sizes, conv.box(), strict=True))
     factor = math.sqrt(math.prod(sizes) / between)
     return up((math.sqrt(float(np.max(total))) + symbol.error) * factor)
 
 
 def _on_grid(symbol: Symbol, sizes: tuple[int, ...]) -> Iterator[Array]:
-    """Yield the blocks (frequencies * groups, p, q) at 2 pi j / sizes, in parts; of real kernels half of them."""
+    """Yield blocks (frequencies * groups, p, q) at 2 pi j / sizes; half of them if real."""
     ranges = [np.arange(n) for n in grid_shape(sizes, half=symbol.real)]
     points = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(sizes))
     for part in chunks(np.arange(len(points)), symbol):
         yield symbol.at(points[part], np.asarray(sizes))
 
 
-def on_circle(kernel: Array, setting: Setting) -> float:
-    strides, sizes, _ = zip(*(axis.circle() for axis in setting.geometry.axes()), strict=True)
-    symbol = Symbol(*_polyphase(kernel, setting, strides))
+def on_circle(kernel: Array, conv: Convolution) -> float:
+    strides, sizes, _ = zip(*(axis.circle() for axis in conv.geometry.axes()), strict=True)
+    symbol = Symbol(*_taps(kernel, conv, strides))
     points = tuple(n // s for n, s in zip(sizes, strides, strict=True))
     return max(_largest_singular_value(blocks) for blocks in _on_grid(symbol, points))
 
 
 def _largest_singular_value(blocks: Array) -> float:
-    """Return the largest norm of a stack of matrices up to rounding; from above where the library gives none."""
+    """Return the largest norm of matrices up to rounding; from above if the library gives none."""
     found = linalg.largest_singular_value_or_none(blocks)
     if found is not None:
         return found
@@ -208,12 +176,12 @@ def _largest_singular_value(blocks: Array) -> float:
     return float(np.max(bracket_stack(blocks, rtol=attainable(0.0), dtype=real).upper))
 
 
-def tensor_norm(kernel: Array, setting: Setting, *, starts: int, iterations: int) -> float:
-    """Maximise |K(u, v, a_1, ..., a_D)| by turns; vectors of all starts have the shape (groups, size, starts)."""
+def tensor_norm(kernel: Array, conv: Convolution, *, starts: int, iterations: int) -> float:
+    """Maximise |K(u, v, a_1, ..., a_D)| by turns; vectors are (groups, size, starts)."""
     xp = libraries.namespace(kernel)
-    taps, _ = _polyphase(kernel, setting, setting.strides())
+    taps, _ = _lattice_taps(kernel, conv)
     count, groups, p, q = taps.shape
-    box = setting.box()
+    box = conv.box()
     work = dtypes.complex_dtype(taps.dtype)
     form = xp.reshape(xp.astype(taps, work), (count, groups, p * q))
     by_channels, by_taps = xp.permute_dims(form, (1, 2, 0)), xp.permute_dims(form, (1, 0, 2))
@@ -268,10 +236,9 @@ def _contracted(tensor: Array, vectors: Sequence[Array], free: int) -> Array:
     return tensor
 
 
-def power_iteration(kernel: Array, setting: Setting, *, iterations: int) -> float:
+def power_iteration(kernel: Array, conv: Convolution, *, iterations: int) -> float:
     xp = libraries.namespace(kernel)
-    geometry = setting.geometry
-    axes = geometry.axes()
+    geometry, axes = conv.geometry, conv.geometry.axes()
     if any(axis.outputs == 0 for axis in axes):
         return 0.0
     shape = (kernel.shape[1] * geometry.groups, *(axis.size for axis in axes))
@@ -283,5 +250,4 @@ def power_iteration(kernel: Array, setting: Setting, *, iterations: int) -> floa
         size = xp.sqrt(sum(xp.sum(part * part) for part in dtypes.components(z)))
         x = z / xp.astype(xp.where(size > 0, size, xp.ones_like(size)), z.dtype)
     y = geometry.apply(kernel, x)
-    copies = math.prod(axis.copies() for axis in axes)
-    return sums.image_quotient(kernel, x, y, copies=copies)
+    return sums.image_quotient(kernel, x, y, copies=conv.copies())

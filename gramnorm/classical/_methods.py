@@ -1,16 +1,19 @@
-"""Bounds on the norm of a convolution by methods of others: one signature, and the side in every name.
+"""Bounds on the norm of a convolution by methods of others: one signature, the side in the name.
 
-After strides have become channels (docs/theory.md, Lemma 8) a convolution has the symbol F(theta) = sum_k K_k
-exp(i k . theta) on a box of k_1 x ... x k_D taps.  For unit vectors u, v the number
+After strides have become channels (docs/theory.md, Lemma 8) a convolution has the symbol F(theta) =
+sum_k K_k exp(i k . theta) on a box of k_1 x ... x k_D taps.  For unit vectors u, v the number
 
-    u^H F(theta) v = K(conj u, v, e_1, ..., e_D),   e_a = (exp(i j theta_a))_j,   ||e_a|| = sqrt(k_a),
+    u^H F(theta) v = K(conj u, v, e_1, ..., e_D),   e_a = (exp(i j theta_a))_j,   ||e_a|| =
+    sqrt(k_a),
 
-is a value of the multilinear form of the kernel: so the norms of its unfoldings and its norm as a tensor bound every
-size.  Row sums of the autocorrelation, sums over a grid of frequencies, singular values on a circle and products with
-vectors are the other ways.  `METHODS` lists them all: what is offered, documented, tested and timed is read from it.
+is a value of the multilinear form of the kernel: so the norms of its unfoldings and its norm as a
+tensor bound every size.  Row sums of the autocorrelation, sums over a grid of frequencies, singular
+values on a circle and products with vectors are the other ways.  `METHODS` lists them all: what is
+offered, documented, tested and timed is read from it.
 
-What is called an upper or a lower bound counts rounding, whatever its source does.  A transposed convolution has the
-norm of the one that it transposes, whose kernel is the same array.  Values are constants for automatic differentiation.
+What is called an upper or a lower bound counts rounding, whatever its source does.  A transposed
+convolution has the norm of the one that it transposes, whose kernel is the same array.  Values are
+constants for automatic differentiation.
 """
 
 from __future__ import annotations
@@ -18,16 +21,58 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from gramnorm import _validate
 from gramnorm._arrays.types import Array
 from gramnorm.classical import _kernels
-from gramnorm.classical._kernels import Side
+from gramnorm.classical._kernels import Convolution, Side
 
 Operator = Literal["every size", "one circle", "one size, any padding"]
 
+Function = TypeVar("Function", bound=Callable[..., Array])
 
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method, and what its value is.
+
+    Attributes
+    ----------
+    function : callable
+        ``function(kernel, /, input_shape=None, *, stride=1, dilation=1, groups=1, ...)``, further
+        keywords with defaults.
+    side : {"upper bound", "lower bound", "exact", "estimate"}
+        On which side of the norm the value is: certainly for bounds, up to rounding for "exact", on
+        either for "estimate".
+    operator : {"every size", "one circle", "one size, any padding"}
+        Whose norm: of zero padding of every size and amount and circular padding of every size that
+        the stride divides; of the circular convolution at `input_shape`; of the operator with its
+        padding at `input_shape`.
+    source : str
+        Who found it.
+    """
+
+    function: Callable[..., Array]
+    side: Side
+    operator: Operator
+    source: str
+
+
+METHODS: dict[str, Method] = {}
+
+
+def _listed(side: Side, operator: Operator, source: str) -> Callable[[Function], Function]:
+    """Enter a function into `METHODS`."""
+
+    def enter(function: Function) -> Function:
+        METHODS[function.__name__] = Method(function, side, operator, source)
+        return function
+
+    return enter
+
+
+@_listed("upper bound", "every size", "Delattre et al. 2024, arXiv:2402.00240")
 def norm2toep_upper_bound(
     kernel: Array,
     /,
@@ -38,50 +83,50 @@ def norm2toep_upper_bound(
     groups: int = 1,
     steps: int = 4,
 ) -> Array:
-    """Return a certified upper bound for every input size, from row sums of iterated autocorrelations.
+    """Return a certified upper bound for every input size: row sums of iterated autocorrelations.
 
-    With K_0 the kernel and K_t the autocorrelation of K_(t-1), the bound is ``(max_i sum |K_t|_i)^(1 / 2^t)``, the sum
-    over lags and channels of row i. It does not increase with t and tends to the supremum over frequencies.
+    With K_0 the kernel and K_t the autocorrelation of K_(t-1), the bound is ``(max_i sum
+    |K_t|_i)^(1 / 2^t)``, the sum over lags and channels of row i. It does not increase with t and
+    tends to the supremum over frequencies.
 
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
+        The kernel, as in `gramnorm.conv_norm_bracket`.
     input_shape : int or sequence of int, optional
         Changes nothing: the bound holds for this size as for all others.
-    stride, dilation : int or sequence of int, optional
-        Step between outputs and distance between taps, per axis.
-    groups : int, optional
-        Number of independent blocks of channels.
+    stride, dilation, groups : optional
+        As in `gramnorm.conv_norm_bracket`.
     steps : int, optional
         Number t of autocorrelations, at least 1.
 
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN for a kernel that holds
-        NaN, inf if it holds inf, exactly 0 for a zero or empty one.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN for
+        a kernel that holds NaN, inf if it holds inf, exactly 0 for a zero or empty one.
 
     Raises
     ------
     TypeError, ValueError
-        As in `conv_norm_bracket`; ValueError also for `steps` less than 1.
+        As in `gramnorm.conv_norm_bracket`; ValueError also for `steps` less than 1.
 
     See Also
     --------
-    gramnorm.conv_norm_bound : Closer to the norm, at a cost that does not grow with the precision asked for.
+    gramnorm.conv_norm_bound : Closer to the norm, at a cost that hardly grows with the precision.
 
     Notes
     -----
-    **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of every size that the
-    stride divides, rounding included (theory page, Theorem 15). The source [1]_ has no stride, and no margin for
-    rounding. Here the autocorrelation is that of the smaller number of channels, and is formed by discrete Fourier
-    transforms on a torus on which no lag wraps, instead of a sum over pairs of taps.
+    **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of
+    every size that the stride divides, rounding included (theory page, Theorem 15). The source [1]_
+    has no stride, and no margin for rounding. Here the autocorrelation is that of the smaller
+    number of channels, and is formed by discrete Fourier transforms on a torus on which no lag
+    wraps, instead of a sum over pairs of taps.
 
     References
     ----------
-    .. [1] B. Delattre, Q. Barthelemy, A. Allauzen, "Spectral Norm of Convolutional Layers with Circular and Zero
-       Paddings", 2024, arXiv:2402.00240.
+    .. [1] B. Delattre, Q. Barthelemy, A. Allauzen, "Spectral Norm of Convolutional Layers with
+       Circular and Zero Paddings", 2024, arXiv:2402.00240.
 
     Examples
     --------
@@ -92,12 +137,11 @@ def norm2toep_upper_bound(
     True
     """
     count = _validate.positive_int(steps, name="steps")
-    setting = _kernels.Setting.of(
-        kernel, input_shape, stride=stride, dilation=dilation, groups=groups
-    )
-    return setting.certified("upper bound", partial(_kernels.norm2toep, steps=count))
+    conv = Convolution.of(kernel, input_shape, stride=stride, dilation=dilation, groups=groups)
+    return conv.value("upper bound", partial(_kernels.norm2toep, steps=count), in_float64=True)
 
 
+@_listed("upper bound", "every size", "Prach and Lampert, ECCV 2022, arXiv:2208.03160")
 def aol_upper_bound(
     kernel: Array,
     /,
@@ -109,8 +153,9 @@ def aol_upper_bound(
 ) -> Array:
     """Return a certified upper bound for every input size, from row sums of one autocorrelation.
 
-    The square root of the largest sum of moduli, over lags and channels, in a row of the autocorrelation on the side of
-    the inputs: the largest factor by which almost-orthogonal layers (AOL) divide a channel.
+    The square root of the largest sum of moduli, over lags and channels, in a row of the
+    autocorrelation on the side of the inputs: the largest factor by which almost-orthogonal layers
+    (AOL) divide a channel.
 
     Parameters
     ----------
@@ -120,30 +165,30 @@ def aol_upper_bound(
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
-        kernels as in `norm2toep_upper_bound`.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN,
+        inf, zero and empty kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
     TypeError, ValueError
-        As in `conv_norm_bracket`.
+        As in `gramnorm.conv_norm_bracket`.
 
     See Also
     --------
-    norm2toep_upper_bound : The same with more than one autocorrelation, on the side of fewer channels.
+    norm2toep_upper_bound : The same with more autocorrelations, on the side of fewer channels.
     gramnorm.conv_spectral_rescaling : The layer itself.
 
     Notes
     -----
-    **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of every size that the
-    stride divides, rounding included (theory page, Theorem 15). With a stride, the phases of the input are the channels
-    of the inputs (Lemma 8). Where these are no more than those of the outputs it is ``norm2toep_upper_bound(...,
-    steps=1)``. The source is [1]_.
+    **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of
+    every size that the stride divides, rounding included (theory page, Theorem 15). With a stride,
+    the phases of the input are the channels of the inputs (Lemma 8). Where these are no more than
+    those of the outputs it is ``norm2toep_upper_bound(..., steps=1)``. The source is [1]_.
 
     References
     ----------
-    .. [1] B. Prach, C. H. Lampert, "Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks",
-       ECCV 2022, arXiv:2208.03160.
+    .. [1] B. Prach, C. H. Lampert, "Almost-Orthogonal Layers for Efficient General-Purpose
+       Lipschitz Networks", ECCV 2022, arXiv:2208.03160.
 
     Examples
     --------
@@ -153,12 +198,11 @@ def aol_upper_bound(
     >>> bool(4.0 <= bound <= 4.001)
     True
     """
-    setting = _kernels.Setting.of(
-        kernel, input_shape, stride=stride, dilation=dilation, groups=groups
-    )
-    return setting.certified("upper bound", _kernels.aol)
+    conv = Convolution.of(kernel, input_shape, stride=stride, dilation=dilation, groups=groups)
+    return conv.value("upper bound", _kernels.aol, in_float64=True)
 
 
+@_listed("upper bound", "every size", "Singla and Feizi, ICLR 2021, arXiv:1911.10258")
 def fantastic_four_upper_bound(
     kernel: Array,
     /,
@@ -169,47 +213,51 @@ def fantastic_four_upper_bound(
     groups: int = 1,
     rtol: float | None = None,
 ) -> Array:
-    """Return a certified upper bound for every input size, from the norms of the unfoldings of the kernel.
+    """Return a certified upper bound for every input size, from norms of unfoldings of the kernel.
 
-    ``sqrt(prod k)`` times the least norm of the matrices whose rows hold the outputs, whose columns the inputs, and
-    each of whose spatial axes is with the one or with the other: four of them for two axes.
+    ``sqrt(prod k)`` times the least norm of the matrices whose rows hold the outputs, whose columns
+    the inputs, and each of whose spatial axes is with the one or with the other: four of them for
+    two axes.
 
     Parameters
     ----------
     kernel, input_shape, stride, dilation, groups : as in `norm2toep_upper_bound`
         The convolution.
     rtol : float, optional
-        Relative gap to which the norms of the matrices are computed, as in `matrix_norm_bound`.
+        Relative gap to which the norms of the matrices are computed, as in
+        `gramnorm.matrix_norm_bound`.
 
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
-        kernels as in `norm2toep_upper_bound`.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN,
+        inf, zero and empty kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
     TypeError, ValueError
-        As in `conv_norm_bracket`.
+        As in `gramnorm.conv_norm_bracket`.
 
     See Also
     --------
-    tensor_norm_estimate : The norm of the kernel as a tensor, which is at most that of every unfolding.
+    tensor_norm_estimate : The norm of the kernel as a tensor, at most that of every unfolding.
 
     Notes
     -----
-    **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of every size that the
-    stride divides, rounding included: each norm is that of `matrix_norm_bound`. The source [1]_ computes them by power
-    iteration, from below, in two axes and without stride.
+    **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of
+    every size that the stride divides, rounding included: each norm is that of
+    `gramnorm.matrix_norm_bound`. The source [1]_ computes them by power iteration, from below, in
+    two axes and without stride.
 
-    ``u^H F(theta) v`` is a product of any of these matrices with two vectors whose norms multiply to ``sqrt(prod k)``.
-    Every value of the form of the kernel in unit vectors is such a product with unit vectors, so this is also the
-    certified relative of the tensor norm: ``sqrt(prod k)`` times an upper bound on it.
+    ``u^H F(theta) v`` is a product of any of these matrices with two vectors whose norms multiply
+    to ``sqrt(prod k)``. Every value of the form of the kernel in unit vectors is such a product
+    with unit vectors, so this is also the certified relative of the tensor norm: ``sqrt(prod k)``
+    times an upper bound on it.
 
     References
     ----------
-    .. [1] S. Singla, S. Feizi, "Fantastic Four: Differentiable Bounds on Singular Values of Convolution Layers",
-       ICLR 2021, arXiv:1911.10258.
+    .. [1] S. Singla, S. Feizi, "Fantastic Four: Differentiable Bounds on Singular Values of
+       Convolution Layers", ICLR 2021, arXiv:1911.10258.
 
     Examples
     --------
@@ -220,15 +268,12 @@ def fantastic_four_upper_bound(
     True
     """
     _validate.tolerance(rtol, default=1.0)
-    setting = _kernels.Setting.of(
-        kernel, input_shape, stride=stride, dilation=dilation, groups=groups
-    )
+    conv = Convolution.of(kernel, input_shape, stride=stride, dilation=dilation, groups=groups)
     # what certifies is `matrix_norm_bound`, which goes to higher precision by itself
-    return setting.finish(
-        "upper bound", partial(_kernels.fantastic_four, rtol=rtol), setting.own_type()
-    )
+    return conv.value("upper bound", partial(_kernels.fantastic_four, rtol=rtol), in_float64=False)
 
 
+@_listed("upper bound", "every size", "Araujo et al., AAAI 2021, arXiv:2006.08391")
 def lip_grid_upper_bound(
     kernel: Array,
     /,
@@ -239,47 +284,49 @@ def lip_grid_upper_bound(
     groups: int = 1,
     samples: int | None = None,
 ) -> Array:
-    """Return a certified upper bound for every input size, from norms of rows of the symbol on a grid of frequencies.
+    """Return a certified upper bound for every input size, from rows of the symbol on a grid.
 
-    ``(sum_i max_theta ||F_i(theta)||^2)^(1/2)`` over the rows of the smaller side, times ``prod_a (1 - (k_a - 1) /
-    S)^(-1/2)`` for what may lie between the S samples per axis. Of the order of the Frobenius norm of the symbol.
+    ``(sum_i max_theta ||F_i(theta)||^2)^(1/2)`` over the rows of the smaller side, times ``prod_a
+    (1 - (k_a - 1) / S)^(-1/2)`` for what may lie between the S samples per axis. Of the order of
+    the Frobenius norm of the symbol.
 
     Parameters
     ----------
     kernel, input_shape, stride, dilation, groups : as in `norm2toep_upper_bound`
         The convolution.
     samples : int, optional
-        Frequencies S per axis, at least the taps of the longest axis (after the stride); by default 20, or twice these
-        taps if that is more.
+        Frequencies S per axis, at least the taps of the longest axis (after the stride); by default
+        20, or twice these taps if that is more.
 
     Returns
     -------
     0-d array
-        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
-        kernels as in `norm2toep_upper_bound`.
+        Upper bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN,
+        inf, zero and empty kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
     TypeError, ValueError
-        As in `conv_norm_bracket`; ValueError also for fewer `samples` than taps.
+        As in `gramnorm.conv_norm_bracket`; ValueError also for fewer `samples` than taps.
 
     See Also
     --------
-    gramnorm.conv_norm_bound : Norms of whole blocks, between cells of frequencies that adapt to the kernel.
+    gramnorm.conv_norm_bound : Norms of whole blocks, in cells that adapt to the kernel.
 
     Notes
     -----
-    **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of every size that the
-    stride divides, rounding included (theory page, Lemma 16). This is LipGrid [1]_, for kernels of any shape, in the
-    form in which it is a bound: the S frequencies per axis are all different and equispaced, no fewer than the taps,
-    and the factor, that of [2]_, is never left out. For a square kernel it is ``1 / (1 - (k - 1) / S)``.
+    **Guarantee.** Upper bound for zero padding of every size and amount and circular padding of
+    every size that the stride divides, rounding included (theory page, Lemma 16). This is LipGrid
+    [1]_, for kernels of any shape, in the form in which it is a bound: the S frequencies per axis
+    are all different and equispaced, no fewer than the taps, and the factor, that of [2]_, is never
+    left out. For a square kernel it is ``1 / (1 - (k - 1) / S)``.
 
     References
     ----------
-    .. [1] A. Araujo, B. Negrevergne, Y. Chevaleyre, J. Atif, "On Lipschitz Regularization of Convolutional Layers using
-       Toeplitz Matrix Theory", AAAI 2021, arXiv:2006.08391.
-    .. [2] L. Pfister, Y. Bresler, "Bounding Multivariate Trigonometric Polynomials", IEEE Transactions on Signal
-       Processing 67, 2019, arXiv:1802.09588.
+    .. [1] A. Araujo, B. Negrevergne, Y. Chevaleyre, J. Atif, "On Lipschitz Regularization of
+       Convolutional Layers using Toeplitz Matrix Theory", AAAI 2021, arXiv:2006.08391.
+    .. [2] L. Pfister, Y. Bresler, "Bounding Multivariate Trigonometric Polynomials", IEEE
+       Transactions on Signal Processing 67, 2019, arXiv:1802.09588.
 
     Examples
     --------
@@ -289,21 +336,22 @@ def lip_grid_upper_bound(
     >>> bool(4.0 <= bound <= 4.1)
     True
     """
-    count = None if samples is None else _validate.positive_int(samples, name="samples")
-    setting = _kernels.Setting.of(
-        kernel, input_shape, stride=stride, dilation=dilation, groups=groups
-    )
-    longest = max(setting.box())
-    if count is not None and count < longest:
+    conv = Convolution.of(kernel, input_shape, stride=stride, dilation=dilation, groups=groups)
+    longest = max(conv.box())
+    count = max(20, 2 * longest)
+    if samples is not None:
+        count = _validate.positive_int(samples, name="samples")
+    if count < longest:
         msg = (
-            f"samples must be at least the taps of the longest axis, {longest} after the stride, got {count}: with "
-            "fewer nothing is known between the frequencies; leave it out for the default"
+            f"samples must be at least the taps of the longest axis, {longest} after the stride, "
+            f"got {count}: with fewer nothing is known between the frequencies; leave it out for "
+            "the default"
         )
         raise ValueError(msg)
-    count = max(20, 2 * longest) if count is None else count
-    return setting.certified("upper bound", partial(_kernels.lip_grid, samples=count))
+    return conv.value("upper bound", partial(_kernels.lip_grid, samples=count), in_float64=True)
 
 
+@_listed("estimate", "every size", "Grishina et al., ECCV 2024, arXiv:2409.11859")
 def tensor_norm_estimate(
     kernel: Array,
     /,
@@ -315,10 +363,11 @@ def tensor_norm_estimate(
     starts: int = 5,
     iterations: int = 100,
 ) -> Array:
-    """Return an estimate, on no certain side, of an upper bound for every input size: the tensor norm of the kernel.
+    """Return an estimate of an upper bound for every input size, the tensor norm of the kernel.
 
-    ``sqrt(prod k)`` times the largest ``|K(u, v, a_1, ..., a_D)|`` over complex unit vectors bounds every size. Here
-    the maximum is what alternating maximisation finds; it may be a smaller, local one, and the result below the norm.
+    ``sqrt(prod k)`` times the largest ``|K(u, v, a_1, ..., a_D)|`` over complex unit vectors bounds
+    every size. Here the maximum is what alternating maximisation finds; it may be a smaller, local
+    one, and the result below the norm.
 
     Parameters
     ----------
@@ -332,33 +381,36 @@ def tensor_norm_estimate(
     Returns
     -------
     0-d array
-        Estimate in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
-        kernels as in `norm2toep_upper_bound`.
+        Estimate in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf,
+        zero and empty kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
     TypeError, ValueError
-        As in `conv_norm_bracket`; ValueError also for `starts` or `iterations` less than 1.
+        As in `gramnorm.conv_norm_bracket`; ValueError also for `starts` or `iterations` less than
+        1.
 
     See Also
     --------
-    fantastic_four_upper_bound : Certified: ``sqrt(prod k)`` times an upper bound on the tensor norm.
+    fantastic_four_upper_bound : The certified relative: an upper bound on the tensor norm.
 
     Notes
     -----
-    **Guarantee.** None. The theorem of [1]_ is about the tensor norm, which is hard to compute. What is found is at
-    most the tensor norm, and that is at most the supremum over frequencies, so the estimate is at most ``sqrt(prod k)``
-    times the latter. It does fall below the norm: in the example the tensor norm is 3 and the factor 3, but from all
-    five starts the iteration ends in a channel that weighs less.
+    **Guarantee.** None. The theorem of [1]_ is about the tensor norm, which is hard to compute.
+    What is found is at most the tensor norm, and that is at most the supremum over frequencies, so
+    the estimate is at most ``sqrt(prod k)`` times the latter. It does fall below the norm: in the
+    example the tensor norm is 3 and the factor 3, but from all five starts the iteration ends in a
+    channel that weighs less.
 
     References
     ----------
-    .. [1] E. Grishina, M. Gorbunov, M. Rakhuba, "Tight and Efficient Upper Bound on Spectral Norm of Convolutional
-       Layers", ECCV 2024, arXiv:2409.11859.
+    .. [1] E. Grishina, M. Gorbunov, M. Rakhuba, "Tight and Efficient Upper Bound on Spectral Norm
+       of Convolutional Layers", ECCV 2024, arXiv:2409.11859.
 
     Examples
     --------
-    Sixteen channels with filters of their own, products of two of four signs, one with a larger weight:
+    Sixteen channels with filters of their own, products of two of four signs, one with a larger
+    weight:
 
     >>> import numpy as np
     >>> import gramnorm as gn
@@ -367,18 +419,18 @@ def tensor_norm_estimate(
     >>> filters = np.einsum("ai,bj->abij", signs, signs).reshape(16, 3, 3)
     >>> weights = np.where(np.arange(16) == 4, 1.0, 0.8)
     >>> kernel = np.eye(16)[:, :, None, None] * (weights[:, None, None] * filters)
-    >>> round(float(gn.conv_norm_bound(kernel)), 2), round(float(classical.tensor_norm_estimate(kernel)), 2)
+    >>> estimate = classical.tensor_norm_estimate(kernel)
+    >>> round(float(gn.conv_norm_bound(kernel)), 2), round(float(estimate), 2)
     (9.0, 7.2)
     """
     count = _validate.positive_int(starts, name="starts")
     rounds = _validate.positive_int(iterations, name="iterations")
-    setting = _kernels.Setting.of(
-        kernel, input_shape, stride=stride, dilation=dilation, groups=groups
-    )
+    conv = Convolution.of(kernel, input_shape, stride=stride, dilation=dilation, groups=groups)
     method = partial(_kernels.tensor_norm, starts=count, iterations=rounds)
-    return setting.finish("estimate", method, setting.own_type())
+    return conv.value("estimate", method, in_float64=False)
 
 
+@_listed("exact", "one circle", "Sedghi et al., ICLR 2019, arXiv:1805.10408")
 def circular_exact_norm(
     kernel: Array,
     /,
@@ -388,47 +440,45 @@ def circular_exact_norm(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Array:
-    """Return the norm of a circular convolution at a given size, exact up to rounding, from all singular values.
+    """Return the norm of a circular convolution at a given size, exact up to rounding.
 
     No bound for zero padding, whose norm may be larger, nor for circular padding of other sizes.
 
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
+        The kernel, as in `gramnorm.conv_norm_bracket`.
     input_shape : int or sequence of int
         Samples of the periodic input per spatial axis; it must be given.
-    stride : int or sequence of int, optional
-        Step between outputs per axis; divides `input_shape`.
-    dilation : int or sequence of int, optional
-        Distance between taps per axis.
-    groups : int, optional
-        Number of independent blocks of channels.
+    stride, dilation, groups : optional
+        As in `gramnorm.conv_norm_bracket`; the stride divides `input_shape`.
 
     Returns
     -------
     0-d array
-        The norm in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
-        kernels as in `norm2toep_upper_bound`.
+        The norm in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf,
+        zero and empty kernels as in `norm2toep_upper_bound`.
 
     Raises
     ------
     TypeError, ValueError
-        As in `conv_norm_bracket`; ValueError also without `input_shape` and for a stride that does not divide it.
+        As in `gramnorm.conv_norm_bracket`; ValueError also without `input_shape` and for a stride
+        that does not divide it.
 
     See Also
     --------
-    gramnorm.conv_norm_bracket : With ``padding_mode="circular"`` both sides of the same norm, certified, and for less.
+    gramnorm.conv_norm_bracket : With ``padding_mode="circular"``, certified, for less.
 
     Notes
     -----
-    **Guarantee.** Exact up to the rounding of the symbol and its singular values, on no certain side. The source [1]_
-    has no stride; a kernel longer than the input is wrapped here, not cut. Every frequency costs a singular value
-    decomposition, for real kernels every second one.
+    **Guarantee.** Exact up to the rounding of the symbol and its singular values, on no certain
+    side. The source [1]_ has no stride; a kernel longer than the input is wrapped here, not cut.
+    Every frequency costs a singular value decomposition, for real kernels every second one.
 
     References
     ----------
-    .. [1] H. Sedghi, V. Gupta, P. M. Long, "The Singular Values of Convolutional Layers", ICLR 2019, arXiv:1805.10408.
+    .. [1] H. Sedghi, V. Gupta, P. M. Long, "The Singular Values of Convolutional Layers", ICLR
+      2019, arXiv:1805.10408.
 
     Examples
     --------
@@ -438,13 +488,8 @@ def circular_exact_norm(
     >>> [round(float(classical.circular_exact_norm(kernel, n)), 6) for n in (4, 5)]
     [4.0, 3.618034]
     """
-    if input_shape is None:
-        msg = (
-            "input_shape must be given: the singular values are those of one circle; for every size at once take "
-            "conv_norm_bound(kernel)"
-        )
-        raise ValueError(msg)
-    setting = _kernels.Setting.of(
+    _validate.one_size(input_shape, instead="conv_norm_bound(kernel)")
+    conv = Convolution.of(
         kernel,
         input_shape,
         stride=stride,
@@ -452,10 +497,11 @@ def circular_exact_norm(
         groups=groups,
         padding_mode="circular",
     )
-    _validate.divides(setting.geometry.stride, setting.geometry.input_shape)
-    return setting.finish("exact", _kernels.on_circle, setting.own_type())
+    _validate.divides(conv.geometry.stride, conv.geometry.input_shape)
+    return conv.value("exact", _kernels.on_circle, in_float64=False)
 
 
+@_listed("lower bound", "one size, any padding", "Ryu et al., ICML 2019, arXiv:1905.05406")
 def power_iteration_lower_bound(
     kernel: Array,
     /,
@@ -468,50 +514,47 @@ def power_iteration_lower_bound(
     padding_mode: str = "zeros",
     iterations: int = 100,
 ) -> Array:
-    """Return a certified lower bound on the norm at a given size and padding: ``||T x|| / ||x||`` by power iteration.
+    """Return a certified lower bound on the norm at a given size and padding, by power iteration.
 
     Parameters
     ----------
     kernel : array, shape ``(c_out, c_in / groups, *spatial)``
-        Kernel with one or more spatial axes, real or complex; integers and bool are promoted.
+        The kernel, as in `gramnorm.conv_norm_bracket`.
     input_shape : int or sequence of int
         Samples of the input per spatial axis; it must be given.
-    stride, dilation : int or sequence of int, optional
-        Step between outputs and distance between taps, per axis.
-    groups : int, optional
-        Number of independent blocks of channels.
-    padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
-        Padding per axis; "same" by default, none needed for "circular".
-    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
-        What lies beyond the input.
+    stride, dilation, groups, padding, padding_mode : optional
+        As in `gramnorm.conv_norm_bracket`.
     iterations : int, optional
-        Pairs of products with the operator and its adjoint, from a start that is the same in every call.
+        Pairs of products with the operator and its adjoint, from a start that is the same in every
+        call.
 
     Returns
     -------
     0-d array
-        Lower bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN, inf, zero and empty
-        kernels as in `norm2toep_upper_bound`, 0 also for an operator without outputs.
+        Lower bound in the namespace, device and real dtype (float32 at least) of `kernel`; NaN,
+        inf, zero and empty kernels as in `norm2toep_upper_bound`, 0 also for an operator without
+        outputs.
 
     Raises
     ------
     TypeError, ValueError
-        As in `conv_norm_bracket`; ValueError also without `input_shape` and for `iterations` less than 1.
+        As in `gramnorm.conv_norm_bracket`; ValueError also without `input_shape` and for
+        `iterations` less than 1.
 
     See Also
     --------
-    gramnorm.conv_norm_bracket : A lower bound by Golub-Kahan steps, which need fewer products, and an upper one.
+    gramnorm.conv_norm_bracket : Both sides; the lower one by Golub-Kahan steps, in fewer products.
 
     Notes
     -----
-    **Guarantee.** Lower bound by the definition of the norm, rounding included: what the last product can have lost is
-    taken off. How far below the norm it is, nobody knows. The source is [1]_, where it is the value of a layer in
-    training.
+    **Guarantee.** Lower bound by the definition of the norm, rounding included: what the last
+    product can have lost is taken off. How far below the norm it is, nobody knows. The source is
+    [1]_, where it is the value of a layer in training.
 
     References
     ----------
-    .. [1] E. K. Ryu, J. Liu, S. Wang, X. Chen, Z. Wang, W. Yin, "Plug-and-Play Methods Provably Converge with Properly
-       Trained Denoisers", ICML 2019, arXiv:1905.05406.
+    .. [1] E. K. Ryu, J. Liu, S. Wang, X. Chen, Z. Wang, W. Yin, "Plug-and-Play Methods Provably
+       Converge with Properly Trained Denoisers", ICML 2019, arXiv:1905.05406.
 
     Examples
     --------
@@ -522,13 +565,8 @@ def power_iteration_lower_bound(
     True
     """
     count = _validate.positive_int(iterations, name="iterations")
-    if input_shape is None:
-        msg = (
-            "input_shape must be given: the products are those of an operator of one size; for every size at once "
-            "take conv_norm_bracket(kernel).lower"
-        )
-        raise ValueError(msg)
-    setting = _kernels.Setting.of(
+    _validate.one_size(input_shape, instead="conv_norm_bracket(kernel).lower")
+    conv = Convolution.of(
         kernel,
         input_shape,
         stride=stride,
@@ -537,78 +575,6 @@ def power_iteration_lower_bound(
         padding=padding,
         padding_mode=padding_mode,
     )
-    return setting.certified("lower bound", partial(_kernels.power_iteration, iterations=count))
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A method, and what its value is.
-
-    Attributes
-    ----------
-    function : callable
-        ``function(kernel, /, input_shape=None, *, stride=1, dilation=1, groups=1, ...)``, further keywords with
-        defaults.
-    side : {"upper bound", "lower bound", "exact", "estimate"}
-        On which side of the norm the value is: certainly for bounds, up to rounding for "exact", on either for
-        "estimate".
-    operator : {"every size", "one circle", "one size, any padding"}
-        Whose norm: of zero padding of every size and amount and circular padding of every size that the stride
-        divides; of the circular convolution at `input_shape`; of the operator with its padding at `input_shape`.
-    source : str
-        Who found it.
-    """
-
-    function: Callable[..., Array]
-    side: Side
-    operator: Operator
-    source: str
-
-
-METHODS = {
-    method.function.__name__: method
-    for method in (
-        Method(
-            norm2toep_upper_bound,
-            "upper bound",
-            "every size",
-            "Delattre et al. 2024, arXiv:2402.00240",
-        ),
-        Method(
-            aol_upper_bound,
-            "upper bound",
-            "every size",
-            "Prach and Lampert, ECCV 2022, arXiv:2208.03160",
-        ),
-        Method(
-            fantastic_four_upper_bound,
-            "upper bound",
-            "every size",
-            "Singla and Feizi, ICLR 2021, arXiv:1911.10258",
-        ),
-        Method(
-            lip_grid_upper_bound,
-            "upper bound",
-            "every size",
-            "Araujo et al., AAAI 2021, arXiv:2006.08391",
-        ),
-        Method(
-            tensor_norm_estimate,
-            "estimate",
-            "every size",
-            "Grishina et al., ECCV 2024, arXiv:2409.11859",
-        ),
-        Method(
-            circular_exact_norm,
-            "exact",
-            "one circle",
-            "Sedghi et al., ICLR 2019, arXiv:1805.10408",
-        ),
-        Method(
-            power_iteration_lower_bound,
-            "lower bound",
-            "one size, any padding",
-            "Ryu et al., ICML 2019, arXiv:1905.05406",
-        ),
+    return conv.value(
+        "lower bound", partial(_kernels.power_iteration, iterations=count), in_float64=True
     )
-}

@@ -1,4 +1,4 @@
-"""Bounds of networks from bounds of their parts: products, sums, residual connections, block operators, graphs."""
+"""Bounds of networks from bounds of parts: products, sums, residuals, block operators, graphs."""
 
 from gramnorm.network._compose import (
     block_norm_bound,

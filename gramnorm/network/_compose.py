@@ -1,13 +1,13 @@
 """From bounds of parts to a bound of the whole: products, sums and block operators.
 
-Norms are submultiplicative and subadditive, and a block operator has at most the norm of the matrix of its blocks'
-norms (docs/theory.md, Theorem 17):
+Norms are submultiplicative and subadditive, and a block operator has at most the norm of the matrix
+of its blocks' norms (docs/theory.md, Theorem 17):
 
     ||A B|| <= ||A|| ||B||,    ||A + B|| <= ||A|| + ||B||,    ||[A_ij]|| <= || [ ||A_ij|| ]_ij ||.
 
-All three right-hand sides grow with each norm in them, so upper bounds may stand for the norms; lower bounds may not,
-since two operators can cancel.  The same holds for the Lipschitz constants of maps that are not linear.  Each result is
-formed exactly and rounded up once.
+All three right-hand sides grow with each norm in them, so upper bounds may stand for the norms;
+lower bounds may not, since two operators can cancel.  The same holds for the Lipschitz constants of
+maps that are not linear.  Each result is formed exactly and rounded up once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from gramnorm import _validate
 from gramnorm._arrays import autodiff, crossing, dtypes, libraries, probes
-from gramnorm._arrays.types import Array, DType, HostFloats, Namespace
+from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._results import NormBracket, result_dtype
 from gramnorm._rigour.fractions import float_above, largest, length_above, product_above, sum_above
@@ -30,7 +30,10 @@ from gramnorm._rigour.model import round_outward
 
 _INSTEAD = "ordinary products and sums, which carry no rounding margin"
 _DEEPEST = 100  # forms within forms: more is a mistake or an attack
-_FORMS = '{"chain": [...]}, {"sum": [...]}, {"residual": ...}, {"concatenate": [...]}, {"parallel": [...]}'
+_FORMS = (
+    '{"chain": [...]}, {"sum": [...]}, {"residual": ...}, '
+    '{"concatenate": [...]}, {"parallel": [...]}'
+)
 
 Norm = float | Array | NormBracket
 
@@ -40,9 +43,8 @@ class _Rule:
     """A function of several norms, never below the exact one, and its derivative by one of them."""
 
     value: Callable[[Iterable[float]], float]
-    slope: Callable[
-        [Sequence[float], int, float], float
-    ]  # of the norms, at a position, with their value
+    derivative: Callable[[Sequence[float], int, float], float]
+    """Of the norms, the position of one of them, and the value of the rule."""
 
 
 _PRODUCT = _Rule(product_above, lambda norms, i, _: math.prod([*norms[:i], *norms[i + 1 :]]))
@@ -52,19 +54,21 @@ _LARGEST = _Rule(largest, lambda norms, i, _: float(norms.index(max(norms)) == i
 
 
 def product_bound(*norms: Norm) -> Any:
-    """Return an upper bound on the norm of a composition, from upper bounds on the norms of its parts.
+    """Return an upper bound on the norm of a composition, from upper bounds of its parts.
 
     Parameters
     ----------
     *norms : float, array or NormBracket
-        Upper bounds on the norms (or Lipschitz constants) of the maps of a chain; the `upper` of a bracket is taken.
-        Arrays are floating, of one library, and broadcast. A lower bound here makes the result no bound at all.
+        Upper bounds on the norms (or Lipschitz constants) of the maps of a chain; the `upper` of a
+        bracket is taken. Arrays are floating, of one library, and broadcast. A lower bound here
+        makes the result no bound at all.
 
     Returns
     -------
     float or array
-        The product, rounded up: a float if all are numbers, else an array of the widest type among the arrays. 1 for
-        no norm at all, NaN where a norm is NaN, else inf where one is inf, beside a zero as well.
+        The product, rounded up: a float if all are numbers, else an array of the widest type among
+        the arrays. 1 for no norm at all, NaN where a norm is NaN, else inf where one is inf, beside
+        a zero as well.
 
     Raises
     ------
@@ -80,8 +84,9 @@ def product_bound(*norms: Norm) -> Any:
 
     Notes
     -----
-    **Guarantee.** Not below the exact product of the given numbers. Hence an upper bound on the norm of the
-    composition if each number is one on its part (theory page, Theorem 17). Differentiable in PyTorch and JAX.
+    **Guarantee.** Not below the exact product of the given numbers. Hence an upper bound on the
+    norm of the composition if each number is one on its part (theory page, Theorem 17).
+    Differentiable in PyTorch and JAX.
 
     Examples
     --------
@@ -98,7 +103,7 @@ def product_bound(*norms: Norm) -> Any:
 
 
 def sum_bound(*norms: Norm) -> Any:
-    """Return an upper bound on the norm of a sum of operators, from upper bounds on the norms of its terms.
+    """Return an upper bound on the norm of a sum of operators, from upper bounds of its terms.
 
     Parameters
     ----------
@@ -133,12 +138,13 @@ def sum_bound(*norms: Norm) -> Any:
 
 
 def residual_bound(norm: Norm) -> Any:
-    """Return an upper bound on the norm of the identity plus an operator: one more than that of the operator.
+    """Return an upper bound on the norm of the identity plus an operator: one more than its own.
 
     Parameters
     ----------
     norm : float, array or NormBracket
-        Upper bound on the norm (or Lipschitz constant) of the residual branch, as in `product_bound`.
+        Upper bound on the norm (or Lipschitz constant) of the residual branch, as in
+        `product_bound`.
 
     Returns
     -------
@@ -164,18 +170,19 @@ def residual_bound(norm: Norm) -> Any:
 
 
 def block_norm_bound(norms: Array, /) -> Array:
-    """Return an upper bound on the norm of a block operator, from upper bounds on the norms of its blocks.
+    """Return an upper bound on the norm of a block operator, from upper bounds of its blocks.
 
     Parameters
     ----------
     norms : array, shape (..., p, q)
-        Upper bounds on the norms of the blocks: entry (i, j) is that of the block from input part j to output
-        part i, 0 where there is none.
+        Upper bounds on the norms of the blocks: entry (i, j) is that of the block from input part j
+        to output part i, 0 where there is none.
 
     Returns
     -------
     array, shape (...)
-        Upper bound on the norm of the matrix `norms`, by `matrix_norm_bound`, which sets type and special values.
+        Upper bound on the norm of the matrix `norms`, by `matrix_norm_bound`, which sets type and
+        special values.
 
     Raises
     ------
@@ -190,8 +197,9 @@ def block_norm_bound(norms: Array, /) -> Array:
 
     Notes
     -----
-    **Guarantee.** Not below the norm of `norms`, rounding included, and so not below that of any block operator
-    whose blocks have at most these norms (theory page, Theorem 17). Differentiable in PyTorch and JAX.
+    **Guarantee.** Not below the norm of `norms`, rounding included, and so not below that of any
+    block operator whose blocks have at most these norms (theory page, Theorem 17). Differentiable
+    in PyTorch and JAX.
 
     Examples
     --------
@@ -212,17 +220,19 @@ def block_norm_bound(norms: Array, /) -> Array:
 
 
 def network_bound(graph: Any, norms: Mapping[str, Norm], /, *, ignore: Collection[str] = ()) -> Any:
-    """Return an upper bound on the Lipschitz constant of a network that is described by nested data.
+    """Return an upper bound on the Lipschitz constant of a network described by nested data.
 
     Parameters
     ----------
     graph : str, float or dict
-        A name stands for a layer and is looked up in `norms`; a number is a known Lipschitz constant. A dictionary
-        with one key puts graphs together: ``{"chain": [...]}`` one after the other, ``{"sum": [...]}`` added up,
-        ``{"residual": g}`` added to the input, ``{"concatenate": [...]}`` branches of the *same* input stacked,
-        ``{"parallel": [...]}`` branches of *different parts* of the input stacked. All of it is JSON.
+        A name stands for a layer and is looked up in `norms`; a number is a known Lipschitz
+        constant. A dictionary with one key puts graphs together: ``{"chain": [...]}`` one after the
+        other, ``{"sum": [...]}`` added up, ``{"residual": g}`` added to the input,
+        ``{"concatenate": [...]}`` branches of the *same* input stacked, ``{"parallel": [...]}``
+        branches of *different parts* of the input stacked. All of it is JSON.
     norms : mapping of str to float, array or NormBracket
-        Upper bounds on the norms of the layers, as in `product_bound`. A layer may occur more than once.
+        Upper bounds on the norms of the layers, as in `product_bound`. A layer may occur more than
+        once.
     ignore : collection of str, optional
         Names in `norms` that the graph need not use.
 
@@ -234,8 +244,8 @@ def network_bound(graph: Any, norms: Mapping[str, Norm], /, *, ignore: Collectio
     Raises
     ------
     TypeError, ValueError
-        As in `product_bound`; also if the graph is of another form, names an unknown layer, leaves out one that
-        `ignore` does not list, or is nested more than 100 deep.
+        As in `product_bound`; also if the graph is of another form, names an unknown layer, leaves
+        out one that `ignore` does not list, or is nested more than 100 deep.
 
     See Also
     --------
@@ -243,24 +253,26 @@ def network_bound(graph: Any, norms: Mapping[str, Norm], /, *, ignore: Collectio
 
     Notes
     -----
-    **Guarantee.** An upper bound on the Lipschitz constant, in the Euclidean norm, of every network of that form
-    whose layers have at most these norms and whose other functions have at most the constants stated; functions that
-    the graph does not mention must be 1-Lipschitz. Chains multiply, sums add, a residual is one more than its branch;
-    concatenated branches give the root of the sum of squares, and parallel ones the largest (theory page, Theorem 17).
+    **Guarantee.** An upper bound on the Lipschitz constant, in the Euclidean norm, of every network
+    of that form whose layers have at most these norms and whose other functions have at most the
+    constants stated; functions that the graph does not mention must be 1-Lipschitz. Chains
+    multiply, sums add, a residual is one more than its branch; concatenated branches give the root
+    of the sum of squares, and parallel ones the largest (theory page, Theorem 17).
 
     Examples
     --------
     >>> import gramnorm as gn
     >>> block = {"residual": {"chain": ["conv1", "conv2"]}}
-    >>> gn.network_bound({"chain": ["stem", block, block, 0.25]}, {"stem": 2.0, "conv1": 0.5, "conv2": 1.0})
+    >>> norms = {"stem": 2.0, "conv1": 0.5, "conv2": 1.0}
+    >>> gn.network_bound({"chain": ["stem", block, block, 0.25]}, norms)
     1.125
     """
     used: set[str] = set()
     bound = _evaluate(graph, norms, used, 0)
     if unused := [name for name in norms if name not in used and name not in ignore]:
         msg = (
-            f"graph leaves out {', '.join(map(repr, unused))}: a constant without them is not that of a network that "
-            "has them; use them, or list them in ignore if they are no part of it"
+            f"graph leaves out {', '.join(map(repr, unused))}: a constant without them is not that "
+            "of a network that has them; use them, or list them in ignore if they are no part of it"
         )
         raise ValueError(msg)
     return _combine((bound,), _PRODUCT)
@@ -273,7 +285,10 @@ def _evaluate(graph: Any, norms: Mapping[str, Norm], used: set[str], depth: int)
         raise ValueError(msg)
     if isinstance(graph, str):
         if graph not in norms:
-            msg = f"graph names {graph!r}, for which there is no norm; known are {', '.join(map(repr, norms))}"
+            msg = (
+                f"graph names {graph!r}, for which there is no norm; known are "
+                f"{', '.join(map(repr, norms))}"
+            )
             raise ValueError(msg)
         used.add(graph)
         return norms[graph]
@@ -306,29 +321,35 @@ def _combine(norms: Sequence[Norm], rule: _Rule) -> Any:
             numbers.append(_number(value, name=name))
         else:
             arrays.append(_array(value, name=name))
-    if not arrays:
-        return rule.value(numbers)
-    xp = _namespace(arrays)
-    dtype = _widest(arrays)
-    stacked = xp.stack(
-        xp.broadcast_arrays(*(xp.astype(a, dtype, copy=False) for a in arrays)), axis=-1
-    )
+    return rule.value(numbers) if not arrays else _combined(numbers, arrays, rule)
+
+
+def _combined(numbers: list[float], arrays: list[Array], rule: _Rule) -> Array:
+    """Apply a rule to arrays of one library, element by element, the numbers beside each."""
+    spaces = sorted({libraries.namespace(a).__name__ for a in arrays})
+    if len(spaces) > 1:
+        msg = f"norms must be arrays of one library, got {', '.join(spaces)}; convert them first"
+        raise TypeError(msg)
+    xp = libraries.namespace(arrays[0])
+    dtype = max(map(result_dtype, arrays), key=dtypes.bits)  # it holds the values of all
+    alike = xp.broadcast_arrays(*(xp.astype(a, dtype, copy=False) for a in arrays))
+    stacked = xp.stack(alike, axis=-1)
 
     def value_of(x: Array) -> Array:
-        rows = _rows(x)
-        return _back([rule.value([*numbers, *row]) for row in rows], x, x.shape[:-1])
+        found = np.asarray([rule.value([*numbers, *row]) for row in _rows(x)], dtype=np.float64)
+        return _upper_bounds(found.reshape(x.shape[:-1]), x)
 
-    def slopes_of(x: Array, _value: Array) -> Array:
+    def gradient_of(x: Array, _value: Array) -> Array:
         slopes = []
         for row in _rows(x):
             every = [*row, *numbers]
-            found = rule.value(every)
-            slopes.append([rule.slope(every, i, found) for i in range(len(row))])
+            value = rule.value(every)
+            slopes.append([rule.derivative(every, i, value) for i in range(len(row))])
         host = np.asarray(slopes, dtype=np.float64).reshape(x.shape)
         return crossing.from_host(host, dtype=dtype, like=x)
 
     if autodiff.is_differentiated(stacked):
-        return autodiff.with_gradient(value_of, slopes_of, stacked)
+        return autodiff.with_gradient(value_of, gradient_of, stacked)
     return value_of(stacked)
 
 
@@ -351,20 +372,6 @@ def _array(value: Any, *, name: str) -> Array:
     return a
 
 
-def _namespace(arrays: Sequence[Array]) -> Namespace:
-    """Return the one namespace of all arrays."""
-    spaces = {libraries.namespace(a).__name__: a for a in arrays}
-    if len(spaces) > 1:
-        msg = f"norms must be arrays of one library, got {', '.join(sorted(spaces))}; convert them first"
-        raise TypeError(msg)
-    return libraries.namespace(arrays[0])
-
-
-def _widest(arrays: Sequence[Array]) -> DType:
-    """Return the real type of a bound from all these: it holds all their values."""
-    return max((result_dtype(a) for a in arrays), key=dtypes.bits)
-
-
 def _rows(x: Array) -> list[list[float]]:
     """Return what stands along the last axis of `x`, for all other indices in order, as floats."""
     a = _validate.concrete_argument(x, name="a norm", instead=_INSTEAD)
@@ -375,13 +382,11 @@ def _rows(x: Array) -> list[list[float]]:
     return found
 
 
-def _back(values: list[float], x: Array, shape: tuple[int, ...]) -> Array:
+def _upper_bounds(host: HostFloats, x: Array) -> Array:
     """Return upper bounds as an array beside `x`, rounded up to its type."""
-    xp = libraries.namespace(x)
-    host: HostFloats = np.asarray(values, dtype=np.float64).reshape(shape)
     _, rounded = round_outward(host, host, dtype=x.dtype)
     if probes.flushes_subnormals(x, x.dtype):  # a positive bound must not be read as zero there
-        tiny = float(xp.finfo(x.dtype).smallest_normal)
+        tiny = dtypes.finfo(x.dtype).smallest_normal
         rounded = np.where((rounded > 0) & (rounded < tiny), tiny, rounded)
     return crossing.from_host(rounded, dtype=x.dtype, like=x)
 

@@ -1,9 +1,10 @@
 """A report on a network: one certified bracket per layer, and the product of the upper ones.
 
-The norm of a chain is at most the product of its layers' norms, so a product of upper bounds, rounded up, bounds the
-Lipschitz constant of layers in a chain with 1-Lipschitz functions between them (ReLU, pooling without overlap).
-The product of *lower* bounds bounds nothing, hence it is not formed.  Where a layer cannot be bounded, or something is
-not understood, there is no product: a number about the other layers would be taken for one about the network.
+The norm of a chain is at most the product of its layers' norms, so a product of upper bounds,
+rounded up, bounds the Lipschitz constant of layers in a chain with 1-Lipschitz functions between
+them (ReLU, pooling without overlap). The product of *lower* bounds bounds nothing, hence it is not
+formed.  Where a layer cannot be bounded, or something is not understood, there is no product: a
+number about the other layers would be taken for one about the network.
 """
 
 import math
@@ -57,14 +58,15 @@ def bound_layer(
     layer : Layer
         A weight array and its geometry.
     input_shape : tuple of int, "file" or None
-        Where to bound a convolution: at this size (one number: on every axis), at the size that the file states, or
-        at every size.
+        Where to bound a convolution: at this size (one number: on every axis), at the size that the
+        file states, or at every size.
     padding_mode : str or None
         What to use in place of the file's padding mode.
     rtol : float or None
         The relative gap asked for; None is the default of the bound.
     place : callable or None
-        Makes of a host array one of the library and device to compute with; None computes with NumPy.
+        Makes of a host array one of the library and device to compute with; None computes with
+        NumPy.
 
     Returns
     -------
@@ -74,13 +76,14 @@ def bound_layer(
     Notes
     -----
     **Guarantee.** That of `gramnorm.matrix_norm_bracket` or `gramnorm.conv_norm_bracket`, for the array as stored and
-    the geometry as stated.  Without a stated geometry there is an upper bound only, at every size: that of the kernel
-    with stride 1, dilation 1 and one group.  A stride picks rows of this operator, groups are some of its rows by
-    columns of their own, a dilation repeats it on interleaved samples, a transposed layer is the adjoint of one with
-    the same array, and zero padding and the circle are parts of it; so it holds for all of them, together as well.
-    It need not hold for the padding modes that repeat samples (reflect, replicate, symmetric).
-    For a batch norm there is an upper bound only, that for every eps.  For a weight that was folded the bounds are
-    those of the weight which the stored parts define in real arithmetic.
+    the geometry as stated.  Without a stated geometry there is an upper bound only, at every size:
+    that of the kernel with stride 1, dilation 1 and one group.  A stride picks rows of this
+    operator, groups are some of its rows by columns of their own, a dilation repeats it on
+    interleaved samples, a transposed layer is the adjoint of one with the same array, and zero
+    padding and the circle are parts of it; so it holds for all of them, together as well. It need
+    not hold for the padding modes that repeat samples (reflect, replicate, symmetric). For a batch
+    norm there is an upper bound only, that for every eps.  For a weight that was folded the bounds
+    are those of the weight which the stored parts define in real arithmetic.
     """
     began = time.perf_counter()
     found: dict[str, Any] = {}
@@ -143,8 +146,9 @@ def _widened(
     """
     Return a bracket that holds for every weight within the layer's error.
 
-    A convolution is the sum over its taps k of S_k E_k P: channels are mixed, samples picked (at most as often as the
-    padding P repeats them).  So the norm of an error E with K taps is at most sqrt(K c) ||E||_F, with c copies.
+    A convolution is the sum over its taps k of S_k E_k P: channels are mixed, samples picked (at
+    most as often as the padding P repeats them).  So the norm of an error E with K taps is at most
+    sqrt(K c) ||E||_F, with c copies.
     """
     spread = 1
     if layer.kind == "conv":
@@ -171,8 +175,8 @@ def _keywords(
         if padding_mode == "circular":  # the same-size operator: there is no padding to it
             keywords.pop("padding", None)
     if input_shape is None:
-        # Every size holds for any zero padding, whatever amount the file states. On a circle more padding than the
-        # kernel's reach repeats outputs, and is refused without a size.
+        # Every size holds for any zero padding, whatever amount the file states. On a circle more
+        # padding than the kernel's reach repeats outputs, and is refused without a size.
         mode = keywords.get("padding_mode", "zeros")
         if mode == "zeros" or (mode == "circular" and isinstance(keywords.get("padding"), str)):
             keywords.pop("padding", None)

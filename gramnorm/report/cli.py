@@ -1,7 +1,8 @@
 """The command line: ``gramnorm report [FILE]``.
 
-Exit codes: 0, every layer has a bound; 1, some layer has none; 2, the command or the file
-cannot be used, with one line on the standard error stream; 130, interrupted; 141, the reader of a pipe has gone.
+Exit codes: 0, every layer has a bound; 1, some layer has none; 2, the command or the file cannot be
+used, with one line on the standard error stream; 130, interrupted; 141, the reader of a pipe has
+gone.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Every budget and threshold of the report, and the measurement or the argument it comes from.
 
-A wrong value refuses a file that could be read, asks where nothing is in doubt, or makes a poor picture.  Only the
-thresholds of kernels and folds decide what is bounded, and beyond them the user is asked: each is on the safe side.
+A wrong value refuses a file that could be read, asks where nothing is in doubt, or makes a poor
+picture.  The thresholds of kernels and folds decide as what an array is read; where they leave a
+doubt, the user is asked.
 """
 
 # Reading

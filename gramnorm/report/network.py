@@ -1,9 +1,10 @@
 """A Lipschitz constant of a whole network, composed from the bounds of its layers.
 
-Two descriptions are understood: the nested data of `gramnorm.network_bound`, which a person writes, and a `Network` of
-steps, which the reader of a graph makes.  In the second every tensor is a function of all inputs of the graph taken as
-one vector; an input has the constant 1, and each step turns the constants of what it reads into that of what it writes
-(docs/theory.md, Theorem 17).  Where a step is not understood there is no constant, and its reason is kept.
+Two descriptions are understood: the nested data of `gramnorm.network_bound`, which a person writes,
+and a `Network` of steps, which the reader of a graph makes.  In the second every tensor is a
+function of all inputs of the graph taken as one vector; an input has the constant 1, and each step
+turns the constants of what it reads into that of what it writes (docs/theory.md, Theorem 17).
+Where a step is not understood there is no constant, and its reason is kept.
 """
 
 import math
@@ -62,10 +63,11 @@ def constant_of(
     rows : sequence of Row
         The bounds of the layers.
     stated_sizes : bool
-        Whether the rows hold for the sizes and the padding that the file states: false if the user asked for
-        others, which leaves the network without a constant.
+        Whether the rows hold for the sizes and the padding that the file states: false if the user
+        asked for others, which leaves the network without a constant.
     obstacles : mapping of str to str or None
-        What the file holds besides these layers, and why it has no constant: nested data say nothing of it.
+        What the file holds besides these layers, and why it has no constant: nested data say
+        nothing of it.
 
     Returns
     -------
@@ -75,7 +77,8 @@ def constant_of(
     Notes
     -----
     **Guarantee.** An upper bound in the Euclidean norm, in exact arithmetic with the weights as stored, for all inputs
-    of the graph together, whatever their batch. Rounding of the network's own arithmetic is not part of it.
+    of the graph together, whatever their batch. Rounding of the network's own arithmetic is not
+    part of it.
     """
     if not stated_sizes:
         return Constant(

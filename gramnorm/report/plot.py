@@ -1,11 +1,13 @@
 """Two pictures: the brackets of all layers, and the norm of one convolution over its frequencies.
 
-A stride s folds the frequencies of the input: an output at the frequency w reads the inputs at (w + 2 pi j) / s,
+A stride s folds the frequencies of the input: an output at the frequency w reads the inputs at (w +
+2 pi j) / s,
 
     ||A|| = sup over w of || [F((w + 2 pi j) / s)]_j || / sqrt(s),     F(theta) = sum_k K_k exp(i d k . theta),
 
-j over the s frequencies of each axis, d the dilation.  The picture shows this norm on a grid of w, computed without an
-account of rounding: it is to be looked at.  The bounds in its title are the certified ones.
+j over the s frequencies of each axis, d the dilation.  The picture shows this norm on a grid of w,
+computed without an account of rounding: it is to be looked at.  The bounds in its title are the
+certified ones.
 """
 
 import io
@@ -30,7 +32,8 @@ _LOWER, _GAP, _PRODUCT, _PEAK = "#3b6ea5", "#e0812c", "#444444", "#d01c2a"
 
 def require_plots(*paths: str | None) -> None:
     """
-    Raise what would come after the work: matplotlib missing, or a path that no picture can be written to.
+    Raise what would come after the work: matplotlib missing, or a path that no picture can be
+    written to.
 
     Parameters
     ----------
@@ -55,7 +58,8 @@ def require_plots(*paths: str | None) -> None:
 
 def draw_bars(report: Report, path: str) -> None:
     """
-    Write a picture of all brackets, and of the product of the upper bounds, if there is one, as it grows.
+    Write a picture of all brackets, and of the product of the upper bounds, if there is one, as it
+    grows.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """A report as a table (of `rich`, in Markdown, as CSV) and as JSON with all digits.
 
-Decimal text is rounded like the number it stands for: the exact value of a float is rounded up to the digits shown if
-it is an upper bound, and down if it is a lower one, so that what is read off a table is as true as the float.
+Decimal text is rounded like the number it stands for: the exact value of a float is rounded up to
+the digits shown if it is an upper bound, and down if it is a lower one, so that what is read off a
+table is as true as the float.
 """
 
 import csv

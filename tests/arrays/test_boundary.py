@@ -169,7 +169,8 @@ def test_a_kernel_of_many_axes_has_a_valid_bracket():
     norm = np.abs((-1.0) ** (angles @ angles.T) @ kernel.reshape(-1)).max()
     assert bracket.lower <= np.abs(kernel).sum() * (1 + 1e-12)
     assert norm * (1 - 1e-12) <= bracket.upper
-    assert abs(kernel.sum()) * (1 - 1e-4) <= bracket.lower  # frequency 0 is looked at
+    # frequency 0 is looked at, in the precision that the gap asked for needs
+    assert abs(kernel.sum()) * (1 - 1e-3) <= bracket.lower
 
 
 def test_a_spent_budget_leaves_a_valid_bracket(monkeypatch):

@@ -4,8 +4,8 @@ Its norm is max |gamma| / sqrt(var + eps).  No file stores eps, which is positiv
 
     max |gamma| / sqrt(var)
 
-bounds it from above whatever eps is, and nothing but 0 from below.  A channel with gamma = 0 has the constant 0; one
-whose variance is 0 has none that holds for every eps: inf.
+bounds it from above whatever eps is, and nothing but 0 from below.  A channel with gamma = 0 has
+the constant 0; one whose variance is 0 has none that holds for every eps: inf.
 """
 
 import math
@@ -21,7 +21,8 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 def batchnorm_bound(gamma: _Array, variance: _Array) -> float:
     """
-    Return an upper bound on the norm of a batch normalisation in evaluation mode, for every positive eps.
+    Return an upper bound on the norm of a batch normalisation in evaluation mode, for every
+    positive eps.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ def batchnorm_bound(gamma: _Array, variance: _Array) -> float:
 
 def _largest_square(scale: _Array, spread: _Array) -> Fraction:
     """Return the largest scale^2 / spread, exactly."""
-    # In floats each quotient is within 3u of its value, or subnormal, or inf: what is near the largest may be it.
+    # In floats each quotient is within 3u of its value, or subnormal, or inf: what is near the
+    # largest may be it.
     with np.errstate(over="ignore", under="ignore"):
         quotients = scale / np.sqrt(spread)
     near = quotients >= (1 - 1e-12) * np.max(quotients, initial=0.0) - 1e-300

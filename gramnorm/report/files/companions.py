@@ -1,8 +1,8 @@
 """Layers whose weight is not the array of that name, since something beside it takes part: scales, or an adapter.
 
-Quantised weights are integers, or narrow floats, and scales and offsets that stand elsewhere; how they are packed
-differs from library to library.  Adapters add a product of two thin matrices, times a factor that the file does not
-hold.  Neither is undone here: the layer is refused by name.
+Quantised weights are integers, or narrow floats, and scales and offsets that stand elsewhere; how
+they are packed differs from library to library.  Adapters add a product of two thin matrices, times
+a factor that the file does not hold.  Neither is undone here: the layer is refused by name.
 """
 
 import re
@@ -37,7 +37,8 @@ _ADAPTER = re.compile(
     r"|(?<![^._/])lora[._/](?:up|down|linear_layer[./](?:up|down))|(?<![^._/])(?:hada_w[12]_[ab]|lokr_w[12](?:_[ab])?"
     r"|lokr_t2|hada_t[12]|ia3_l|oft_\w+|boft_\w+|vera_\w+|dora_scale))(?:[._/].*)?"
 )
-# vectors by which a spectral norm is estimated at each use; the gain of standardised weights has all axes of them
+# vectors by which a spectral norm is estimated at each use; the gain of standardised weights has
+# all axes of them
 _ESTIMATES = re.compile(rf"{_PATH}(?:(?:u|sv)\d*|(?P<gain>gain))")
 _FLAX = re.compile(r"(?:.*[./])?(?P<tail>[^./]+[./](?:kernel|embedding|w))[./](?:u|sigma|scale)")
 _TAIL = re.compile(r"(?:.*[./])?([^./]+[./][^./]+)")

@@ -1,7 +1,8 @@
 """What a reader of weight files returns, and the limit that holds for all of them.
 
-An entry of a file is one of three: a layer; skipped, since it is none; or failed, a layer whose values cannot be had.
-A failed layer is as much a hole in the product as one that cannot be bounded, so the difference is never lost.
+An entry of a file is one of three: a layer; skipped, since it is none; or failed, a layer whose
+values cannot be had. A failed layer is as much a hole in the product as one that cannot be bounded,
+so the difference is never lost.
 """
 
 import contextlib
@@ -81,9 +82,10 @@ class Stored:
 class Contents:
     """What a file holds: its layers in order, by name why each other entry is not among them, and how they are joined.
 
-    The last is a `gramnorm.report.network.Network`, nested data for `gramnorm.network_bound`, or None for no word.
-    What stands among the obstacles leaves the network without a product of norms: arrays that are not understood, and
-    arrays, layers among them, whose names show that the layers are no chain.
+    The last is a `gramnorm.report.network.Network`, nested data for `gramnorm.network_bound`, or
+    None for no word. What stands among the obstacles leaves the network without a product of norms:
+    arrays that are not understood, and arrays, layers among them, whose names show that the layers
+    are no chain.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -106,14 +108,16 @@ def selected(
     contents: Contents, include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> Contents:
     """
-    Return the contents with only those entries whose names match a pattern to include, and none to exclude.
+    Return the contents with only those entries whose names match a pattern to include, and none to
+    exclude.
 
     Parameters
     ----------
     contents : Contents
         What a file holds.
     include : sequence of str or None
-        Patterns; arrays that are not understood become layers if they match. None for every layer, and no more.
+        Patterns; arrays that are not understood become layers if they match. None for every layer,
+        and no more.
     exclude : sequence of str or None
         Patterns.
 

@@ -1,8 +1,8 @@
 """Arrays beside a network that look like it: moving averages of its weights, and the moments of an optimizer.
 
-Multiplied with the others they would make a product that is no bound: an average of norm one half halves it.  A copy is
-known by its name and by a counterpart of the same name and shape; without a counterpart it may be a part of the network
-that happens to be called so, and is refused.
+Multiplied with the others they would make a product that is no bound: an average of norm one half
+halves it.  A copy is known by its name and by a counterpart of the same name and shape; without a
+counterpart it may be a part of the network that happens to be called so, and is refused.
 """
 
 import re

@@ -1,8 +1,9 @@
 """The entries of a file while it is found out what belongs together.
 
-A weight that is stored in parts, under a name with a suffix each, leaves the draft in one of two ways: folded, under
-the name that the plain layer would have and in the place of its first part, or refused under that name.  Either way its
-parts are listed beside the layers, and no part is left that could be taken for a layer by itself.
+A weight that is stored in parts, under a name with a suffix each, leaves the draft in one of two
+ways: folded, under the name that the plain layer would have and in the place of its first part, or
+refused under that name.  Either way its parts are listed beside the layers, and no part is left
+that could be taken for a layer by itself.
 """
 
 from collections.abc import Iterable, Iterator

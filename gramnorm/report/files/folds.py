@@ -4,23 +4,26 @@ Weight norm, spectral norm with its stored vectors, and masks of zeros and ones 
 
     w = g v / ||v||  (one norm for each index of the axis that g keeps),   w = W / (u^T W v),   w = m * W
 
-in real arithmetic.  Here w is computed in float64 from operands scaled by powers of two, and every fold carries a bound
-`error` on ||computed - exact|| in the Frobenius norm.  With the unit roundoff u = 2^-53 and gamma_k = k u / (1 - k u):
+in real arithmetic.  Here w is computed in float64 from operands scaled by powers of two, and every
+fold carries a bound `error` on ||computed - exact|| in the Frobenius norm.  With the unit roundoff
+u = 2^-53 and gamma_k = k u / (1 - k u):
 
 * Weight norm.  The computed sum of n squares is the exact one times a number between (1 - u)^n and (1 + u)^n, as no
-  term is negative.  A root, a quotient and a product add few factors, so each entry is off by a relative
-  gamma_(n/2 + 8) at most, and ||w|| = ||g||.
+  term is negative.  A root, a quotient and a product add few factors, so each entry is off by a
+  relative gamma_(n/2 + 8) at most, and ||w|| = ||g||.
 * Spectral norm.  A sum over h rows and k columns, in any order, gives sigma with |computed - exact| <= eps,
-  eps = gamma |u|^T |W| |v|, gamma = gamma_(h + k + 8), where the sum of moduli is computed and so enters with
-  1 + 2 gamma; 1/sigma is off by a relative tau = eps / (|sigma| - eps) at most.  Where W is a fold itself with the
-  error e, e ||u|| ||v|| adds to eps and e / (|sigma| - eps) to the error.
+  eps = gamma |u|^T |W| |v|, gamma = gamma_(h + k + 8), where the sum of moduli is computed and so
+  enters with 1 + 2 gamma; 1/sigma is off by a relative tau = eps / (|sigma| - eps) at most.  Where
+  W is a fold itself with the error e, e ||u|| ||v|| adds to eps and e / (|sigma| - eps) to the
+  error.
 * A mask of zeros and ones multiplies exactly, and cannot make an error larger.
 
-Numbers below the normal range lose 2^-1075 each: the largest scaled entry is at least 1, so beside it that is far less
-than the one unit more that is counted; where a result itself is so small, 2^-1072 for each entry is added.
+Numbers below the normal range lose 2^-1075 each: the largest scaled entry is at least 1, so beside
+it that is far less than the one unit more that is counted; where a result itself is so small,
+2^-1072 for each entry is added.
 
-A library that folds in float32, or in training renews u and v, has another weight by its own rounding; the exact one is
-bounded here.
+A library that folds in float32, or in training renews u and v, has another weight by its own
+rounding; the exact one is bounded here.
 """
 
 import math
@@ -73,7 +76,8 @@ def stored_weight(values: Numbers, what: str) -> Fold:
     Raises
     ------
     NotFoldableError
-        If its type is not one of floating point numbers that float64 holds, or it holds NaN or infinity.
+        If its type is not one of floating point numbers that float64 holds, or it holds NaN or
+        infinity.
     """
     _check_numbers(values, what)
     return Fold(values)
@@ -145,8 +149,8 @@ def spectral_norm(fold: Fold, u: Numbers, v: Numbers) -> Fold:
     Raises
     ------
     NotFoldableError
-        If the vectors fit no axis of W or several of them, the quotient cannot be told from one by zero, or numbers
-        are complex or not finite.
+        If the vectors fit no axis of W or several of them, the quotient cannot be told from one by
+        zero, or numbers are complex or not finite.
     """
     _check_numbers(u, "the left vector")
     _check_numbers(v, "the right vector")
@@ -267,9 +271,9 @@ def _agreeing(matrices: list[HostFloats], left: HostFloats, right: HostFloats) -
     """
     Return the one matrix that the vectors are of.
 
-    Lengths fit several axes where a layer has as many inputs as outputs.  A step of the power method leaves
-    u = W v / ||W v|| or v = W^T u / ||W^T u|| behind, for one of the matrices only; vectors that are of none of them,
-    as before training, or too short to tell, decide nothing.
+    Lengths fit several axes where a layer has as many inputs as outputs.  A step of the power
+    method leaves u = W v / ||W v|| or v = W^T u / ||W^T u|| behind, for one of the matrices only;
+    vectors that are of none of them, as before training, or too short to tell, decide nothing.
     """
     if len(matrices) == 1:
         return matrices[0]

@@ -6,11 +6,12 @@ Three orders are in use,
     hwio    (*spatial, c_in / groups, c_out)     Flax, Keras, TensorFlow
     ohwi    (c_out, *spatial, c_in / groups)     MLX
 
-named by their letters for two axes in space, whatever their number; an array has any of them without saying so.  Read
-in the wrong one it is another operator: a 3 x 3 kernel from 16 to 32 channels stored as (3, 3, 16, 32) would be one
-from 3 to 3 channels with 16 x 32 taps.  A shape speaks for the order in which the kernel is small and square, since
-kernels have few taps and channels are many.  For a dense layer there is nothing to decide: a matrix and its transpose
-have the same norm.
+named by their letters for two axes in space, whatever their number; an array has any of them
+without saying so.  Read in the wrong one it is another operator: a 3 x 3 kernel from 16 to 32
+channels stored as (3, 3, 16, 32) would be one from 3 to 3 channels with 16 x 32 taps.  A shape
+speaks for the order in which the kernel is small and square, since kernels have few taps and
+channels are many.  For a dense layer there is nothing to decide: a matrix and its transpose have
+the same norm.
 """
 
 import math
@@ -59,7 +60,8 @@ def readings(shape: tuple[int, ...]) -> frozenset[str]:
     Returns
     -------
     frozenset of str
-        Those with few taps, compared with the others; of these only the ones with a square kernel if there are any.
+        Those with few taps, compared with the others; of these only the ones with a square kernel
+        if there are any.
     """
     spatial = {"oihw": shape[2:], "hwio": shape[:-2], "ohwi": shape[1:-1]}
     most = max(2 * min(map(max, spatial.values())), FEW_TAPS)
@@ -101,13 +103,14 @@ def bias_fits(shape: Sequence[int], layout: str, length: int, *, transposed: boo
     length : int
         Of the bias.
     transposed : bool
-        Whether the kernel may be one of a transposed convolution, of which PyTorch and Keras store the inputs in the
-        place of the outputs.
+        Whether the kernel may be one of a transposed convolution, of which PyTorch and Keras store
+        the inputs in the place of the outputs.
 
     Returns
     -------
     bool
-        Whether it fits. Keras' kernels of depthwise convolutions are ``(*spatial, c_in, outputs per input)``.
+        Whether it fits. Keras' kernels of depthwise convolutions are ``(*spatial, c_in, outputs per
+        input)``.
     """
     if layout == "hwio":
         return length in (shape[-1], shape[-2], math.prod(shape[-2:]))

@@ -1,8 +1,9 @@
 """What the name of an array says about it.
 
-A name is a path, in the words of its framework: ``layer1.0.bn1.running_var``, ``params/Conv_0/kernel``,
-``conv2d/kernel:0``, ``fc1_weight``.  Its last word says what the array is to its layer, the path before it which layer
-that is: arrays with the same path are companions, such as a kernel and its bias.  Words are compared in lower case.
+A name is a path, in the words of its framework: ``layer1.0.bn1.running_var``,
+``params/Conv_0/kernel``, ``conv2d/kernel:0``, ``fc1_weight``.  Its last word says what the array is
+to its layer, the path before it which layer that is: arrays with the same path are companions, such
+as a kernel and its bias.  Words are compared in lower case.
 """
 
 import re

@@ -1,9 +1,9 @@
 """Names that show that a network is no chain of linear layers with 1-Lipschitz functions between.
 
-A product of norms bounds the Lipschitz constant of a chain.  Attention and layer normalisation divide by what they
-compute of their input, gates and mixtures of experts multiply by it, a table of embeddings is looked up, a recurrent
-layer is passed many times, and a shortcut adds a second way.  Their weights have norms, but no product of these is a
-bound.
+A product of norms bounds the Lipschitz constant of a chain.  Attention and layer normalisation
+divide by what they compute of their input, gates and mixtures of experts multiply by it, a table of
+embeddings is looked up, a recurrent layer is passed many times, and a shortcut adds a second way.
+Their weights have norms, but no product of these is a bound.
 """
 
 import re

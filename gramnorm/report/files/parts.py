@@ -1,15 +1,17 @@
 """Which entries of a file are parts of one weight, and what becomes of it.
 
-A layer computes with a weight that need not be in the file: what is stored may be a length and a direction (weight
-norm), a weight and the vectors by which its norm is estimated (spectral norm), a weight and a mask (pruning), integers
-and their scales (quantisation), a weight and what is added to it (adapters).  The names say so:
+A layer computes with a weight that need not be in the file: what is stored may be a length and a
+direction (weight norm), a weight and the vectors by which its norm is estimated (spectral norm), a
+weight and a mask (pruning), integers and their scales (quantisation), a weight and what is added to
+it (adapters).  The names say so:
 
     conv.weight_g, conv.weight_v                            a suffix for each part, as hooks register them,
     conv.parametrizations.weight.original, ... .0._u        as `torch.nn.utils.parametrize` does,
     conv.weight, conv.weight_scale                          companions, by many libraries.
 
-What the stored numbers define is folded (`gramnorm.report.folds`); what they do not is refused under the name of the
-plain weight.  Entries are only taken together under names that no plain layer has, or where the weight would be wrong.
+What the stored numbers define is folded (`gramnorm.report.folds`); what they do not is refused
+under the name of the plain weight.  Entries are only taken together under names that no plain layer
+has, or where the weight would be wrong.
 """
 
 import re
@@ -50,7 +52,8 @@ _HOOKED = re.compile(
 
 def folded(stored: Stored) -> Stored:
     """
-    Replace weights that are stored in parts by what they define, or by the reason why that is unknown.
+    Replace weights that are stored in parts by what they define, or by the reason why that is
+    unknown.
 
     Parameters
     ----------
@@ -60,8 +63,8 @@ def folded(stored: Stored) -> Stored:
     Returns
     -------
     Stored
-        The same file as if plain weights had been saved, where their parts define them; `folds` says of which that
-        was not so.
+        The same file as if plain weights had been saved, where their parts define them; `folds`
+        says of which that was not so.
     """
     draft = Draft(stored)
     for rule in (

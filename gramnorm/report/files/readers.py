@@ -1,7 +1,8 @@
 """Layers out of a weight file of any kind that is known.
 
-What a file is stands in its first bytes, whatever it is called; only ONNX, which begins with no mark, goes by its name.
-Each reader checks what it can before it loads (see its module), and fails with one line.
+What a file is stands in its first bytes, whatever it is called; only ONNX, which begins with no
+mark, goes by its name. Each reader checks what it can before it loads (see its module), and fails
+with one line.
 """
 
 import os
@@ -46,7 +47,8 @@ def read_path(
     stated : collection of str
         Names of arrays that a description, which is applied later, calls layers.
     layout : str or None
-        How kernels are stored, one of `gramnorm.report.layouts.LAYOUTS`; None to go by names and shapes.
+        How kernels are stored, one of `gramnorm.report.layouts.LAYOUTS`; None to go by names and
+        shapes.
 
     Returns
     -------

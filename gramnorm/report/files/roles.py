@@ -1,8 +1,9 @@
 """What the arrays of a weight file are: layers, what changes no Lipschitz constant, or something not understood.
 
-An array is taken for the weight of a layer if its name says so, and its type, its shape and its companions (a bias, the
-statistics of a batch norm) agree.  What contradicts itself fails by name; all else is not understood, and listed.  Both
-leave the network without a product: a number about a part of it, or about an array that is no layer, is none about it.
+An array is taken for the weight of a layer if its name says so, and its type, its shape and its
+companions (a bias, the statistics of a batch norm) agree.  What contradicts itself fails by name;
+all else is not understood, and listed.  Both leave the network without a product: a number about a
+part of it, or about an array that is no layer, is none about it.
 """
 
 import functools
@@ -80,7 +81,8 @@ def understood(
     Returns
     -------
     Contents
-        Layers, entries that are none, layers whose values cannot be had, and what stands in the way of a product.
+        Layers, entries that are none, layers whose values cannot be had, and what stands in the way
+        of a product.
     """
     return _File(stored, frozenset(stated), layout).contents()
 
@@ -288,9 +290,11 @@ class _File:
 
     def _squeezes(self, name: Name) -> bool:
         """
-        Say whether this is ``fc1`` or ``fc2`` of a squeeze and excitation, as torchvision names them.
+        Say whether this is ``fc1`` or ``fc2`` of a squeeze and excitation, as torchvision names
+        them.
 
-        Both have one tap, and the first has fewer outputs than inputs; that of a perceptron has more.
+        Both have one tap, and the first has fewer outputs than inputs; that of a perceptron has
+        more.
         """
         if name.path[-1:] not in (("fc1",), ("fc2",)):
             return False

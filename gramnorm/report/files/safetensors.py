@@ -1,9 +1,10 @@
 """Layers out of a safetensors file.
 
-Such a file is the length of a header, the header (JSON with dtype, shape and place of each tensor) and the raw values.
-The library checks that the places cover the file exactly and fit the shapes, so memory is bounded by the file's size;
-no code can be in it.  The order in the file is the writer's, by alignment: layers are listed by name, numbers in
-names by value.  NumPy has no bfloat16: its bits are the upper half of a float32, which therefore holds it exactly.
+Such a file is the length of a header, the header (JSON with dtype, shape and place of each tensor)
+and the raw values. The library checks that the places cover the file exactly and fit the shapes, so
+memory is bounded by the file's size; no code can be in it.  The order in the file is the writer's,
+by alignment: layers are listed by name, numbers in names by value.  NumPy has no bfloat16: its bits
+are the upper half of a float32, which therefore holds it exactly.
 """
 
 import json
@@ -47,7 +48,8 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 def read_safetensors(stream: IO[bytes]) -> Stored:
     """
-    Read the tensors of a safetensors file; of its metadata only "format", which names the writer's library.
+    Read the tensors of a safetensors file; of its metadata only "format", which names the writer's
+    library.
 
     Parameters
     ----------

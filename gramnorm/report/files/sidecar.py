@@ -6,13 +6,16 @@ The text is an object that maps names of arrays to keywords of `gramnorm.conv_no
 
 or, for tables of layers that say more, an object with a list "layers" of objects:
 
-    {"layers": [{"key": "conv1.weight", "kind": "conv", "shape": [8, 2, 3, 3], "stride": [2, 2], ...}]}.
+    {"layers": [{"key": "conv1.weight", "kind": "conv", "shape": [8, 2, 3, 3], "stride": [2, 2],
+    ...}]}.
 
-There the array is named by "key"; "kind" is "conv", "conv_transpose" or "linear"; "padding" may be "SAME_TF"; a "shape"
-must be that of the array; and a fixed set of fields that describe is passed over.  Every other name is an error in both
-forms, since a misspelt ``groups`` would silently bound another operator.
+There the array is named by "key"; "kind" is "conv", "conv_transpose" or "linear"; "padding" may be
+"SAME_TF"; a "shape" must be that of the array; and a fixed set of fields that describe is passed
+over.  Every other name is an error in both forms, since a misspelt ``groups`` would silently bound
+another operator.
 
-In both, "__network__" may say how the layers are put together, as `gramnorm.network_bound` wants it.
+In both, "__network__" may say how the layers are put together, as `gramnorm.network_bound` wants
+it.
 """
 
 import dataclasses
@@ -183,7 +186,8 @@ def described(contents: Contents, description: Description, where: str) -> Conte
     Raises
     ------
     ReadError
-        If a described layer is not there, or is not of the kind or shape described, or there is a graph already.
+        If a described layer is not there, or is not of the kind or shape described, or there is a
+        graph already.
     """
     if isinstance(contents.network, Network):
         msg = f"{where} is not for a graph, which states the geometry of its layers itself"

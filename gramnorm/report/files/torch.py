@@ -1,10 +1,11 @@
 """Layers out of a PyTorch checkpoint, without running what is in it.
 
-``torch.save`` writes a zip of one member per storage and of ``data.pkl``, a pickle: a program whose instructions name
-the functions they call.  The names can be read without running anything, so a file may name only what builds tensors;
-PyTorch's own restricted loader (``weights_only``) then runs it.  That loader alone would not do: it also allows
-functions with which a hundred bytes make a terabyte.  Members must be stored as they are, so that the file's size
-bounds memory, and a tensor that repeats few values through strides of zero counts with all of them.
+``torch.save`` writes a zip of one member per storage and of ``data.pkl``, a pickle: a program whose
+instructions name the functions they call.  The names can be read without running anything, so a
+file may name only what builds tensors; PyTorch's own restricted loader (``weights_only``) then runs
+it.  That loader alone would not do: it also allows functions with which a hundred bytes make a
+terabyte.  Members must be stored as they are, so that the file's size bounds memory, and a tensor
+that repeats few values through strides of zero counts with all of them.
 """
 
 import pickletools
@@ -58,7 +59,8 @@ def is_checkpoint(archive: zipfile.ZipFile) -> bool:
 
 def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Stored:
     """
-    Read the tensors of a checkpoint: a dict of tensors, one dict of tensors within a dict, or one tensor.
+    Read the tensors of a checkpoint: a dict of tensors, one dict of tensors within a dict, or one
+    tensor.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Constants that an ONNX graph computes of others: a transposed weight, a shape put together.
 
 Only operators that move entries are computed, by the rules for varying tensors where these say it
-all.  Not by ``onnx.reference``: in 1.17 and 1.23 it takes the name "2" of a dimension for the number
-2 in a Cast, and the shape (-2, 3) of a Reshape for (-1, 3).
+all.  Not by ``onnx.reference``: in 1.17 and 1.23 it takes the name "2" of a dimension for the
+number 2 in a Cast, and the shape (-2, 3) of a Reshape for (-1, 3).
 """
 
 from typing import Any

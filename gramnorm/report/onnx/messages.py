@@ -23,6 +23,7 @@ _MOST_BYTES = 2**31  # what a protocol buffer may hold
 _MOST_PARTS = 10**5  # nodes, arrays, inputs and outputs: a byte or two each in a hostile file
 _INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 _NOT_WEIGHTS = ("BOOL", "INT32", "INT64", "STRING")  # masks, indices, texts
+_NEWEST_READ = 28  # version of the operators from which the rules were written
 _KINDS = ("INT", "FLOAT", "STRING", "INTS", "FLOATS", "TENSOR", "SPARSE_TENSOR")  # of attributes
 
 
@@ -135,6 +136,9 @@ def check_form(node: Any, version: int) -> None:
     except onnx.defs.SchemaError:
         msg = f"there is no rule for it, nor such an operator in version {version}"
         raise NotUnderstoodError(msg) from None
+    # a later version may have an attribute that no rule reads
+    changed = f"it changed in version {form.since_version}, after the rules were written"
+    require(form.since_version <= _NEWEST_READ, changed)
     fits = not form.deprecated and form.min_input <= len(node.input) <= form.max_input
     require(fits, f"in version {version} it is deprecated or has another number of inputs")
     for a in node.attribute:

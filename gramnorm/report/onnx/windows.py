@@ -242,7 +242,8 @@ def _average(w: _Windows, outputs: int | None, *, counts_padding: bool) -> Fract
     others = (k - 1) // step  # on each side; their overlaps fall by `step` each
     overlaps = k + 2 * others * k - step * others * (others + 1)
     found = min(Fraction(w.readers(outputs), c), Fraction(overlaps, c * c))
-    # a window may be larger than an input of unknown size: runtimes then average what there is, once
+    # a window may be larger than an input of unknown size: runtimes then average what there is,
+    # once
     may_exceed = w.size is None and w.stride > 1 and w.padded(1) < w.reach
     return max(found, Fraction(1)) if may_exceed else found
 
