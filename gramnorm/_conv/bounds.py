@@ -217,11 +217,11 @@ def conv_norm_bracket(
     strides turn phases of the input into channels (Lemma 8). *Circular*: the maximum over the grid
     of frequencies, the kernel wrapped where it is longer than the input, at no more cost than every
     size. *Zero padding at a given size*: the least of the supremum, a bound from scalar Toeplitz
-    matrices that know the size (Theorem 12), and, for operators with up to 4096 rows or columns,
-    the Gram matrix; `lower` comes from a plane wave under a window and from Golub-Kahan steps on
-    the operator. *Reflect, replicate, and circular padding that is not the above*: exact for small
-    operators; beyond, the supremum times the square root of how often a sample is repeated (Theorem
-    13), which is loose and seldom converges.
+    matrices that know the size (Theorem 12), and the Gram matrix, which is factorised along its
+    band where the operator is large (section 4); `lower` comes from a plane wave under a window and
+    from Golub-Kahan steps on the operator. *Reflect, replicate, and circular padding that is not
+    the above*: the Gram matrix, too; where a factorisation would take more than some seconds, the
+    supremum times the square root of how often a sample is repeated (Theorem 13), which is loose.
 
     Examples
     --------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import gramnorm as gn
 from gramnorm._arrays import limits
-from gramnorm._conv import circle, every_size, finite_lower
+from gramnorm._conv import circle, every_size, finite_banded, finite_lower
 from gramnorm._conv.geometry import Axis, ConvGeometry
 from tests.harness import oracles
 from tests.harness.convolutions import ask, bound, compiles, stored_dtype
@@ -153,6 +153,7 @@ def no_matrices(monkeypatch):
     """Take away what makes small operators exact: they go the way of large ones."""
     monkeypatch.setattr(limits, "ASSEMBLED_AT_ONCE", 0)
     monkeypatch.setattr(limits, "ASSEMBLED", 0)
+    monkeypatch.setattr(limits, "WINDOW_WORK", 0)
     monkeypatch.setattr(limits, "FULL_GRID", 0)
 
 
@@ -399,6 +400,7 @@ def test_blocks_and_products_are_counted(monkeypatch, no_matrices, groups):
         )
     for name in ("correlate", "adjoint"):
         counted(finite_lower, name, "products", lambda *_: 1)
+    counted(finite_banded, "eigenvalue_bound", "products", lambda *_: 1)
     kernel = some((2 * groups, 2, 3, 3), "float64")
     # two parts, of one search for the supremum
     bracket = gn.conv_norm_bracket(kernel, (12, 13), dilation=2, groups=groups, rtol=1e-6)
