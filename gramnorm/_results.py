@@ -123,7 +123,8 @@ class NormBracket:
         attained, up to its own rounding to the dtype of the bounds; None where `lower` does not
         come from a single frequency.
     left, right : array or None
-        Unit vectors attaining `lower`, if they were asked for.
+        Unit vectors attaining `lower`, if they were asked for; `matrix_norm_bracket` and
+        `conv_norm_bracket` describe their shapes.
     """
 
     lower: Array

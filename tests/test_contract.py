@@ -452,11 +452,6 @@ def test_an_integer_means_all_axes(be):
     assert len({float(be.to_numpy(b)) for b in padded}) == 1
 
 
-def test_vectors_of_a_convolution_are_not_there_yet(be):
-    with pytest.raises(NotImplementedError, match="vectors"):
-        gn.conv_norm_bracket(matrix(be, shape=(1, 1, 2)), vectors=True)
-
-
 def test_arrays_are_positional_and_options_are_named(be):
     x = matrix(be)
     with pytest.raises(TypeError):
