@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -125,6 +126,12 @@ class NormBracket:
     left, right : array or None
         Unit vectors attaining `lower`, if they were asked for; `matrix_norm_bracket` and
         `conv_norm_bracket` describe their shapes.
+
+    Notes
+    -----
+    A bracket of a stack is indexed like an array of its shape, ``bracket[3]`` or ``bracket[...,
+    0]``, has a length and is iterated along its first axis. ``f"{bracket:.4g}"`` shows four digits of
+    each bound, rounded outward.
     """
 
     lower: Array
@@ -134,6 +141,56 @@ class NormBracket:
     frequency: Array | None = None
     left: Array | None = None
     right: Array | None = None
+
+    def __getitem__(self, key: Any) -> NormBracket:
+        """Return the bracket of some norms of a stack, by what indexes an array of its shape."""
+        key = key if isinstance(key, tuple) else (key,)
+        whole = any(one is ... for one in key)
+        mask = any(hasattr(one, "dtype") for one in key)
+        batch = key if whole or mask else (*key, ...)
+        inner = (*key, slice(None)) if whole else (*key, ...)
+        vectors = (None if v is None else v[inner] for v in (self.left, self.right))
+        ends = (self.lower[batch], self.upper[batch], self.converged[batch])
+        return NormBracket(*ends, self.n_products, self.frequency, *vectors)
+
+    def __len__(self) -> int:
+        """Return the length of the first axis of a stack."""
+        if self.lower.ndim == 0:
+            msg = "this NormBracket is of one norm, and has no length; that of a stack has"
+            raise TypeError(msg)
+        return int(self.lower.shape[0])
+
+    def __bool__(self) -> bool:
+        """Return True: what an `if` means is `converged`, or a comparison of the bounds."""
+        return True
+
+    def __iter__(self) -> Iterator[NormBracket]:
+        """Return the brackets along the first axis of a stack."""
+        return map(self.__getitem__, range(len(self)))
+
+    def __format__(self, spec: str) -> str:
+        """Return the bounds with so many significant digits, as in ".4g", rounded outward."""
+        if not spec:
+            return repr(self)
+        if not (found := re.fullmatch(r"\.([1-9]\d?)g", spec)):
+            msg = (
+                "a NormBracket is formatted by its significant digits, as in f'{bracket:.4g}', got "
+                f"{spec!r}"
+            )
+            raise ValueError(msg)
+        lower, upper = map(crossing.values_or_none, (self.lower, self.upper))
+        if lower is None or upper is None:
+            return repr(self)
+        bounds = np.min(lower, initial=np.inf), np.max(upper, initial=0.0)
+        shown = [
+            decimal_text(float(value), up=up, digits=int(found[1]))
+            for value, up in zip(bounds, (False, True), strict=True)
+        ]
+        if not lower.size:
+            return f"shape {lower.shape}, empty"
+        of = "norm" if lower.ndim == 0 else "norms"
+        shape = f"shape {lower.shape}, " if lower.ndim else ""
+        return shape + f" <= {of} <= ".join(shown)
 
     def __repr__(self) -> str:
         """Return the bounds as text, rounded outward; the fields where there are no numbers."""

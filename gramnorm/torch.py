@@ -17,16 +17,17 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from gramnorm import _validate
+
 try:
     import torch
     from torch import nn
     from torch.nn.parameter import is_lazy
     from torch.nn.utils import parametrize
 except ImportError as error:
-    msg = 'gramnorm.torch needs PyTorch: pip install "gramnorm[torch]"'
+    msg = f"gramnorm.torch needs PyTorch: {_validate.install('torch')}"
     raise ImportError(msg) from error
 
-from gramnorm import _validate
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._matrix.bounds import matrix_norm_bound

@@ -59,7 +59,7 @@ def operator_norm_lower_bound(
     Raises
     ------
     TypeError
-        If `A` lacks ``shape``, ``matvec`` or ``rmatvec``.
+        If `A` lacks ``shape``, ``matvec`` or ``rmatvec``, or does not implement the latter.
     ValueError
         If `rtol` or `maxiter` is not positive, or a product is not finite.
 
@@ -104,7 +104,7 @@ def operator_norm_lower_bound(
     def normal(v: HostNumbers) -> HostNumbers:
         # scaled, so that squares neither over- nor underflow
         image = _times_power_of_two(_finite(A.matvec(v)), -size)
-        return _times_power_of_two(_finite(A.rmatvec(image)), -size)
+        return _times_power_of_two(_finite(_adjoint_product(A, image)), -size)
 
     # the image of the start also tells whether the operator is complex
     begin = normal(start)
@@ -117,6 +117,18 @@ def operator_norm_lower_bound(
     (_, most), (least, _) = sums.host_norm(x), sums.host_norm(_times_power_of_two(y, -last))
     value = min(_times_power_of_two(down(least / most), last), sys.float_info.max)
     return value if value >= 2.0**-1020 else math.nextafter(value, 0.0)
+
+
+def _adjoint_product(A: Operator, y: HostNumbers) -> npt.NDArray[Any]:
+    """Return A^H y, if the operator has that product and not its name only."""
+    try:
+        return A.rmatvec(y)
+    except NotImplementedError:
+        msg = (
+            "A.rmatvec is not implemented: without the product with the conjugate transpose the "
+            f"iteration cannot start; make the {type(A).__name__} with rmatvec="
+        )
+        raise TypeError(msg) from None
 
 
 _Numbers = TypeVar("_Numbers", float, HostNumbers)
