@@ -181,16 +181,19 @@ class NormBracket:
         lower, upper = map(crossing.values_or_none, (self.lower, self.upper))
         if lower is None or upper is None:
             return repr(self)
-        bounds = np.min(lower, initial=np.inf), np.max(upper, initial=0.0)
-        shown = [
-            decimal_text(float(value), up=up, digits=int(found[1]))
-            for value, up in zip(bounds, (False, True), strict=True)
-        ]
-        if not lower.size:
-            return f"shape {lower.shape}, empty"
-        of = "norm" if lower.ndim == 0 else "norms"
         shape = f"shape {lower.shape}, " if lower.ndim else ""
-        return shape + f" <= {of} <= ".join(shown)
+        if not lower.size:
+            return f"{shape}empty"
+        known = ~(np.isnan(lower) | np.isnan(upper))
+        unknown = np.count_nonzero(~known)
+        if unknown == lower.size:
+            return f"{shape}{'all ' * bool(shape)}nan"
+        low, high = (
+            decimal_text(float(value), up=up, digits=int(found[1]))
+            for value, up in ((np.min(lower[known]), False), (np.max(upper[known]), True))
+        )
+        what = "norms" if shape else "norm"
+        return f"{shape}{low} <= {what} <= {high}{f', {unknown} nan' if unknown else ''}"
 
     def __repr__(self) -> str:
         """Return the bounds as text, rounded outward; the fields where there are no numbers."""

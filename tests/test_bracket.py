@@ -145,7 +145,10 @@ def test_a_format_shows_digits_rounded_outward(be):
     assert f"{bracket(be, [0.5, 3.0], [1.0, 4.0], [True] * 2):.2g}" == (
         "shape (2,), 0.50 <= norms <= 4.0"
     )
-    assert f"{bracket(be, np.nan, np.nan, False):.2g}" == "nan <= norm <= nan"
+    assert f"{bracket(be, np.nan, np.nan, False):.2g}" == "nan"
+    some = bracket(be, [0.5, np.nan], [1.0, np.nan], [True, False])
+    assert f"{some:.2g}" == "shape (2,), 0.50 <= norms <= 1.0, 1 nan"
+    assert f"{some[1:]:.2g}" == "shape (1,), all nan"
     empty = bracket(be, np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 2), dtype=bool))
     assert f"{empty:.2g}" == "shape (0, 2), empty"
     with pytest.raises(ValueError, match=r"\.4g"):
