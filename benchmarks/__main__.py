@@ -8,13 +8,14 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import arithmetic, convolutions, figures, matrices, methods, network, tables
+from benchmarks import arithmetic, convolutions, figures, matrices, methods, network, sparse, tables
 from benchmarks.devices import NAMES, AbsentError, device, versions
 
 SECTIONS = {
     section.__name__: section
     for section in (
         matrices.matrices,
+        sparse.sparse,
         convolutions.speed,
         convolutions.growth,
         convolutions.sweep,

@@ -559,5 +559,9 @@ def test_an_operator_is_sent_to_the_lower_bound():
 def test_an_operator_without_adjoint_products_is_told_so():
     linalg = pytest.importorskip("scipy.sparse.linalg")
     operator = linalg.LinearOperator((3, 3), matvec=lambda x: x, dtype=np.float64)
-    with pytest.raises(TypeError, match="rmatvec="):
-        gn.operator_norm_lower_bound(operator)
+    for call in (
+        gn.operator_norm_lower_bound,
+        lambda a: gn.operator_norm_bracket(a, nonnegative=True),
+    ):
+        with pytest.raises(TypeError, match="rmatvec="):
+            call(operator)
