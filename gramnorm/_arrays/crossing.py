@@ -43,6 +43,19 @@ def values_or_none(x: object) -> HostFloats | None:
         return None
 
 
+def can_cross(x: Any) -> bool:
+    """Say whether the library of `x` hands over values, by one entry of the array."""
+    if isinstance(x, np.ndarray) or any(
+        known(x) for known in (compat.is_torch_array, compat.is_cupy_array, compat.is_jax_array)
+    ):
+        return True
+    try:
+        host_array(x[tuple(slice(0, min(1, n)) for n in x.shape)])
+    except (AttributeError, BufferError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    return True
+
+
 def from_host(values: npt.NDArray[Any], *, dtype: DType, like: Array) -> Array:
     """Move host numbers, already rounded to `dtype`, to the library and device of `like`."""
     xp, device = namespace(like), device_of(like)

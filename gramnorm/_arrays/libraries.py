@@ -38,6 +38,13 @@ def namespace_of(x: object, *, name: str) -> Namespace:
     try:
         return compat.array_namespace(x)
     except TypeError:
+        if hasattr(x, "matvec"):
+            msg = (
+                f"{name} is an operator that is known by its products ({type(x).__name__}); "
+                f"operator_norm_lower_bound({name}) bounds it from below. For an upper bound its "
+                f"entries are needed, e.g. {name} @ numpy.eye({name}.shape[1])"
+            )
+            raise TypeError(msg) from None
         msg = (
             f"{name} must be an array of a library that follows the array API standard (NumPy, "
             f"CuPy, PyTorch, JAX, ...), got {type(x).__name__}; convert it first, e.g. "

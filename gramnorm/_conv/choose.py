@@ -34,6 +34,10 @@ def bracket(a: Array, geometry: ConvGeometry, *, rtol: float) -> tuple[NormBrack
     dtype = result_dtype(a)
     with libraries.plain_arithmetic(a):
         bounds, place = _bounds(a, geometry, rtol=attainable(rtol), dtype=dtype)
+    if geometry.transposed and dtypes.is_complex(a.dtype) and place and place.frequency is not None:
+        # the adjoint of a correlation with the conjugate kernel, which has the frequency -theta
+        theta = place.frequency
+        place = dataclasses.replace(place, frequency=np.where(theta == math.pi, theta, -theta))
     found = to_bracket(
         bounds,
         rtol=rtol,

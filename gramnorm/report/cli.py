@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gramnorm import _validate
 from gramnorm._arrays import libraries
 from gramnorm.report import Row, bound_layer, failed_row
 from gramnorm.report.files.contents import Contents, ReadError, one_line, printable, selected
@@ -140,7 +141,7 @@ def _place(backend: str, device: str | None) -> Callable[[np.ndarray[Any, Any]],
     try:
         place(np.ones((1, 1), np.float32))
     except ImportError as error:
-        msg = f'--backend {backend} needs the package {backend}: pip install "gramnorm[{libraries.BACKENDS[backend]}]"'
+        msg = f"--backend {backend} needs the package {backend}: {_validate.install(libraries.BACKENDS[backend])}"
         raise MissingPackageError(msg) from error
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         msg = f"--backend {backend} cannot use the device {device or 'it takes by itself'}: {one_line(error)}"
