@@ -17,7 +17,6 @@ import numpy.typing as npt
 from gramnorm._arrays.autodiff import without_gradient
 from gramnorm._arrays.types import Array, Device, Namespace
 
-
 HOST_WITH_NUMPY = True
 """Whether arrays of PyTorch and JAX in the host's memory are computed with NumPy.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import functools
+import itertools
 import math
 import os
 import sys
@@ -18,6 +19,11 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from gramnorm._arrays import limits
+from gramnorm._arrays.types import Array
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -92,6 +98,29 @@ class _OneThreadEach(threading.local):
 
 
 one_thread_each = _OneThreadEach()
+
+
+def parts(count: int, operations: float, *, like: Array) -> list[slice]:
+    """Cut so many tasks beside the array `like`, of so many operations each, into parts worth sharing.
+
+    Only NumPy's arrays are shared: settings of other libraries belong to the thread that made them.
+    """
+    most = min(limits.SHARED_PARTS, count) if isinstance(like, np.ndarray) else 1
+    number = max(1, min(most, int(count * operations / limits.SHARED_OPERATIONS)))
+    ends = [count * k // number for k in range(number + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
+def shared_if_worth(
+    function: Callable[[Part], Result], parts: Sequence[Part], operations: float
+) -> list[Result]:
+    """Return what `shared` does; at once, if so many operations are too few to keep the BLAS to one thread."""
+    if operations < limits.ONE_THREAD_OPERATIONS:
+        return [function(part) for part in parts]
+    if operations < limits.SHARED_OPERATIONS:
+        with one_thread_each:
+            return [function(part) for part in parts]
+    return shared(function, parts)
 
 
 def shared(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from gramnorm._arrays import threads
+import gramnorm as gn
+from gramnorm._arrays import limits, threads
 
 pytestmark = pytest.mark.no_backend
+RNG = np.random.default_rng
 
 
 def blas_threads():
@@ -42,8 +44,8 @@ def test_each_part_has_one_thread_of_the_blas_and_shares_no_further(count):
         inner = threads.shared(lambda _: threading.get_ident(), range(4))
         return blas_threads(), set(inner), threading.get_ident()
 
-    for limits, inside, here in threads.shared(outer, range(3)):
-        assert set(limits) == {1}
+    for found, inside, here in threads.shared(outer, range(3)):
+        assert set(found) == {1}
         assert count == 1 or inside == {here}
     assert blas_threads() == before
 
@@ -103,3 +105,39 @@ def test_the_quota_of_a_container_is_a_limit(tmp_path, text, most):
     (tmp_path / "cpu.max").write_text(text)
     found = threads._quota.__wrapped__(tmp_path / "cpu.max")
     assert found == most if most else found > 10**6
+
+
+STACKS = {
+    "together": lambda: gn.matrix_norm_bracket(RNG(1).standard_normal((600, 40, 40))),
+    "one by one": lambda: gn.matrix_norm_bracket(RNG(2).standard_normal((3, 240, 200))),
+    "every size": lambda: gn.conv_norm_bracket(RNG(3).standard_normal((40, 36, 3, 3))),
+    "groups": lambda: gn.conv_norm_bracket(RNG(4).standard_normal((128, 16, 3, 3)), groups=8),
+    "circle": lambda: gn.conv_norm_bracket(
+        RNG(5).standard_normal((24, 24, 3, 3)), (32, 32), padding_mode="circular"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_bounds_have_the_same_bits_whatever_the_number_of_threads(name, monkeypatch):
+    called, pool = [], threads.shared
+    monkeypatch.setattr(threads, "shared", lambda *a: called.append(len(a[1])) or pool(*a))
+    monkeypatch.setattr(limits, "SHARED_OPERATIONS", 1e7)
+    found = []
+    for count in (1, 2, 3):
+        monkeypatch.setattr(threads, "cores", lambda count=count: count)
+        bracket = STACKS[name]()
+        ends = (np.asarray(v).tobytes() for v in (bracket.lower, bracket.upper))
+        found.append((*ends, bracket.n_products))
+    assert found[0] == found[1] == found[2]
+    assert max(called) > 1
+
+
+def test_parts_are_those_of_the_work_and_cover_all():
+    a = np.empty(0)
+    for count, operations in ((1, 1e12), (7, 1e8), (1000, 1e6), (1000, 1e3), (5, 1e12)):
+        cut = threads.parts(count, operations, like=a)
+        assert [k for part in cut for k in range(count)[part]] == [*range(count)]
+        work = count * operations / len(cut)
+        assert len(cut) == 1 or (len(cut) <= limits.SHARED_PARTS and work >= 1e7)
+    assert threads.parts(100, 1e12, like=object()) == [slice(0, 100)]
