@@ -8,7 +8,16 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import arithmetic, convolutions, figures, matrices, methods, network, tables
+from benchmarks import (
+    arithmetic,
+    convolutions,
+    figures,
+    hosts,
+    matrices,
+    methods,
+    network,
+    tables,
+)
 from benchmarks.devices import NAMES, AbsentError, device, versions
 
 SECTIONS = {
@@ -24,6 +33,8 @@ SECTIONS = {
         convolutions.trained,
         methods.methods,
         network.network,
+        hosts.libraries,
+        hosts.busy,
         arithmetic.arithmetic,
     )
 }
