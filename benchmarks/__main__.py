@@ -16,6 +16,7 @@ from benchmarks import (
     matrices,
     methods,
     network,
+    sparse,
     tables,
 )
 from benchmarks.devices import NAMES, AbsentError, device, versions
@@ -24,6 +25,7 @@ SECTIONS = {
     section.__name__: section
     for section in (
         matrices.matrices,
+        sparse.sparse,
         convolutions.speed,
         convolutions.growth,
         convolutions.sweep,

@@ -15,7 +15,7 @@ from gramnorm._matrix.bounds import (
     matrix_norm_bracket,
     matrix_norm_value_and_grad,
 )
-from gramnorm._matrix.operators import operator_norm_lower_bound
+from gramnorm._matrix.operators import operator_norm_bracket, operator_norm_lower_bound
 from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
 from gramnorm._results import NormBracket
 from gramnorm.network import (
@@ -42,6 +42,7 @@ __all__ = [
     "matrix_norm_bracket",
     "matrix_norm_value_and_grad",
     "network_bound",
+    "operator_norm_bracket",
     "operator_norm_lower_bound",
     "product_bound",
     "residual_bound",

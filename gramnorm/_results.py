@@ -24,7 +24,7 @@ Floats = TypeVar("Floats", float, HostFloats)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bounds(Generic[Floats]):
-    """``lower <= norm <= upper`` of one norm (Python floats) or a stack (host arrays), and the cost.
+    """``lower <= norm <= upper`` of one norm (floats) or a stack (host arrays), and the cost.
 
     Every search of the package returns one, with the cost in products or blocks of a symbol.
     """
@@ -71,7 +71,7 @@ def of_direct_sum(parts: Iterable[Bounds[float]]) -> Bounds[float]:
 
 
 def of_stack(parts: Iterable[Bounds[float] | Bounds[HostFloats]]) -> Bounds[HostFloats]:
-    """Return the bounds of a stack from those of its parts, in order, at the cost of the dearest."""
+    """Return the bounds of a stack from those of its parts, at the cost of the dearest."""
     found = list(parts)
     return Bounds(
         np.hstack([np.zeros(0), *(one.lower for one in found)]),
@@ -86,7 +86,10 @@ def attainable(rtol: float) -> float:
 
 
 def converged(found: Bounds[HostFloats], rtol: float) -> HostBools:
-    """Say where bounds are as narrow as asked for, or an infinite norm known; not where they are NaN."""
+    """Say where bounds are as narrow as asked for, or an infinite norm known.
+
+    Not where they are NaN.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray((found.upper == found.lower) | found.is_within(rtol))
 
@@ -178,7 +181,7 @@ def upper_array(host: HostFloats, *, dtype: DType, like: Array) -> Array:
 def differentiable(
     result: NormBracket, gradient: Callable[[Array, Array], Array], x: Array
 ) -> NormBracket:
-    """Let automatic differentiation of PyTorch see the gradient of both ends of a bracket of `x`."""
+    """Let PyTorch differentiate both ends of a bracket of `x` to this gradient."""
     lower, upper = result.lower, result.upper
     return dataclasses.replace(
         result,
@@ -209,7 +212,10 @@ def _of_stack(lower: HostFloats, upper: HostFloats, converged: HostFloats) -> st
 
 
 def _between(lower: float, upper: float, gap: float, what: str) -> str:
-    """Return ``lower <= what <= upper, gap``: two digits of the gap are seen in the bounds as well."""
+    """Return ``lower <= what <= upper, gap``.
+
+    Two digits of the gap are seen in the bounds as well.
+    """
     digits = DIGITS
     if 0 < gap < math.inf:
         digits = min(max(2 - math.floor(math.log10(gap)), 5), 17)

@@ -464,7 +464,10 @@ def _geometry(module: nn.Module) -> dict[str, Any] | None:
 
 
 def _check_every_size(weight: torch.Tensor, geometry: dict[str, Any] | None, remedy: str) -> None:
-    """Complain, with a remedy, if the norm depends on the size of the input: no bound holds for all."""
+    """Complain, with a remedy, if the norm depends on the size of the input.
+
+    No bound holds for all.
+    """
     if geometry is not None:
         try:
             ConvGeometry.of(tuple(weight.shape), **geometry)

@@ -106,6 +106,19 @@ def test_a_sparse_matrix_takes_a_square_on_its_smaller_side():
     assert used <= 5 * stored + FEW * 200**2 * 8
 
 
+def test_a_large_sparse_matrix_takes_twenty_vectors():
+    n = 400
+    one, eye = (
+        scipy.sparse.diags_array([-1.0, 2, -1], offsets=[-1, 0, 1], shape=(n, n)),
+        scipy.sparse.eye_array(n),
+    )
+    x = (scipy.sparse.kron(eye, one) + scipy.sparse.kron(one, eye)).tocsr()
+    used, found = peak(gn.matrix_norm_bracket, x, rtol=1e-3)
+    assert found.converged
+    # a copy of the matrix, its moduli, vectors; and batches of entries whose ends are joined
+    assert used <= 20 * 8 * n**2 + 15 * 8 * 2**18
+
+
 def test_a_stack_takes_no_more_than_a_few_stacks():
     a = np.random.default_rng(4).standard_normal((512, 32, 32))
     used, found = peak(gn.matrix_norm_bracket, a)

@@ -51,7 +51,7 @@ def with_residual(
     gradient: Callable[[Array, Any], Array],
     x: Array,
 ) -> Array:
-    """Return the value of ``forward(x) = (value, residual)``, of derivative ``gradient(x, residual)``.
+    """Return the value of ``forward(x) = (value, residual)``, derived by ``gradient(x, residual)``.
 
     The gradient G of each of a stack of real values is that of the pairing Re tr G^H dX. It is a
     constant: differentiating twice is an error in torch, and not zero.

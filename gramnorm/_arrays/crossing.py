@@ -44,6 +44,11 @@ def at_home(x: Array) -> Array:
     return np.asarray(x)
 
 
+def host_sparse(x: Array) -> Array:
+    """Return a sparse matrix of CuPy as one of SciPy, and one of SciPy as it is."""
+    return x.get() if compat.is_cupy_array(x.data) else x
+
+
 def to_host(x: Array) -> HostFloats:
     """Copy `x` to the host as NumPy float64: the synchronisation point of every driver."""
     return host_array(x).astype(np.float64, copy=False)

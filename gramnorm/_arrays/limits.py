@@ -120,8 +120,9 @@ PAIR_STEPS = 40
 """Lanczos steps to a pair of vectors, which proves nothing: a poor one costs a poor lower bound."""
 
 FLAT = 0.125
-"""Least share of the largest singular value squared, at any frequency, from which on a symbol counts
-as flat: with less, c is hardly below sup ||F||^2 and the search on the square saves little."""
+"""Least share of the largest singular value squared, at any frequency, from which on a symbol
+counts as flat: with less, c is hardly below sup ||F||^2 and the search on the square saves little.
+"""
 
 FLAT_TRIAL = 100
 """Part of the budget after which the autocorrelation is formed: easy symbols are done by then."""
@@ -130,15 +131,15 @@ SQUARE_SHARE = 4
 """Part of the budget that the search on the square may take: three parts are left if it fails."""
 
 TAP_COLUMNS = 4096
-"""Most columns of the matrix of all taps whose Gram matrix is formed; its square is the most entries
-for all groups: 128 MiB in float64."""
+"""Most columns of the matrix of all taps whose Gram matrix is formed; its square is the most
+entries for all groups: 128 MiB in float64."""
 
 LAGS = 1000
 """Most lags, of which there are (2 k - 1) per axis and which are gathered one by one."""
 
 LAG_SQUARINGS = 6
-"""Squarings of each lag: the norm of q equal singular values is then missed by q^(1/128), 3 % for
-q = 64, and the norms that matter are added to one that is exact."""
+"""Squarings of each lag: the norm of q equal singular values is then missed by q^(1/128), 3 % for q
+= 64, and the norms that matter are added to one that is exact."""
 
 NARROW_BLOCKS, NARROW_SIDE = 16, 32
 """From so many blocks of such a size on, single precision goes first: 48 x 48 x 3 x 3 in float64
@@ -157,7 +158,8 @@ GRID_SAMPLE = 64
 1, 64 and 1000 differ by less than the noise of the clock."""
 
 GRADIENT_GROUPS = 16
-"""Most groups whose vectors are all computed to find the largest: each takes an iteration of its own."""
+"""Most groups whose vectors are all computed to find the largest: each takes an iteration of its
+own."""
 
 START_RTOL = 1e-2
 """Gap of the search for the frequency from which the vectors of an operator are iterated."""
@@ -227,3 +229,118 @@ EVERY_CLASS = 2**16
 # Axes of which it is remembered who reads a sample: those of the operator that is being iterated,
 # and of a few beside it.
 AXES_READ = 8
+
+
+# Wide symbols: Gaussian and trained-like kernels of 3 x 3 taps, one thread
+
+FACTOR_COLUMNS, INNER = 32, 64
+"""Columns of a block of a factorisation, and most of the inner length of a product, to which
+rounding is proportional. Order 512 in single precision takes 5.0 ms, 5.8 with blocks of 64, and
+numpy.linalg.cholesky 11 in double."""
+
+FORMED = 2**20
+"""Entries of the matrices that are formed together, 16 MiB, since the table is read once for all:
+256 channels take 1.46 s, 1.58 with 2^17 and 1.56 with 2^22."""
+
+ESTIMATED = 2**18
+"""Entries of the images of vectors that are formed together: 1.46 s at 256 channels, 1.57 with
+2^15, and 1.39 with 2^21, which take 16 MiB per array and Lanczos step."""
+
+WIDE_COLUMNS = 48
+"""Columns of a block from which on cells are closed by factorisations and not by squarings:
+Gaussian and trained-like kernels take 34 and 19 ms against 41 and 11 at 32, 50 and 26 against 77
+and 22 at 48, 78 and 31 against 144 and 31 at 64."""
+
+WIDE_TABLE = 2**28
+"""Bytes of the tables of lags of all groups: those of 512 x 512 x 3 x 3 take 28 MiB."""
+
+WIDE_CLIMBS = 2
+"""Cells from which a local maximum is searched for: 1, 2 and 6 differ by less than the noise of the
+clock, and a second one makes a local maximum that is not the largest less likely."""
+
+WIDE_REACH, WIDE_PARTS = 0.6, 4
+"""The w of the first cells, about, and most parts per axis into which a cell is cut at once: 347,
+658 and 86 factorisations (Gaussian of 64 and 256 channels, trained-like), 392, 784 and 92 from 0.9
+with 6 parts, 398, 690 and 108 from 0.46 with 4."""
+
+WIDE_FACTORS = 5_000, 20_000
+"""Factorisations that a search may always spend, 40 s at 512 channels, where Gaussian noise takes
+1300; and the most it may."""
+
+WIDE_WORK = 3e12
+"""Operations in factorisations otherwise: 40 s at 75 Gflop/s."""
+
+FACTORED = 1024
+"""Columns of all matrices that are factorised together: 0.07 ms each and not 0.17 at order 64; 256
+channels take 1.46 s, 1.56 with 256 columns and 1.9 with 8192. Where one matrix has no factor,
+halves are tried again."""
+
+WIDE_FLAT = 0.5
+"""Share of the first cells that are to be cut into many parts, from which on a symbol may be flat
+and its autocorrelation is asked: 1 for orthogonal layers, 0 for the other kernels here."""
+
+FACTORED_COLUMNS = 96
+"""Columns of a block from which on the norm at a single frequency is bounded by a factorisation
+too. On a grid of 32 x 32 decaying kernels of 64 channels take 125 ms and not 58, since Frobenius
+norms settle most frequencies; Gaussian ones of 128 channels take 0.35 s and not 1.15."""
+
+WIDE_GRID_TRIAL = 2, 4
+"""Part of a grid that the factorisations for the supremum may cost first, each one of a point; and
+how many times the first cells they must be, since these are cut at once: 6 times at 64 x 64 x 3 x
+3."""
+
+
+# Large sparse matrices
+
+DENSE_SIGNS, DENSE_STEPS = 256, 12
+"""Columns from which a dense matrix is looked at for signs of rank one, and the most power steps
+with its moduli: both together take as long as a quarter of the product with its adjoint at 1000
+columns, an eightieth at 3000."""
+
+SMALL_SIDE = 384
+"""Up to this many rows or columns the dense Gram matrix comes first: it takes 3 ms, as a look at
+the signs does."""
+
+BATCH = 2**18
+"""Entries whose ends are joined at a time: 20 MiB; fewer make the passes over all rows and columns
+dear."""
+
+FIRST_STEPS = 8
+"""Power steps with the moduli, from ones: counts, graphs and grids at a modest gap need no more,
+and they settle which parts can be the largest; eight take as long as a quarter of `svds` on 20 000
+unknowns."""
+
+LONG_LANCZOS_WORK = 2**33
+"""Entries that the products of one Lanczos iteration may touch: ten seconds at 1.2 ns each."""
+
+LONG_LANCZOS_STEPS = 2000
+"""Most steps: the Laplacian on 600 x 600 takes 1500 to a gap of 1e-6, the Ritz problems a tenth of
+that time."""
+
+BASIS = 2**26
+"""Bytes of Lanczos vectors to remember; the others are computed twice, which doubles the time at
+worst."""
+
+SMOOTHING = 96
+"""Most power steps after Lanczos, as long as eight of them gain a third: the corners of a grid need
+3 to 8, the far ends of a random graph with heavy hubs 50."""
+
+STACKED = 32
+"""Largest side of a part that is bracketed densely in a stack with others: a part by itself costs
+0.5 ms."""
+
+GRAM_WORK = 2**27
+"""Products of two entries that forming a sparse Gram matrix may take: half a second at 4 ns each.
+"""
+
+WINDOW_BLOCK, STRIP, WIDE_WINDOW = 64, 4, 1024
+"""Columns of a block of that factorisation, four times as many where the window is wide, whose
+passes are slow; and how many blocks are updated in one product."""
+
+WINDOW = 2**25
+"""Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB,
+512 MiB if complex."""
+
+WINDOW_WORK = 2**37
+"""Sum of squares of its sides, column by column: five seconds at 25 GFLOP/s, or one dense
+factorisation of 7000."""

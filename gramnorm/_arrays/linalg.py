@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import array_api_compat as compat
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from gramnorm._arrays.crossing import host_array, to_host
 from gramnorm._arrays.dtypes import is_complex, real_part
 from gramnorm._arrays.libraries import is_sparse, namespace
-from gramnorm._arrays.types import Array, HostFloats
+from gramnorm._arrays.types import Array, HostFloats, HostInts
 
 
 def adjoint(x: Array) -> Array:
@@ -137,3 +138,29 @@ def solved_basis_or_none(
         return None
     found = attempted(np.linalg.qr, columns)
     return None if found is None else np.asarray(found[0])
+
+
+def tridiagonal_top(diagonal: HostFloats, off: HostFloats) -> tuple[float, HostFloats]:
+    """Return what a library takes for the top eigenpair of a symmetric tridiagonal matrix.
+
+    NaN where none finds any.
+    """
+    try:
+        from scipy.linalg import eigh_tridiagonal
+    except ImportError:
+        whole = np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1)
+        found = eigenvectors_or_none(whole)
+    else:
+        last = 2 * (len(diagonal) - 1,)  # the first and the last of those wanted
+        found = attempted(partial(eigh_tridiagonal, select="i", select_range=last), diagonal, off)
+    if found is None:
+        return math.nan, np.full(len(diagonal), np.nan)
+    return float(found[0][-1]), np.asarray(found[1][:, -1])
+
+
+def bandwidth_order(x: Array) -> HostInts:
+    """Return an order that brings the entries of a sparse Hermitian matrix near the diagonal."""
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+    pattern = with_entries(x.tocoo(), np.ones(x.nnz)).tocsr()
+    return np.asarray(reverse_cuthill_mckee(pattern, symmetric_mode=True), dtype=np.int64)

@@ -1,4 +1,6 @@
-"""A local maximum of the norm of a symbol, by its singular vectors: where to look, it proves nothing.
+"""A local maximum of the norm of a symbol, by its singular vectors.
+
+Where to look, it proves nothing.
 
 For unit vectors u, v the norm of F(theta) is at least |u^H F(theta) v| = |sum_q c_q exp(i q .
 theta)| with c_q = u^H K_q v, a scalar polynomial that is cheap to climb.  At its top the vectors
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -41,26 +44,42 @@ def top_pair(f: HostComplex) -> tuple[HostComplex, HostComplex]:
 def climb(
     taps: npt.NDArray[np.inexact], offsets: HostInts, turns: HostFloats, *, rounds: int
 ) -> HostFloats:
-    """Return the turns of a local maximum near `turns` for taps (Q, p, q) at the positions `offsets`."""
-    extent = np.ptp(offsets, axis=0)
-    span = np.maximum(extent, 1)
-    stencil = np.asarray(list(itertools.product((-1.0, 0.0, 1.0), repeat=len(span))))
-    stencil = stencil * (extent > 0) / span
-    for _ in range(rounds if np.any(stencil) else 0):
+    """Return the turns of a local maximum near `turns`, for taps (Q, p, q) at `offsets`."""
+    moves = stencil(offsets)
+    for _ in range(rounds if np.any(moves) else 0):
         before = turns
         phases = np.exp(2j * math.pi * (offsets @ turns))
         u, v = top_pair(np.tensordot(phases, taps, axes=1))
         c = (taps @ v) @ u.conj()
-        # from a sixteenth of the period of the fastest phase to where the value no longer changes
-        size = 1 / 16
-        while size > 1e-6:
-            around = turns + size * stencil
-            values = np.abs(np.exp(2j * math.pi * (around @ offsets.T)) @ c)
-            best = int(np.argmax(values))
-            if values[best] > values[len(values) // 2]:
-                turns = around[best]
-            else:
-                size /= 2
-        if np.all(np.abs(turns - before) <= 1e-6 / span):
+
+        def values(around: HostFloats, c: HostComplex = c) -> HostFloats:
+            return np.asarray(np.abs(np.exp(2j * math.pi * (around @ offsets.T)) @ c))
+
+        turns = uphill(values, turns, moves)
+        if np.all(np.abs(turns - before) <= 1e-6 / np.maximum(np.ptp(offsets, axis=0), 1)):
             break
+    return turns
+
+
+def stencil(offsets: HostInts) -> HostFloats:
+    """Return the moves from a frequency to its neighbours, and none, for taps at `offsets`."""
+    extent = np.ptp(offsets, axis=0)
+    moves = np.asarray(list(itertools.product((-1.0, 0.0, 1.0), repeat=len(extent))))
+    return np.asarray(moves * (extent > 0) / np.maximum(extent, 1))
+
+
+def uphill(
+    values: Callable[[HostFloats], HostFloats], turns: HostFloats, moves: HostFloats
+) -> HostFloats:
+    """Return the top to which ever smaller moves of a stencil lead."""
+    # from a sixteenth of the period of the fastest phase to where the value no longer changes
+    size = 1 / 16
+    while size > 1e-6:
+        around = turns + size * moves
+        found = values(around)
+        best = int(np.argmax(found))
+        if found[best] > found[len(found) // 2]:
+            turns = around[best]
+        else:
+            size /= 2
     return turns

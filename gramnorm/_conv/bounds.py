@@ -112,7 +112,10 @@ def conv_norm_bound(
 def _searched(
     kernel: Array, geometry: ConvGeometry, rtol: float | None
 ) -> tuple[NormBracket, Place | None]:
-    """Return the bracket of the norm, and where it is attained; the kernel must have values by now."""
+    """Return the bracket of the norm, and where it is attained.
+
+    The kernel must have values by now.
+    """
     a = _validate.concrete_argument(kernel, name="kernel", instead="conv_gram_iteration")
     return choose.bracket(a, geometry, rtol=_gap(rtol))
 

@@ -20,16 +20,24 @@ from gramnorm._arrays.types import HostBools, HostInts
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cells:
-    """Cells of one size: ``centres / denominators`` turns, reaching one unit along each axis that is split."""
+    """Cells of one size.
+
+    ``centres / denominators`` turns, reaching one unit along each axis that is split.
+    """
 
     kernel_size: tuple[int, ...]
     centres: HostInts
     denominators: HostInts
 
     @classmethod
-    def cover(cls, kernel_size: tuple[int, ...], *, half: bool) -> Cells:
-        """Cover the torus; up to the sign of all frequencies together if `half`."""
-        denominators = _first_denominators(kernel_size)
+    def cover(
+        cls, kernel_size: tuple[int, ...], *, half: bool, reach: float = limits.FIRST_REACH
+    ) -> Cells:
+        """Cover the torus by cells with w about `reach`.
+
+        Up to the sign of frequencies if `half`.
+        """
+        denominators = _first_denominators(kernel_size, reach)
         split, diamond = _split_axes(kernel_size), _diamond(kernel_size)
         numbers = [np.arange(1, n, 2) if n > 1 else np.zeros(1, np.int64) for n in denominators]
         for axis in diamond:
@@ -87,7 +95,9 @@ def grid_points(numbers: Iterable[HostInts | Sequence[int]]) -> HostInts:
 
 def first_count(kernel_size: tuple[int, ...]) -> float:
     """Return how many cells the first cover of the whole torus has, about."""
-    return math.prod(n / 2 for n in map(float, _first_denominators(kernel_size)) if n > 1)
+    return math.prod(
+        n / 2 for n in map(float, _first_denominators(kernel_size, limits.FIRST_REACH)) if n > 1
+    )
 
 
 def _split_axes(kernel_size: tuple[int, ...]) -> list[int]:
@@ -99,10 +109,10 @@ def _diamond(kernel_size: tuple[int, ...]) -> list[int]:
     return split[:2] if len(split) > 1 else []
 
 
-def _first_denominators(kernel_size: tuple[int, ...]) -> list[int]:
-    """Return multiples of 4 that make w about `FIRST_REACH`, an equal share per diamond and axis."""
+def _first_denominators(kernel_size: tuple[int, ...], reach: float) -> list[int]:
+    """Return multiples of 4 that make w about `reach`, an equal share per diamond and axis."""
     shares = max(len(_split_axes(kernel_size)) - 1, 1)
-    quarter = 4 * limits.FIRST_REACH
+    quarter = 4 * reach
     return [
         4 * math.ceil(shares * (k - 1) * math.pi / quarter) if k > 1 else 1 for k in kernel_size
     ]

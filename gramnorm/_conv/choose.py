@@ -1,4 +1,4 @@
-"""From a kernel and a geometry to a bracket and the place where it is attained, or to fixed-step bounds.
+"""From a kernel and a geometry to a bracket and its place, or to fixed-step bounds.
 
 Which way a convolution goes depends on its size: every size and circles are searched over
 frequencies, everything else at a finite size is `finite`.  Kernels are scaled first and their
@@ -149,7 +149,7 @@ def _wrapped(turns: HostFloats) -> HostFloats:
 
 
 def fixed_step_bounds(a: Array, geometry: ConvGeometry, *, steps: int) -> tuple[Array, Array]:
-    """Return the largest fixed-step Gram bound over the frequencies of a circle, and all over a scale.
+    """Return the largest fixed-step Gram bound on a circle, and all of them over a scale.
 
     No value reaches the host. All bounds have the shape (frequencies, groups).
     """

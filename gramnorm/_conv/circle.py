@@ -30,7 +30,10 @@ from gramnorm._rigour.model import HOST_UNIT, down, up
 
 
 def grid_shape(sizes: tuple[int, ...], *, half: bool) -> tuple[int, ...]:
-    """Return how many frequencies per axis represent a circle's; F(-theta) is conj F(theta) if `half`."""
+    """Return how many frequencies per axis represent a circle's.
+
+    F(-theta) is conj F(theta) if `half`.
+    """
     return (sizes[0] // 2 + 1, *sizes[1:]) if half else sizes
 
 
@@ -51,8 +54,9 @@ def over_circle(
     most = limit(symbol)
     if is_small:
         # a kernel dominated by few frequencies has its supremum in less than the grid costs
-        most = math.prod(grid_shape(sizes, half=symbol.real)) // limits.GRID_TRIAL
-        if first_count(kernel_size) > most:
+        trial, least = limits.WIDE_GRID_TRIAL if symbol.squares else (limits.GRID_TRIAL, 1)
+        most = math.prod(grid_shape(sizes, half=symbol.real)) // trial
+        if least * first_count(kernel_size) > most:
             return _over_points(symbol, sizes, rtol=rtol)
     torus = over_torus(symbol, kernel_size, rtol=rtol / 2, most=most)
     cost, ceiling = torus.bounds.cost, torus.bounds.upper

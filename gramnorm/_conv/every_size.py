@@ -19,10 +19,11 @@ import numpy as np
 
 from gramnorm._arrays import limits
 from gramnorm._arrays.types import Array, HostBools, HostFloats
-from gramnorm._conv import ascent
+from gramnorm._conv import ascent, wide
 from gramnorm._conv.cells import Cells, first_count
 from gramnorm._conv.sampling import Cover, Maximum, at_points, evaluate, is_decided, limit
 from gramnorm._conv.symbol import Symbol, polyphase, undilated_stride
+from gramnorm._results import Bounds
 from gramnorm._rigour.model import up
 
 
@@ -44,18 +45,19 @@ def supremum(
     return symbol, over_torus(symbol, extent, rtol=rtol, most=limit(symbol))
 
 
-def over_torus(
-    symbol: Symbol,
-    kernel_size: tuple[int, ...],
-    *,
-    rtol: float,
-    most: int,
-    squares: bool = True,
-) -> Maximum:
-    """Bracket the supremum over all frequencies, with at most about `most` evaluations.
+def over_torus(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, most: int) -> Maximum:
+    """Bracket the supremum over all frequencies, with at most about `most` evaluations."""
+    if symbol.squares and first_count(kernel_size) <= limits.WIDE_FACTORS[1]:
+        best = _by_factors(symbol, kernel_size, rtol=rtol, most=most)
+        if best.settles(best.bounds.upper, rtol) or most < limit(symbol):
+            return best
+    return _by_squarings(symbol, kernel_size, rtol=rtol, most=most, squares=True)
 
-    `squares` allows for another search on the square of the symbol, if it is flat.
-    """
+
+def _by_squarings(
+    symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, most: int, squares: bool
+) -> Maximum:
+    """Bracket the supremum by cells that are halved; `squares` allows for one on F^H F, if flat."""
     best = _at_corners(symbol, kernel_size, rtol=rtol)
     if first_count(kernel_size) > limits.SEARCH_EVALUATIONS[1]:
         return best.with_upper(min(symbol.flat_bound(), symbol.sum_bound()))
@@ -85,6 +87,20 @@ def over_torus(
     return best.with_upper(min(finished, ceiling))
 
 
+def _by_factors(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, most: int) -> Maximum:
+    """Bracket the supremum of a wide symbol, crudely if it is flat or takes more than it may."""
+
+    def is_flat(lower: float) -> bool:
+        found = symbol.autocorrelation
+        return found is not None and found.floor >= limits.FLAT * lower**2
+
+    budget = most if most < limit(symbol) else math.inf
+    peak = wide.supremum(
+        symbol.squares, kernel_size, half=symbol.real, rtol=rtol, most=budget, is_flat=is_flat
+    )
+    return Maximum(Bounds(peak.lower, peak.upper, peak.cost), peak.turns, peak.block)
+
+
 def _at_corners(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float) -> Maximum:
     """Look at the frequencies with angles 0 and pi, where many kernels have their maximum."""
     best = Maximum.unknown(len(kernel_size))
@@ -99,7 +115,7 @@ def _at_corners(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float) ->
 
 
 def _is_futile(cosine: float, symbol: Symbol, best: Maximum, rtol: float) -> bool:
-    """Say whether cells of this size are open because of rounding, which splitting does not mend."""
+    """Say whether such cells are open because of rounding, which splitting does not mend."""
     lower = best.bounds.lower
     noise = 4 * symbol.error / lower if lower > 0 else 1.0
     return cosine * (1 + max(rtol / 16, noise)) >= 1
@@ -134,7 +150,7 @@ def _if_flat(
     # half of what the gap in the root allows for: twice that, and the whole gap would be spent
     gap = rtol * square / (square - centre)
     most = limit(squared) // limits.SQUARE_SHARE
-    inner = over_torus(squared, lags, rtol=gap, most=most, squares=False)
+    inner = _by_squarings(squared, lags, rtol=gap, most=most, squares=False)
     best = _with_norm_at(inner.turns, symbol, best.after(inner.bounds.cost), rtol)
     return min(ceiling, up(math.sqrt(centre + inner.bounds.upper))), best
 

@@ -1,4 +1,4 @@
-"""The autocorrelation of the taps of a symbol, for symbols with nearly the same norm at every frequency.
+"""The autocorrelation of the taps, for symbols of nearly the same norm at every frequency.
 
 With H_m = sum_k K_k^H K_{k+m} the square of the symbol is F^H F = sum_m H_m exp(i m . theta), so
 its eigenvalues lie in (docs/theory.md, Lemma 11)
@@ -98,7 +98,7 @@ def autocorrelation(taps: Array, offsets: HostInts) -> Autocorrelation | None:
 
 
 def _least_eigenvalues(h: Array, most: HostFloats) -> HostFloats:
-    """Return lower bounds on the eigenvalues of positive semidefinite matrices of norms up to `most`.
+    """Return lower bounds on the eigenvalues of semidefinite matrices of norms up to `most`.
 
     For t from there on the least one is t less the norm of t I - h.
     """

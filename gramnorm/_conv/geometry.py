@@ -182,6 +182,13 @@ class Axis:
         return stride, size, pow(dilation // e, -1, size // stride)
 
 
+def _outputs(n: int, stride: int, pads: int, reach: int, extra: int, *, transposed: bool) -> int:
+    """Return the outputs along an axis of n inputs and `pads` zeros on both sides together."""
+    if transposed:
+        return max((n - 1) * stride - pads + reach + extra + 1, 0)
+    return max((n + pads - reach - 1) // stride + 1, 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class ConvGeometry:
     """The geometry of a convolution, made by `of`, and the operator that it defines for a kernel.
@@ -275,10 +282,8 @@ class ConvGeometry:
         if outputs is None and sizes is not None:
             # a circle goes on as far as the kernel reaches
             total = [lo + hi for lo, hi in pads] if pads else reach
-            outputs = tuple(
-                max((n - 1) * s - p + r + e + 1 if transposed else (n + p - r - 1) // s + 1, 0)
-                for n, s, p, r, e in zip(sizes, step, total, reach, extra, strict=True)
-            )
+            described = zip(sizes, step, total, reach, extra, strict=True)
+            outputs = tuple(_outputs(*axis, transposed=transposed) for axis in described)
         return cls(
             kernel_size, step, spacing, count, mode, pads, sizes, outputs, bool(transposed), extra
         )

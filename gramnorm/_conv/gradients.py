@@ -99,7 +99,10 @@ def _of_known(a: Array, size: float) -> Array:
 
 
 def _scaled_on_host(a: Array) -> HostArray:
-    """Return the kernel in double precision, scaled: a gradient of a norm does not see the scale."""
+    """Return the kernel in double precision, scaled.
+
+    A gradient of a norm does not see the scale.
+    """
     host = crossing.host_array(a)
     host = host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
     parts = np.abs(host.real), np.abs(host.imag)
@@ -119,7 +122,7 @@ def _of_symbol(
     place: Place,
     block_gradient: Callable[[HostArray], HostArray],
 ) -> HostArray:
-    """Return exp(-i q . theta) J on the taps, for the symbol whose channels are phases of the input."""
+    """Return exp(-i q . theta) J on the taps of a symbol whose channels are phases."""
     _, c_in, *kernel_size = kernel.shape
     stride = undilated_stride(geometry.stride, geometry.dilation)
     blocks = np.ascontiguousarray(taps_of(kernel, geometry.groups))
@@ -146,7 +149,10 @@ def _of_symbol(
 
 
 def _of_operator(kernel: HostArray, geometry: ConvGeometry, *, rtol: float) -> HostArray:
-    """Return the gradient from top singular vectors of the operator; of the supremum if it is large."""
+    """Return the gradient from top singular vectors of the operator.
+
+    Of the supremum if it is large.
+    """
     c_out, c_in, *kernel_size = kernel.shape
     groups, axes = geometry.groups, geometry.axes()
     # where to start from, which need not be sharp
@@ -174,7 +180,7 @@ def _of_operator(kernel: HostArray, geometry: ConvGeometry, *, rtol: float) -> H
 def _of_correlation(
     kernel: HostArray, axes: Sequence[Axis], wave: Wave, *, rtol: float
 ) -> tuple[float, HostArray]:
-    """Return ||T x|| / ||x|| and its gradient by the kernel of a group, at the top right vector x."""
+    """Return ||T x|| / ||x|| and its gradient by a group's kernel, at the top right vector x."""
     x, y, _ = top_vectors(kernel, axes, wave, rtol=rtol**2)
     size_x, size_y = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     if not (size_x > 0 and size_y > 0):

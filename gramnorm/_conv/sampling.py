@@ -15,6 +15,7 @@ import numpy as np
 
 from gramnorm._arrays import limits, threads
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
+from gramnorm._conv import factored
 from gramnorm._conv.symbol import Symbol
 from gramnorm._matrix.gram import GramChain, GramChains
 from gramnorm._results import Bounds
@@ -90,12 +91,37 @@ def evaluate(
 
     Returned with the bounds is `best` with all that was seen on the way.
     """
+    if min(symbol.block_shape) >= limits.FACTORED_COLUMNS and symbol.squares:
+        upper, best = _evaluate_wide(symbol, numerators, denominators, decides, best, rtol=rtol)
+        return upper, best.after(len(numerators))
     upper = np.full(len(numerators), np.inf)
     for part in chunks(np.arange(len(numerators)), symbol):
         upper[part], best = _evaluate_batch(
             symbol, numerators[part], denominators, decides, best, rtol=rtol
         )
     return upper, best.after(len(numerators))
+
+
+def _evaluate_wide(
+    symbol: Symbol,
+    numerators: HostInts,
+    denominators: HostInts,
+    decides: Fate,
+    best: Maximum,
+    *,
+    rtol: float,
+) -> tuple[HostFloats, Maximum]:
+    """Do what `evaluate` does by a factorisation for each frequency."""
+
+    def seen(lower: float, turns: HostFloats, block: int) -> None:
+        nonlocal best
+        best = best.raised(lower, turns, block)
+
+    def fate(low: HostFloats, high: HostFloats) -> HostBools:
+        return decides(best, low, high)
+
+    at = symbol.squares, numerators, denominators
+    return factored.norms(*at, fate, seen, rtol=rtol), best
 
 
 def _evaluate_batch(

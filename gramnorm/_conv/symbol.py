@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, probes
 from gramnorm._arrays.types import Array, HostInts
 from gramnorm._conv.flat import Autocorrelation, autocorrelation
+from gramnorm._conv.squared import Squared
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import HOST_UNIT, precision_of, up
 
@@ -92,7 +93,10 @@ def taps_of(kernel: Array, groups: int) -> Array:
 
 
 def undilated_stride(stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """Return s / gcd(s, d): the stride that has the same norm without dilation (theory, Lemma 8)."""
+    """Return s / gcd(s, d).
+
+    The stride that has the same norm without dilation (theory, Lemma 8).
+    """
     return tuple(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True))
 
 
@@ -144,7 +148,7 @@ class Symbol:
 
     @functools.cached_property
     def _narrow(self) -> Symbol:
-        """The symbol in single precision, in which each entry of a tap is off by u or underflowed."""
+        """The symbol in single precision: entries of taps are off by u or underflowed."""
         xp = libraries.namespace(self.taps)
         size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
         lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
@@ -185,8 +189,25 @@ class Symbol:
         """Autocorrelation of the taps with no fewer rows than columns; None if it is too large."""
         return autocorrelation(self._tall, self.offsets)
 
+    @functools.cached_property
+    def squares(self) -> list[Squared]:
+        """The squares of the blocks on the host if these are wide and their tables fit.
+
+        Else none.
+        """
+        count, blocks, _, q = self._tall.shape
+        lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
+        small = 4 * lags * blocks * q * q <= limits.WIDE_TABLE
+        # devices multiply much faster than the host factorises
+        here = libraries.is_on_cpu(self.taps) and self._taps_error == 0
+        if not here or count == 1 or q < limits.WIDE_COLUMNS or not small:
+            return []
+        host = crossing.host_array(self._tall)
+        host = host.astype(np.float64 if self.real else np.complex128)
+        return [Squared(np.ascontiguousarray(host[:, k]), self.offsets) for k in range(blocks)]
+
     def flat_bound(self) -> float:
-        """Return a bound on the norm at every frequency, sharp if the symbol is a scaled unitary."""
+        """Return a bound on the norm at all frequencies, sharp for scaled unitary symbols."""
         found = self.autocorrelation
         return math.inf if found is None else up(math.sqrt(found.ceiling))
 

@@ -1,1 +1,4 @@
-"""Norms of matrices, dense and sparse: public functions in `bounds`, the choice of a method in `choose`."""
+"""Norms of matrices, dense and sparse.
+
+Public functions in `bounds`, the choice of a method in `choose`.
+"""

@@ -6,7 +6,7 @@ import dataclasses
 from functools import partial
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, sparse_inputs
 from gramnorm._arrays.types import Array, DType
 from gramnorm._matrix import choose, gradients, sparse
 from gramnorm._matrix.gram import fixed_steps
@@ -38,10 +38,10 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     ----------
     x : array, shape (..., m, n), or sparse matrix
         Matrices, real or complex; integers and bool are promoted to the namespace's default real
-        type. A sparse matrix of `scipy.sparse` or `cupyx.scipy.sparse` may have up to 4096 rows or
-        columns, whichever are fewer, and any format; its entries may stand in any order, and those
-        that share a place are added up exactly, with the rounding counted (integers and bool as
-        ``toarray`` does).
+        type. A sparse matrix may have any size: of `scipy.sparse` or `cupyx.scipy.sparse` in any
+        format, of PyTorch in any layout, of JAX as BCOO or BCSR, of `sparse` (PyData). Its entries
+        may stand in any order, and those that share a place are added up exactly, with the
+        rounding counted (integers and bool as ``toarray`` does).
     rtol : float, optional
         Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower
         precisions.
@@ -60,8 +60,7 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     TypeError
         If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
     ValueError
-        If `x` has fewer than two axes, or is sparse and too large for a dense Gram matrix, or
-        `rtol` is not positive.
+        If `x` has fewer than two axes, or is sparse and has not two, or `rtol` is not positive.
 
     See Also
     --------
@@ -85,7 +84,7 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     >>> float(gn.matrix_norm_bound(a)) >= 2.288245611270737
     True
     """
-    if autodiff.is_differentiated(x):
+    if not sparse_inputs.is_any_sparse(x) and autodiff.is_differentiated(x):
         upper = autodiff.with_gradient(partial(_upper, rtol=rtol), partial(_gradient, rtol=rtol), x)
     else:
         upper = _upper(x, rtol=rtol)
@@ -123,8 +122,8 @@ def matrix_norm_bracket(
     Notes
     -----
     **Guarantee.** ``lower <= norm <= upper`` for every input under the rounding model of the theory
-    page (Theorems 2, 6 and 7, Lemma 5), converged or not. PyTorch differentiates both ends as it
-    does `matrix_norm_bound`.
+    page (Theorems 2, 6, 7 and 20, Lemma 5), converged or not. PyTorch differentiates both ends as
+    it does `matrix_norm_bound`.
 
     Stacks, and matrices on a GPU, go through Gram iteration [1]_: Schatten norms of growing order,
     whose rounding errors are carried along and climb back through the square roots; stacks are
@@ -132,6 +131,13 @@ def matrix_norm_bracket(
     product with the adjoint, a Ritz vector, and the cheapest proof that the Ritz value is almost
     the norm: its residual, row sums, or a Cholesky factorisation checked by a product. Where the
     precision of `x` is too coarse for `rtol` and this shape, float64 is used if the device has it.
+
+    Sparse matrices with more than a few hundred rows and columns are bracketed by products with
+    vectors, at the price of ``scipy.sparse.linalg.svds``: those without negative entries, and those
+    whose signs a change of bases takes away (differences, gradients, Laplacians), at any size.
+    Others need a dense Gram matrix, up to 4096 rows or columns, or a factorisation near the
+    diagonal of a sparse one; where that takes more than 256 MiB (512 if complex) or about ten
+    seconds, the upper bound is that of the moduli, and `converged` is false.
 
     References
     ----------
@@ -163,7 +169,7 @@ def matrix_norm_bracket(
             for v in pair
         )
         result = dataclasses.replace(result, left=left, right=right)
-    if autodiff.is_differentiated(x):
+    if not sparse_inputs.is_any_sparse(x) and autodiff.is_differentiated(x):
         result = differentiable(result, partial(_gradient, rtol=rtol), x)
     return result
 
@@ -179,7 +185,7 @@ def matrix_norm_value_and_grad(
     Parameters
     ----------
     x : array, shape (..., m, n)
-        Matrices, as in `matrix_norm_bound`, but none that are sparse.
+        Matrices, as in `matrix_norm_bound`; a sparse matrix only of SciPy or CuPy, without `steps`.
     steps : int, optional
         If given, the value and gradient of ``gram_iteration(x, steps=steps)``; else those of
         ``matrix_norm_bound(x, rtol=rtol)``.
@@ -193,13 +199,14 @@ def matrix_norm_value_and_grad(
     gradient : array, shape (..., m, n)
         G of the type of `x` with ``value(X + dX) = value(X) + Re tr(G^H dX) + o(dX)``: for complex
         matrices the derivative by the real part plus i times that by the imaginary part, as in
-        PyTorch. 0 for a zero matrix, NaN where the norm is NaN or inf.
+        PyTorch. 0 for a zero matrix, NaN where the norm is NaN or inf. Of a sparse matrix, in
+        coordinates, the derivative by what it stores, ``x.tocoo().data``.
 
     Raises
     ------
     TypeError, ValueError
-        As in `matrix_norm_bound`; TypeError also for a sparse matrix, ValueError for negative
-        `steps`.
+        As in `matrix_norm_bound`; TypeError also for a sparse matrix with `steps`, ValueError for
+        negative `steps`.
 
     Notes
     -----
@@ -207,7 +214,7 @@ def matrix_norm_value_and_grad(
     of the fixed-step bound is exact up to rounding (theory page, Theorem 14). That of the certified
     bound is ``u v^H`` for the top singular vectors, and if the largest singular value is multiple,
     or singular values are closer to it than about `rtol`, the mean of ``u v^H`` over them: a
-    subgradient of the norm.
+    subgradient of the norm. For a sparse matrix it is ``u v^H`` of one pair of vectors.
 
     Examples
     --------
@@ -217,6 +224,10 @@ def matrix_norm_value_and_grad(
     >>> bool(value >= 4.0), (abs(gradient).round(6) + 0.0).tolist()
     (True, [[0.0, 0.0], [0.0, 1.0]])
     """
+    if libraries.is_sparse(x) and steps is None:
+        found = matrix_norm_bracket(x, rtol=rtol, vectors=True)
+        with libraries.plain_arithmetic(found.upper):
+            return found.upper, sparse.gradient(x, found.upper, found.left, found.right)
     a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
     _validate.matrices(a, name="x")
     if steps is None:
@@ -237,7 +248,7 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
     Parameters
     ----------
     x : array, shape (..., m, n)
-        Matrices, as in `matrix_norm_bound`, but none that are sparse.
+        Matrices, as in `matrix_norm_bound`; a sparse matrix only of SciPy or CuPy, without `steps`.
     steps : int
         Number of Gram products, at least 0.
 
@@ -277,14 +288,14 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
 
 
 def _checked(x: Array) -> tuple[Array, Array]:
-    """Return matrices to compute with, a sparse one as `sparse.stored`, and the array of values as it came."""
-    if not libraries.is_sparse(x):
+    """Return checked matrices to compute with, sparse ones as SciPy's or CuPy's, and one of their library."""
+    if not sparse_inputs.is_any_sparse(x):
         a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
         _validate.matrices(a, name="x")
         return crossing.at_home(a), a
-    _validate.sparse(x, most=limits.SPARSE_COLUMNS)
-    entries = sparse.stored(x)
-    return entries, _validate.concrete_argument(entries.data, name="x", instead="gram_iteration")
+    _validate.sparse(x)
+    entries, like = sparse_inputs.entries_and_like(x)
+    return entries, _validate.concrete_argument(like, name="x", instead="gram_iteration")
 
 
 def _gap(rtol: float | None, dtype: DType) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostNumbers
-from gramnorm._matrix import cholesky, lanczos, residual
+from gramnorm._matrix import cholesky, lanczos, non_negative, residual
 from gramnorm._matrix.gram import bracket_by_iteration
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
@@ -25,6 +25,10 @@ from gramnorm._rigour.model import HOST_UNIT, down, precision_of, up
 def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
     """Bracket the norm of `b`, p x q with q <= p, scaled, with ||B||_F^2 <= `frobenius2`."""
     aim = rtol / 2  # the result is still to be rounded to the caller's type
+    if b.shape[1] >= limits.DENSE_SIGNS and not dtypes.is_complex(b.dtype):
+        quick = non_negative.dense_bracket(crossing.host_array(b), rtol=aim)
+        if quick is not None and quick.is_within(aim):
+            return quick
     if b.shape[1] <= limits.SQUARING_COLUMNS:
         found = bracket_by_squaring(b, frobenius2=frobenius2, rtol=aim)
     else:
@@ -90,7 +94,7 @@ def matrix_certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float)
 
 
 def gram_certificate(gram: Array, *, error: float, rtol: float) -> Bounds[float]:
-    """Bracket the root of the largest eigenvalue of an H >= 0 that `gram` misses by `error` at most.
+    """Bracket the root of the top eigenvalue of an H >= 0 that `gram` misses by at most `error`.
 
     Beside others a block may be next to nothing, or nothing at all: it is scaled, so that squares
     of its entries count.
@@ -107,7 +111,10 @@ def gram_certificate(gram: Array, *, error: float, rtol: float) -> Bounds[float]
 
 
 def _half_exponent(gram: Array) -> int:
-    """Return e such that 4^-e brings the largest diagonal entry near 1; 0 while it is not far below."""
+    """Return e such that 4^-e brings the largest diagonal entry near 1.
+
+    0 while it is not far below.
+    """
     xp = libraries.namespace(gram)
     largest = float(crossing.to_host(xp.max(dtypes.real_part(xp.linalg.diagonal(gram)))))
     if not 0 < largest < 2.0**-30:  # none is far above: the taps were scaled
@@ -159,7 +166,10 @@ def approximate_eigenvector(gram: Array, rtol: float, *, settled: bool = True) -
 
 
 def _single_precision(host: HostNumbers) -> HostNumbers:
-    """Return the matrix in half the precision, scaled into its range: half the memory to read per step."""
+    """Return the matrix in half the precision, scaled into its range.
+
+    Half the memory to read per step.
+    """
     largest = float(np.max(np.abs(np.diagonal(host))))
     narrow = np.empty(host.shape, np.complex64 if np.iscomplexobj(host) else np.float32)
     # zero has the exponent 0, and the least number one beyond the largest

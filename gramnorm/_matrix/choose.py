@@ -27,14 +27,14 @@ from gramnorm._rigour.model import gram_units, round_outward, working_dtype
 
 
 def bracket(a: Array, *, rtol: float, dtype: DType) -> Bounds[HostFloats]:
-    """Bracket the norms of matrices (..., m, n), or of one `sparse.stored`, in what `dtype` holds."""
+    """Bracket the norms of matrices (..., m, n) or of one `sparse.stored`, rounded to `dtype`."""
     if libraries.is_sparse(a):
         return sparse.bracket_sparse(a, rtol=rtol, dtype=dtype)
     return bracket_stack(_stack(a), rtol=rtol, dtype=dtype)
 
 
 def unit_vectors(a: Array, *, rtol: float) -> tuple[HostNumbers, HostNumbers]:
-    """Return the vectors of `ritz.unit_vectors` for the same matrices, those of a stack in a row."""
+    """Return the vectors of `ritz.unit_vectors` for the same matrices, a stack's in a row."""
     if libraries.is_sparse(a):
         return sparse.unit_vectors(a, rtol=rtol)
     return ritz.unit_vectors(_stack(a), rtol=rtol)

@@ -24,7 +24,10 @@ from gramnorm._results import result_dtype
 
 
 def of_fixed_steps(a: Array, bound: Array, *, steps: int) -> Array:
-    """Return the gradient of the Gram bound after fixed steps at matrices (..., m, n); 0 at zero."""
+    """Return the gradient of the Gram bound after fixed steps at matrices (..., m, n).
+
+    0 at zero.
+    """
     return _scaled_direction(a, bound, lambda b: _product_of_iterates(b, steps))
 
 
@@ -60,7 +63,7 @@ def gradient_dtype(a: Array) -> DType:
 
 
 def _scaled_direction(a: Array, bound: Array, direction: Callable[[Array], Array]) -> Array:
-    """Return direction(A) scaled so that its pairing with A is `bound`, which is homogeneous (Euler).
+    """Return direction(A) scaled so that its pairing with A is the homogeneous `bound` (Euler).
 
     `direction` sees matrices in floating types, scaled, with no more columns than rows.
     """
@@ -103,7 +106,7 @@ def _product_of_iterates(b: Array, steps: int) -> Array:
 
 
 def _projected(b: Array, rtol: float) -> Array:
-    """Return A G_t up to a factor, t so large that G_t is the projector on the top right singular vectors."""
+    """Return A G_t up to a factor, t so large that G_t projects on the top right singular space."""
     xp = libraries.namespace(b)
     gram = linalg.gram_matrix(b)
     gram = gram / xp.astype(_trace(gram), b.dtype)
@@ -146,7 +149,10 @@ def _from_vectors(b: Array, rtol: float) -> Array:
 
 
 def _top_eigenspace(gram: HostNumbers, rtol: float) -> HostNumbers | None:
-    """Return the top eigenvector, or those of a cluster, as columns; None where no solver finds any."""
+    """Return the top eigenvector, or those of a cluster, as columns.
+
+    None where no solver finds any.
+    """
     v = crossing.host_array(approximate_eigenvector(gram, rtol))[:, 0]
     value = float(np.vdot(v, gram @ v).real) / float(np.vdot(v, v).real)
     # inverse iteration: next to the eigenvalue a single step gains what the shift is nearer than

@@ -50,7 +50,10 @@ def peaks(a: Array) -> Array:
 
 
 def divisor(peak: Array) -> Array:
-    """Return what to divide arrays with largest component `peak` by; 1 where nothing is to scale."""
+    """Return what to divide arrays with largest component `peak` by.
+
+    1 where nothing is to scale.
+    """
     xp = libraries.namespace(peak)
     # complex division by a subnormal number overflows
     least = xp.full_like(peak, float(xp.finfo(peak.dtype).smallest_normal))
@@ -191,7 +194,10 @@ class GramChain:
         self._rank = rank
 
     def _scale(self, largest: HostFloats) -> HostFloats:
-        """Return powers of two that bring the largest diagonal entries near 1; 1 while none is far."""
+        """Return powers of two that bring the largest diagonal entries near 1.
+
+        1 while none is far.
+        """
         double = self._precision.unit == 2.0**-53
         low, high, most = (2.0**-40, 2.0**40, 1000) if double else (2.0**-6, 2.0**12, 120)
         if np.all((largest > low) & (largest < high)):

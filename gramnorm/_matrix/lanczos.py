@@ -7,6 +7,7 @@ quotient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -92,3 +93,70 @@ def _column_of_a_power(h: HostNumbers) -> HostNumbers:
 
 def _top_of_tridiagonal(diagonal: HostFloats, off: HostFloats) -> tuple[float, HostNumbers]:
     return top_eigenpair(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
+
+
+def long_ritz_vector(
+    apply: Callable[[HostNumbers], HostNumbers],
+    start: HostNumbers,
+    *,
+    rtol: float,
+    steps: int,
+    kept: int,
+) -> HostNumbers:
+    """Return a Ritz vector as `top_vector` does, for many steps with long vectors.
+
+    Nothing is orthogonalised again: that costs copies of a Ritz value, and the largest is found in
+    spite of them. Of the basis `kept` vectors are remembered; the others are computed once more, so
+    that memory is bounded.
+
+    Parameters
+    ----------
+    apply, start
+        The operator and where to begin, as for `top_vector`.
+    rtol : float
+        Residual, relative to the Ritz value, at which the iteration stops.
+    steps, kept : int
+        Most steps, and most vectors to remember.
+
+    Returns
+    -------
+    vector
+        A vector of norm about 1.
+    """
+    basis = [start / np.linalg.norm(start)]
+    diagonal: list[float] = []
+    off: list[float] = []
+    q, before, looked = basis[0], np.zeros_like(basis[0]), 8
+    while True:
+        w = apply(q)
+        diagonal.append(float(np.vdot(q, w).real))
+        w = w - diagonal[-1] * q - (off[-1] if off else 0.0) * before
+        size, count = float(np.linalg.norm(w)), len(diagonal)
+        is_last = count >= min(steps, start.size) or not size > 1e-14 * max(diagonal)
+        if is_last or count == looked:
+            looked = math.ceil(1.2 * count)
+            value, vector = linalg.tridiagonal_top(np.asarray(diagonal), np.asarray(off))
+            if is_last or size * abs(vector[-1]) <= rtol * value:
+                break
+        off.append(size)
+        before, q = q, w / size
+        if len(basis) < kept:
+            basis.append(q)
+    return _combined(apply, basis, vector, diagonal, off)
+
+
+def _combined(
+    apply: Callable[[HostNumbers], HostNumbers],
+    basis: list[HostNumbers],
+    weights: HostNumbers,
+    diagonal: list[float],
+    off: list[float],
+) -> HostNumbers:
+    """Return the sum of weights times the Lanczos basis, of which the first vectors are given."""
+    total = sum((weight * q for weight, q in zip(weights, basis, strict=False)), np.zeros(()))
+    before, q = basis[-2] if len(basis) > 1 else 0.0 * basis[0], basis[-1]
+    for k in range(len(basis), len(weights)):
+        w = apply(q) - diagonal[k - 1] * q - (off[k - 2] if k > 1 else 0.0) * before
+        before, q = q, w / off[k - 1]
+        total = total + weights[k] * q
+    return np.asarray(total / np.linalg.norm(total))

@@ -1,4 +1,8 @@
-"""Lower bounds for operators that are known by their products with vectors only."""
+"""Bounds for operators that are known by their products with vectors only.
+
+From below always; from above where the caller vouches that no entry of the matrix is negative
+(docs/theory.md, Theorem 20).
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm import _validate
-from gramnorm._arrays.types import HostNumbers
+from gramnorm._arrays.types import HostFloats, HostNumbers
 from gramnorm._matrix import lanczos
+from gramnorm._matrix.non_negative import NonNegative, leading
+from gramnorm._results import Bounds, NormBracket, attainable, converged
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import down
 
-__all__ = ["operator_norm_lower_bound"]
+__all__ = ["operator_norm_bracket", "operator_norm_lower_bound"]
 
 
 class Operator(Protocol):
-    """What is needed of an operator: its shape and its products, as in `scipy.sparse.linalg.LinearOperator`."""
+    """What is needed of an operator.
+
+    Its shape and its products, as in `scipy.sparse.linalg.LinearOperator`.
+    """
 
     shape: tuple[int, int]
 
@@ -83,13 +92,7 @@ def operator_norm_lower_bound(
     >>> bool(abs(gn.operator_norm_lower_bound(Difference()) - 2 * np.cos(np.pi / 8)) < 1e-12)
     True
     """
-    for need in ("shape", "matvec", "rmatvec"):
-        if not hasattr(A, need):
-            msg = (
-                f"A must have shape, matvec and rmatvec, like scipy.sparse.linalg.LinearOperator; {type(A).__name__} "
-                f"has no {need}"
-            )
-            raise TypeError(msg)
+    _check(A)
     gap = _validate.tolerance(rtol, default=1e-6)
     steps = _validate.positive_int(maxiter, name="maxiter")
     if 0 in A.shape:
@@ -119,11 +122,135 @@ def operator_norm_lower_bound(
     return value if value >= 2.0**-1020 else math.nextafter(value, 0.0)
 
 
-_Numbers = TypeVar("_Numbers", float, HostNumbers)
+def operator_norm_bracket(
+    A: Operator, /, *, nonnegative: bool = False, rtol: float | None = None
+) -> NormBracket:
+    """Return a bracket of the norm of an operator with non-negative entries, given by products.
+
+    Parameters
+    ----------
+    A : operator
+        Anything with ``shape``, ``matvec`` and ``rmatvec`` (the adjoint) on NumPy vectors, such as
+        `scipy.sparse.linalg.LinearOperator` or an operator of PyLops.
+    nonnegative : bool, optional
+        Whether the caller vouches that the matrix of `A` is real and has no negative entry, as
+        projectors of tomography, blurs, and averages have none. Without it the upper end is inf.
+    rtol : float, optional
+        Relative gap asked for, by default 1e-6.
+
+    Returns
+    -------
+    NormBracket
+        ``lower <= norm <= upper`` as NumPy scalars of double precision. `n_products` counts pairs
+        of products.
+
+    Raises
+    ------
+    TypeError
+        If `A` lacks ``shape``, ``matvec`` or ``rmatvec``.
+    ValueError
+        If `rtol` is not positive, a product is not finite, the image of a vector without negative
+        entries has a negative or complex one, or ``rmatvec`` is seen not to be the adjoint of
+        ``matvec``.
+
+    See Also
+    --------
+    operator_norm_lower_bound : The lower bound alone, for every operator.
+    matrix_norm_bracket : Both bounds from the entries of a dense or sparse matrix.
+
+    Notes
+    -----
+    **Guarantee.** If the matrix has no negative entry, ``norm^2 <= max_j (A^T A w)_j / w_j`` for every positive vector
+    w (Collatz and Wielandt; theory page, Theorem 20), with the rounding of this function counted;
+    what the operator's own products lose cannot be known here. That no entry is negative is the
+    caller's statement: the images that are computed anyway are looked at, which finds out many
+    operators but not all. Products with finitely many vectors prove nothing from above about other
+    operators, hence inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> class Sums:
+    ...     shape = (3, 3)
+    ...     def matvec(self, x):
+    ...         return np.cumsum(x)
+    ...     def rmatvec(self, y):
+    ...         return np.cumsum(y[::-1])[::-1]
+    >>> bracket = gn.operator_norm_bracket(Sums(), nonnegative=True)
+    >>> bool(bracket.lower <= 1 / (2 * np.sin(np.pi / 14)) <= bracket.upper), bool(bracket.converged)
+    (True, True)
+    """
+    _check(A)
+    gap = _validate.tolerance(rtol, default=1e-6)
+    if nonnegative and 0 not in A.shape:
+        lower, upper, pairs = _bracket_non_negative(A, attainable(gap))
+    else:
+        lower, pairs = operator_norm_lower_bound(A, rtol=rtol), 0
+        upper = 0.0 if 0 in A.shape else math.inf
+    low, high = np.asarray(lower), np.asarray(upper)
+    return NormBracket(low, high, converged(Bounds(low, high), gap), n_products=pairs)
+
+
+def _bracket_non_negative(A: Operator, rtol: float) -> tuple[float, float, int]:
+    """Bracket the norm of an operator without negative entries; count the pairs of products."""
+    w = np.ones(A.shape[1])
+    first = _finite(A.matvec(w))
+    if not np.any(first):
+        return 0.0, 0.0, 1
+    size = _exponent(first)
+    rows, columns = A.shape
+
+    def forward(x: HostFloats) -> HostFloats:
+        return _times_power_of_two(_non_negative(A.matvec(x), x, "matvec"), -size)
+
+    def backward(x: HostFloats) -> HostFloats:
+        return _times_power_of_two(_non_negative(A.rmatvec(x), x, "rmatvec"), -size)
+
+    # the terms of a sum are the operator's own affair
+    m = NonNegative(forward, backward, 0, 0, columns, max(rows, columns))
+    v, z = m.images(w)
+    square = float(np.vdot(v, v))
+    if not abs(float(np.vdot(w, z)) - square) <= 1e-2 * square:
+        msg = "A.rmatvec must be the adjoint of A.matvec: <A x, A x> and <x, A^H A x> differ for a vector of ones"
+        raise ValueError(msg)
+    upper, w, pairs = leading(m, w, rtol=rtol)
+    (_, most), (least, _) = sums.host_norm(w), sums.host_norm(forward(w))
+    lower = min(down(least / most), upper)
+    low, high = (_times_power_of_two(end, size) for end in (lower, upper))
+    return max(math.nextafter(low, 0.0), 0.0), math.nextafter(high, math.inf), pairs + 2
+
+
+def _non_negative(y: npt.NDArray[Any], x: HostFloats, name: str) -> HostFloats:
+    """Return the image `y` of `x`, if it may be that under a matrix without negative entries."""
+    y = _finite(y)
+    if np.iscomplexobj(y) or (np.min(x) >= 0 and np.min(y) < 0):
+        msg = (
+            f"A.{name} of a vector without negative entries has a negative or complex one, so the matrix has such an "
+            "entry; pass nonnegative=False"
+        )
+        raise ValueError(msg)
+    return np.asarray(y, dtype=np.float64)
+
+
+def _check(A: Operator) -> None:
+    """Complain about an operator that lacks a part."""
+    for need in ("shape", "matvec", "rmatvec"):
+        if not hasattr(A, need):
+            msg = (
+                f"A must have shape, matvec and rmatvec, like scipy.sparse.linalg.LinearOperator; {type(A).__name__} "
+                f"has no {need}"
+            )
+            raise TypeError(msg)
+
+
+_Numbers = TypeVar("_Numbers", float, HostFloats, HostNumbers)
 
 
 def _times_power_of_two(x: _Numbers, exponent: int) -> _Numbers:
-    """Return x 2^exponent, exactly where that is normal, in two steps: a single factor may leave the range.
+    """Return x 2^exponent, exactly where that is normal, in two steps.
+
+    A single factor may leave the range.
 
     Quotients would not do: by a subnormal number those of complex numbers overflow.
     """
@@ -132,7 +259,10 @@ def _times_power_of_two(x: _Numbers, exponent: int) -> _Numbers:
 
 
 def _exponent(v: HostNumbers) -> int:
-    """Return e such that the largest component lies in [1/2, 1) times 2^e; 0 for a vector of zeros."""
+    """Return e such that the largest component lies in [1/2, 1) times 2^e.
+
+    0 for a vector of zeros.
+    """
     return math.frexp(max(float(np.max(np.abs(part))) for part in (v.real, v.imag)))[1]
 
 

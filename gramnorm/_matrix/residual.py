@@ -72,7 +72,7 @@ def quotient(b: Array, x: Array, *, frobenius: float) -> Quotient:
 
 
 def hermitian_quotient(s: Array, x: Array, *, error: float) -> Quotient:
-    """Enclose the Rayleigh quotient of the column `x` for a Hermitian H >= 0 with ||H - S|| <= `error`."""
+    """Enclose the Rayleigh quotient of the column `x` for an H >= 0 with ||H - S|| <= `error`."""
     xp = libraries.namespace(s)
     prec = precision_of(s.dtype)
     q = s.shape[0]

@@ -27,7 +27,10 @@ __all__ = ["Row", "bound_layer", "failed_row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One layer of a report: its bracket, or its upper bound alone (`lower` None), or in `error` why there is none."""
+    """One layer of a report.
+
+    Its bracket, or its upper bound alone (`lower` None), or in `error` why there is none.
+    """
 
     name: str
     kind: str
@@ -104,7 +107,10 @@ def bound_layer(
 
 
 def failed_row(name: str, reason: str) -> Row:
-    """Return the row of a layer whose values cannot be had: a hole in the product like any other."""
+    """Return the row of a layer whose values cannot be had.
+
+    A hole in the product like any other.
+    """
     return Row(name, kind="unknown", shape=(), dtype="unknown", seconds=0.0, error=reason)
 
 

@@ -20,7 +20,11 @@ from gramnorm.report.files.obstacles import SHORTCUT
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor: the `terms`, each a tensor times a number, added up or stacked, then the norm of a layer, if any."""
+    """One tensor.
+
+    The `terms`, each a tensor times a number, added up or stacked, then the norm of a layer, if
+    any.
+    """
 
     output: str
     terms: tuple[tuple[str, float], ...]
@@ -30,7 +34,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Network:
-    """The steps of a graph in order; `stopped` says why its outputs have no constant, if they have none."""
+    """The steps of a graph in order.
+
+    `stopped` says why its outputs have no constant, if they have none.
+    """
 
     inputs: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
@@ -96,7 +103,7 @@ def constant_of(
 
 
 def _described(network: Any, rows: Sequence[Row], obstacles: Mapping[str, str]) -> Constant:
-    """Return the constant of nested data, in which every layer must occur and have a bound and a geometry."""
+    """Return the constant of nested data, in which every layer occurs, with bound and geometry."""
     for name, reason in obstacles.items():
         if reason != SHORTCUT:  # which the description says how to take
             return Constant(reason=f"{name!r} is in the file: {reason}")

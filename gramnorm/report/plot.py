@@ -31,9 +31,7 @@ _LOWER, _GAP, _PRODUCT, _PEAK = "#3b6ea5", "#e0812c", "#444444", "#d01c2a"
 
 
 def require_plots(*paths: str | None) -> None:
-    """
-    Raise what would come after the work: matplotlib missing, or a path that no picture can be
-    written to.
+    """Raise what would come after the work: matplotlib missing, or a path for no picture.
 
     Parameters
     ----------
@@ -57,9 +55,7 @@ def require_plots(*paths: str | None) -> None:
 
 
 def draw_bars(report: Report, path: str) -> None:
-    """
-    Write a picture of all brackets, and of the product of the upper bounds, if there is one, as it
-    grows.
+    """Write a picture of all brackets, and of the product of the upper bounds as it grows.
 
     Parameters
     ----------
@@ -201,7 +197,7 @@ def symbol_norms(layer: Layer, count: int) -> np.ndarray[Any, np.dtype[np.float6
 
 
 def _norms(blocks: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the norms of matrices as square roots of eigenvalues of their smaller Gram matrices."""
+    """Return norms of matrices as roots of eigenvalues of their smaller Gram matrices."""
     if blocks.shape[-2] > blocks.shape[-1]:
         blocks = blocks.swapaxes(-2, -1)
     gram = blocks @ blocks.conj().swapaxes(-2, -1)
@@ -246,7 +242,7 @@ def draw_symbol(layer: Layer, row: Row, size: str, path: str) -> None:
 
 
 def _draw_norms(figure: Any, axes: Any, norms: np.ndarray[Any, Any]) -> None:
-    """Draw norms over frequencies from -pi to pi on one axis or two, with a cross at the largest."""
+    """Draw norms over frequencies on one axis or two, with a cross at the largest."""
     count = len(norms)
     line = np.linspace(-math.pi, math.pi, count)
     peak = np.unravel_index(int(np.argmax(norms)), norms.shape)

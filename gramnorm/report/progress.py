@@ -1,4 +1,7 @@
-"""A progress bar for those who wait: on a terminal, for work that takes a while, and gone when it is done."""
+"""A progress bar for those who wait.
+
+On a terminal, for work that takes a while, and gone when it is done.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

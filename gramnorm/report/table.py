@@ -62,12 +62,18 @@ class Report:
 
     @property
     def product_upper(self) -> float | None:
-        """The product of the upper bounds, rounded up; None if it would not be about the network."""
+        """The product of the upper bounds, rounded up.
+
+        None if it would not be about the network.
+        """
         return None if self.against else product_above(row.upper for row in self.rows)
 
 
 def write_json(report: Report, stream: IO[str]) -> None:
-    """Write a report as one JSON object; numbers as `repr` has them, the others as the texts "inf" and "nan"."""
+    """Write a report as one JSON object.
+
+    Numbers as `repr` has them, the others as the texts "inf" and "nan".
+    """
     layers = []
     for row in report.rows:
         entry = asdict(row)
@@ -104,7 +110,10 @@ def _standard(value: Any) -> Any:
 
 
 def require_rich() -> None:
-    """Raise MissingPackageError unless tables can be drawn: better before the work than after it."""
+    """Raise MissingPackageError unless tables can be drawn.
+
+    Better before the work than after it.
+    """
     try:
         import rich.table  # noqa: F401, PLC0415
     except ImportError as error:
@@ -135,7 +144,7 @@ def write_table(report: Report, stream: IO[str]) -> None:
 
 
 def write_csv(report: Report, stream: IO[str]) -> None:
-    """Write one line per layer, then the product, and the constant if it is stated how they are joined."""
+    """Write a line per layer, the product, and the constant if it is stated how they are joined."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*_HEADINGS, "assumed", "error"])
     for row in report.rows:
@@ -203,7 +212,10 @@ def closing_lines(report: Report) -> list[str]:
 
 
 def _product_lines(report: Report) -> list[str]:
-    """Return the product, or why there is none; nothing where a constant of the network is the answer."""
+    """Return the product, or why there is none.
+
+    Nothing where a constant of the network is the answer.
+    """
     if list(report.against) == [_JOINED]:
         return []
     if report.product_upper is None:

@@ -583,6 +583,21 @@ def from_products(case: Case, gn: Any) -> None:
     case.expect(value >= norm * 0.99, f"lower {value} far below {norm} of {v!r}")
 
 
+def from_moduli(case: Case, gn: Any) -> None:
+    """Bracket an operator without negative entries."""
+    x, v = case.array(tuple(int(i) for i in case.rng.integers(1, 8, 2)))
+    x = (
+        x
+        if case.library == "numpy" and v.dtype.kind == "f" and np.all(v >= 0)
+        else np.abs(double(v))
+    )
+    found = gn.operator_norm_bracket(Products(x), nonnegative=True)
+    norm = float(np.linalg.norm(double(np.abs(double(v))), 2))
+    slack = 1e-5 if x.dtype.itemsize <= 4 else 1e-12  # of the operator's own products
+    case.expect(found.lower <= norm * (1 + slack), f"lower {found.lower} above {norm} of {v!r}")
+    case.expect(found.upper >= norm * (1 - slack), f"upper {found.upper} below {norm} of {v!r}")
+
+
 def layer(case: Case, _: Any, *, name: str) -> None:
     """Layers of PyTorch whose weight is a tensor as it was made."""
     if case.library != "torch" or case.dtype in INTEGERS or case.dtype.startswith("complex"):
@@ -622,6 +637,7 @@ CHECKS: dict[str, Callable[[Case, Any], None]] = {
     "matrix_norm_bound": bound,
     "matrix_norm_bracket": bracket,
     "matrix_norm_value_and_grad": value_and_grad,
+    "operator_norm_bracket": from_moduli,
     "operator_norm_lower_bound": from_products,
     "spectral_rescaling": rescaled,
     **{

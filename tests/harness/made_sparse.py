@@ -305,6 +305,54 @@ def triangle(rng: Rng, x: Sparse) -> Sparse:
 
 
 @maker
+def tree(rng: Rng, x: Sparse) -> Sparse:
+    """Return entries along a tree, in both directions or in one."""
+    n = max(2, *x.shape)
+    child, parent = np.arange(1, n), np.asarray([rng.integers(0, k) for k in range(1, n)])
+    if rng.uniform() < 0.5:
+        child, parent = np.concatenate([child, parent]), np.concatenate([parent, child])
+    return sp.coo_array((values(rng, x.dtype.name, len(child)), (child, parent)), shape=(n, n))
+
+
+@maker
+def cycle(rng: Rng, x: Sparse) -> Sparse:
+    """Return moduli around a cycle of rows and columns, and an odd or even number of opposites."""
+    n = max(2, *x.shape)
+    data = values(rng, x.dtype.name, 2 * n)
+    data = np.abs(data) if x.dtype.kind in "fc" else data
+    odd = rng.integers(0, 2 * n, int(rng.integers(0, 4)))
+    data[odd] = data[odd] if x.dtype.kind == "b" else -data[odd]
+    places = np.tile(np.arange(n), 2), np.concatenate([np.arange(n), (np.arange(n) + 1) % n])
+    return sp.coo_array((data.astype(x.dtype), places), shape=(n, n))
+
+
+@maker
+def balanced(rng: Rng, x: Sparse) -> Sparse:
+    """Give the entries signs, or phases, that a change of bases takes away."""
+    x = x.tocoo()
+    if x.dtype.kind in "bu":
+        return x
+    s, t = (rng.integers(0, 4, side) for side in x.shape)
+    turn = np.asarray([1, 1j, -1, -1j])[(s[x.row] + t[x.col]) % 4]
+    turn = turn if x.dtype.kind == "c" else 1 - 2 * ((s[x.row] + t[x.col]) % 2)
+    data = (np.abs(x.data) * turn).astype(x.dtype)
+    return type(x)((data, (x.row, x.col)), shape=x.shape)
+
+
+@maker
+def of_all_sizes(rng: Rng, x: Sparse) -> Sparse:
+    """Scale rows and columns by powers of two far apart."""
+    if x.dtype.kind in "biu":
+        return x
+    x = x.tocoo()
+    most = 30 if x.dtype.name in ("float32", "complex64") else 250
+    s, t = (rng.integers(-most, most, side) for side in x.shape)
+    with np.errstate(all="ignore"):
+        data = (x.data * 2.0 ** (s[x.row] + t[x.col])).astype(x.dtype)
+    return type(x)((np.where(np.isfinite(data), data, 0), (x.row, x.col)), shape=x.shape)
+
+
+@maker
 def reshaped(rng: Rng, x: Sparse) -> Sparse:
     return x.tocoo().reshape((x.shape[1], x.shape[0]))
 

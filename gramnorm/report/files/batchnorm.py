@@ -1,4 +1,6 @@
-r"""Batch normalisation in evaluation mode: y = gamma (x - mean) / sqrt(var + eps) + beta, channel by channel.
+r"""Batch normalisation in evaluation mode.
+
+Y = gamma (x - mean) / sqrt(var + eps) + beta, channel by channel.
 
 Its norm is max |gamma| / sqrt(var + eps).  No file stores eps, which is positive, so
 
@@ -20,9 +22,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def batchnorm_bound(gamma: _Array, variance: _Array) -> float:
-    """
-    Return an upper bound on the norm of a batch normalisation in evaluation mode, for every
-    positive eps.
+    """Return an upper bound on the norm of a batch norm in evaluation mode, for every positive eps.
 
     Parameters
     ----------

@@ -1,4 +1,6 @@
-"""Layers whose weight is not the array of that name, since something beside it takes part: scales, or an adapter.
+"""Layers whose weight is not the array of that name, since something beside it takes part.
+
+Scales, or an adapter.
 
 Quantised weights are integers, or narrow floats, and scales and offsets that stand elsewhere; how
 they are packed differs from library to library.  Adapters add a product of two thin matrices, times

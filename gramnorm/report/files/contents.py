@@ -51,7 +51,10 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """``"batch norm"``, ``"dense"``, or ``"conv"`` for a kernel: two channel axes, then one or more in space."""
+        """``"batch norm"``, ``"dense"``, or ``"conv"`` for a kernel.
+
+        Two channel axes, then one or more in space.
+        """
         if self.variance is not None:
             return "batch norm"
         return "conv" if self.weight.ndim > 2 else "dense"
@@ -67,7 +70,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a reader finds, in the file's order, before anything is decided: an entry is in one of three."""
+    """What a reader finds, in the file's order, before anything is decided.
+
+    An entry is in one of three.
+    """
 
     arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = field(default_factory=dict)  # of any axes
     unusable: dict[str, str] = field(default_factory=dict)  # arrays whose numbers cannot be had
@@ -80,7 +86,9 @@ class Stored:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: its layers in order, by name why each other entry is not among them, and how they are joined.
+    """What a file holds.
+
+    Its layers in order, by name why each other entry is not among them, and how they are joined.
 
     The last is a `gramnorm.report.network.Network`, nested data for `gramnorm.network_bound`, or
     None for no word. What stands among the obstacles leaves the network without a product of norms:
@@ -107,9 +115,7 @@ def check_total(size: int) -> None:
 def selected(
     contents: Contents, include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> Contents:
-    """
-    Return the contents with only those entries whose names match a pattern to include, and none to
-    exclude.
+    """Return the contents with the entries whose names match what to include, not what to exclude.
 
     Parameters
     ----------
@@ -157,17 +163,23 @@ def _nothing_left(contents: Contents, *, chosen_at_all: bool) -> str:
 
 
 def widened(halves: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return bfloat16 numbers by their bits: each is the upper half of a float32, which holds it exactly."""
+    """Return bfloat16 numbers by their bits.
+
+    Each is the upper half of a float32, which holds it exactly.
+    """
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def printable(text: str) -> str:
-    """Return `text` with control characters escaped: names in a file must not steer the terminal."""
+    """Return `text` with control characters escaped.
+
+    Names in a file must not steer the terminal.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: BaseException) -> str:
-    """Return the text of an error without line breaks, and without the path that an OSError adds."""
+    """Return the text of an error without line breaks or the path that an OSError adds."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 

@@ -1,4 +1,6 @@
-"""Arrays beside a network that look like it: moving averages of its weights, and the moments of an optimizer.
+"""Arrays beside a network that look like it.
+
+Moving averages of its weights, and the moments of an optimizer.
 
 Multiplied with the others they would make a product that is no bound: an average of norm one half
 halves it.  A copy is known by its name and by a counterpart of the same name and shape; without a
@@ -48,7 +50,7 @@ def set_copies_aside(draft: Draft) -> None:
 
 
 def _one_average(draft: Draft, prefix: str, names: list[str], others: _Shapes) -> None:
-    """Set the entries below one prefix aside if each weight has a counterpart among the others, else refuse each."""
+    """Set the entries below a prefix aside if all have counterparts elsewhere; else refuse."""
     weights = {
         name.removeprefix(prefix): draft.shape(name) for name in names if draft.has_weight(name)
     }

@@ -51,7 +51,7 @@ class NotFoldableError(Exception):
 
 @dataclass(frozen=True)
 class Fold:
-    """A weight, and a bound on the Frobenius norm of its difference from what its parts define exactly."""
+    """A weight, and a bound on the Frobenius norm of its error against what its parts define."""
 
     weight: Numbers
     error: float = 0.0
@@ -300,7 +300,7 @@ def _real(values: Numbers) -> HostFloats:
 
 
 def _scaled(values: Numbers) -> tuple[HostFloats, int]:
-    """Return values with the largest in [1, 2), and the exponent of the power of two that gives them back."""
+    """Return values with the largest in [1, 2), and the exponent of two that gives them back."""
     wide = values.astype(np.float64)
     largest = float(np.max(np.abs(wide), initial=0.0))
     exponent = math.frexp(largest)[1] - 1 if largest else 0

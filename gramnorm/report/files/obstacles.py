@@ -89,12 +89,18 @@ def recurs(name: Name) -> bool:
 
 
 def second_network(name: Name) -> bool:
-    """Say whether this is an array of a network that comes with another one: a teacher, a critic."""
+    """Say whether this is an array of a network that comes with another one.
+
+    A teacher, a critic.
+    """
     return any(_SECOND.fullmatch(part) for part in name.parts)
 
 
 def embeds(name: Name) -> bool:
-    """Say whether a matrix of this name is a table that is looked up: by its layer, or its own word."""
+    """Say whether a matrix of this name is a table that is looked up.
+
+    By its layer, or its own word.
+    """
     names = (*name.path[-1:], name.word)
     return any("patch" not in text and _EMBEDDING.fullmatch(text) for text in names)
 

@@ -51,9 +51,7 @@ _HOOKED = re.compile(
 
 
 def folded(stored: Stored) -> Stored:
-    """
-    Replace weights that are stored in parts by what they define, or by the reason why that is
-    unknown.
+    """Replace weights that are stored in parts by what they define, or by why that is unknown.
 
     Parameters
     ----------
@@ -81,7 +79,7 @@ def folded(stored: Stored) -> Stored:
 
 
 def marked(contents: Contents, stored: Stored) -> Contents:
-    """Return the contents with the word and the error of its fold in each layer that `folded` made."""
+    """Return the contents with word and error of the fold in each layer that `folded` made."""
 
     def with_fold(layer: Layer) -> Layer:
         word, error = stored.folds.get(layer.name, (None, 0.0))
@@ -92,7 +90,7 @@ def marked(contents: Contents, stored: Stored) -> Contents:
 
 
 def _fold_parametrized(draft: Draft) -> None:
-    """Fold what `torch.nn.utils.parametrize` stores, if every parametrization in the chain is known."""
+    """Fold what `torch.nn.utils.parametrize` stores, if all parametrizations are known."""
     groups: dict[str, dict[str, str]] = {}
     for name in draft:
         if found := _PARAMETRIZED.fullmatch(name):

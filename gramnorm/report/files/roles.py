@@ -1,4 +1,6 @@
-"""What the arrays of a weight file are: layers, what changes no Lipschitz constant, or something not understood.
+"""What the arrays of a weight file are.
+
+Layers, what changes no Lipschitz constant, or something not understood.
 
 An array is taken for the weight of a layer if its name says so, and its type, its shape and its
 companions (a bias, the statistics of a batch norm) agree.  What contradicts itself fails by name;
@@ -159,7 +161,7 @@ class _File:
     # Batch normalisation.
 
     def _batch_norms(self) -> dict[str, Layer | None]:
-        """Return the layer by the name of its scale (or its variance, without one), and None by those of the rest."""
+        """Return the layer by the name of its scale (else its variance), None by the others."""
         found: dict[str, Layer | None] = {}
         for text, values in self.stored.arrays.items():
             name = self.names[text]
@@ -183,7 +185,7 @@ class _File:
         return next((text for text in texts if text is not None), None)
 
     def _is_whole(self, variance: Name) -> bool:
-        """Say whether a variance without a scale is all there is of a batch norm, and not of a distribution."""
+        """Say whether a variance without a scale is a batch norm's, and not a distribution's."""
         path = variance.path
         doubled = any(self.counts[Name(path, word)] > 1 for word in SCALES)
         unusable = any(self.names[text].path == path for text in self.stored.unusable)
@@ -212,7 +214,7 @@ class _File:
         return verdict
 
     def _given(self) -> Collection[str]:
-        """Return the names of arrays that are there because the user put them there by themselves."""
+        """Return the names of arrays that the user put there by themselves."""
         arrays = self.stored.arrays
         if len(arrays) == 1 and not self.stored.unusable:
             (text,) = arrays
@@ -289,11 +291,10 @@ class _File:
         return None if text is None or shared else self.stored.arrays[text]
 
     def _squeezes(self, name: Name) -> bool:
-        """
-        Say whether this is ``fc1`` or ``fc2`` of a squeeze and excitation, as torchvision names
-        them.
+        """Say whether this is ``fc1`` or ``fc2`` of a squeeze and excitation.
 
-        Both have one tap, and the first has fewer outputs than inputs; that of a perceptron has
+        These are the names of torchvision. Both have one tap, and the first has fewer outputs than
+        inputs; that of a perceptron has
         more.
         """
         if name.path[-1:] not in (("fc1",), ("fc2",)):

@@ -47,9 +47,7 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 
 def read_safetensors(stream: IO[bytes]) -> Stored:
-    """
-    Read the tensors of a safetensors file; of its metadata only "format", which names the writer's
-    library.
+    """Read the tensors of a safetensors file; of its metadata only "format", the writer's library.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ _DESCRIPTIVE = (
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Keywords of `gramnorm.conv_norm_bracket` by name of array (and "shape", if stated), and how layers are joined."""
+    """Keywords of `conv_norm_bracket` by array ("shape" too, if stated), and how layers join."""
 
     geometry: dict[str, dict[str, Any]]
     network: Any = None

@@ -58,9 +58,7 @@ def is_checkpoint(archive: zipfile.ZipFile) -> bool:
 
 
 def read_torch(archive: zipfile.ZipFile, stream: IO[bytes], name: str) -> Stored:
-    """
-    Read the tensors of a checkpoint: a dict of tensors, one dict of tensors within a dict, or one
-    tensor.
+    """Read the tensors of a checkpoint: one, a dict of them, or one such dict within a dict.
 
     Parameters
     ----------
@@ -223,7 +221,10 @@ def _reason_to_fail(tensor: Any) -> str | None:
 
 
 def _array(tensor: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return the values as a NumPy array; what NumPy has no type for in the next wider one, which holds it."""
+    """Return the values as a NumPy array.
+
+    What NumPy has no type for in the next wider one, which holds it.
+    """
     tensor = tensor.detach().resolve_conj().resolve_neg()
     name = str(tensor.dtype)
     if name.endswith("bfloat16"):

@@ -80,7 +80,10 @@ def _first_stop(inputs: Sequence[_Tensor | None]) -> str | None:
 
 
 class _Walk:
-    """One pass over the nodes: what each tensor is, the steps of the network, the layers by name."""
+    """One pass over the nodes.
+
+    What each tensor is, the steps of the network, the layers by name.
+    """
 
     def __init__(self, model: Any) -> None:
         self.graph = model.graph
@@ -321,7 +324,7 @@ class _Walk:
         return names or ({label} if computed or named else set())
 
     def _inner_weights(self, graphs: Sequence[Any]) -> Iterator[str]:
-        """Yield the stored arrays that graphs within nodes read, empty texts for those they hold."""
+        """Yield the stored arrays that inner graphs read, empty texts for those they hold."""
         for graph in graphs:
             read = (self.tensors.get(name) for node in graph.node for name in node.input)
             yield from (

@@ -1,0 +1,148 @@
+"""Certified brackets of large sparse matrices against what SciPy's users call: `svds`, from below.
+
+Differential operators on grids, graphs, counts, random matrices, a tomograph: made here, from a fixed seed.  The
+bracket is asked for a gap of 1e-6, ARPACK for a tolerance of 1e-10; PROPACK and LOBPCG run where they end in a minute.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import gramnorm as gn
+from benchmarks.devices import AbsentError, Device
+from benchmarks.rivals import library
+from benchmarks.tables import Table
+from benchmarks.timing import aim, race
+
+GOAL = 1.5
+
+
+def stencil(n: int, values: dict[tuple[int, int], float]) -> Any:
+    """Return the operator on n x n samples, zero beyond, that adds up neighbours times values."""
+    sp = library("scipy.sparse", "scipy")
+    shifts = {k: sp.diags_array([np.ones(n - abs(k))], offsets=[k]) for k in range(-2, 3)}
+    return sum(v * sp.kron(shifts[i], shifts[j]) for (i, j), v in values.items()).tocsr()
+
+
+def laplacian(n: int) -> Any:
+    """Return the five-point Laplacian."""
+    return stencil(n, {(0, 0): 4, (1, 0): -1, (-1, 0): -1, (0, 1): -1, (0, -1): -1})
+
+
+def biharmonic(n: int) -> Any:
+    """Return the square of the Laplacian."""
+    return (laplacian(n) @ laplacian(n)).tocsr()
+
+
+def convection(n: int) -> Any:
+    """Return diffusion with a drift: no change of bases takes its signs away."""
+    drift = {(0, 0): 4.0, (1, 0): 0.5, (-1, 0): -2.5, (0, 1): 0.4, (0, -1): -2.4}
+    return stencil(n, drift)
+
+
+def gradient(n: int) -> Any:
+    """Return forward differences along both axes, zero beyond."""
+    sp = library("scipy.sparse", "scipy")
+    return sp.vstack([stencil(n, {(0, 0): -1, (1, 0): 1}), stencil(n, {(0, 0): -1, (0, 1): 1})])
+
+
+def random(shape: tuple[int, int], per_row: int, draw: Callable[..., Any]) -> Any:
+    """Return random entries, so many a row on average."""
+    sp = library("scipy.sparse", "scipy")
+    rng = np.random.default_rng(0)
+    x = sp.random_array(shape, density=per_row / shape[1], rng=rng, format="csr")
+    x.data = np.asarray(draw(rng, x.nnz), dtype=np.float64)
+    return x
+
+
+def power_law(n: int, edges: int) -> Any:
+    """Return the adjacency of a directed graph whose degrees have heavy tails."""
+    sp = library("scipy.sparse", "scipy")
+    rng = np.random.default_rng(0)
+    ends = [(rng.pareto(a, edges) * 20).astype(int) % n for a in (1.2, 1.5)]
+    return sp.coo_array((np.ones(edges), tuple(ends)), shape=(n, n)).tocsr()
+
+
+def tomograph(n: int, angles: int) -> Any:
+    """Return parallel rays through n x n pixels: samples along each ray, each given to the nearest pixel."""
+    sp = library("scipy.sparse", "scipy")
+    offsets = np.arange(n) - (n - 1) / 2
+    theta = np.pi * np.arange(angles)[:, None, None] / angles
+    along, across = offsets[None, None, :], offsets[None, :, None]
+    x = np.rint(across * np.cos(theta) - along * np.sin(theta) + (n - 1) / 2).astype(int)
+    y = np.rint(across * np.sin(theta) + along * np.cos(theta) + (n - 1) / 2).astype(int)
+    ray = np.broadcast_to(np.arange(angles * n).reshape(angles, n, 1), x.shape)
+    inside = (x >= 0) & (x < n) & (y >= 0) & (y < n)
+    places = ray[inside], (x * n + y)[inside]
+    return sp.coo_array((np.ones(len(places[0])), places), shape=(angles * n, n * n)).tocsr()
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    "Laplacian, 200 x 200": partial(laplacian, 200),
+    "gradient, 300 x 300": partial(gradient, 300),
+    "biharmonic, 100 x 100": partial(biharmonic, 100),
+    "convection and diffusion, 200 x 200": partial(convection, 200),
+    "non-negative, 20000, 2 a row": lambda: random(
+        (20000, 20000), 2, lambda r, k: r.uniform(size=k)
+    ),
+    "counts, 100000 x 50000": lambda: random((100000, 50000), 1, lambda r, k: r.poisson(2, k) + 1),
+    "power law, 50000": partial(power_law, 50000, 300000),
+    "tomograph, 128 x 128, 90 angles": partial(tomograph, 128, 90),
+    "normal, 20000, 2 a row": lambda: random((20000, 20000), 2, lambda r, k: r.standard_normal(k)),
+    "signs, 5000, 20 a row": lambda: random((5000, 5000), 20, lambda r, k: r.choice([-1, 1], k)),
+}
+DEAR = ("signs, 5000, 20 a row",)  # beyond the reach of the moduli: no goal
+SOLVERS = {"ARPACK": 10**5, "PROPACK": 300, "LOBPCG": 300}
+
+
+def svds(x: Any, solver: str, tol: float) -> Callable[[], Any]:
+    """Return the largest singular value by one of SciPy's solvers; NaN where it gives up."""
+    linalg = library("scipy.sparse.linalg", "scipy")
+    options = {"k": 1, "tol": tol, "return_singular_vectors": False, "rng": 0}
+
+    def call() -> float:
+        try:
+            found = linalg.svds(x, solver=solver.lower(), maxiter=SOLVERS[solver], **options)
+        except Exception:
+            return float("nan")
+        return float(found[-1])
+
+    return call
+
+
+def sparse(device: Device) -> Iterator[Table]:
+    """Time brackets of sparse matrices against `svds`; a table for ARPACK, one for the others and one for size."""
+    if device.name != "numpy":
+        msg = "for SciPy's sparse matrices"
+        raise AbsentError(msg)
+    for solver in SOLVERS:
+        rows = []
+        for case, make in CASES.items():
+            x = make()
+            theirs = svds(x, solver, 1e-10)
+            rows.append({"case": case} | _race(x, 1e-6, theirs, device))
+            if case not in DEAR and solver == "ARPACK":
+                rows[-1] |= aim(rows[-1]["ratio"], GOAL)
+        title = f"Large sparse matrices against svds by {solver}, tolerance 1e-10"
+        yield Table(f"sparse_{solver.lower()}", title, rows, [])
+    x = laplacian(1000)
+    row = {"case": "Laplacian, 1000 x 1000, gap 1e-3"}
+    row |= _race(x, 1e-3, svds(x, "ARPACK", 1e-3), device)
+    row |= aim(row["ratio"], 0.1)
+    yield Table("sparse_million", "A million unknowns against svds, tolerance 1e-3", [row], [])
+
+
+def _race(x: Any, rtol: float, theirs: Callable[[], Any], device: Device) -> dict[str, Any]:
+    ours = partial(gn.matrix_norm_bracket, x, rtol=rtol)
+    bracket, value = ours(), theirs()
+    gap = float(bracket.upper / bracket.lower - 1)
+    cells = {
+        "gap": gap,
+        "converged": bool(bracket.converged),
+        "theirs / upper": value / bracket.upper,
+    }
+    return race(ours, theirs, device).cells | {
+        k: float(v) if k != "converged" else v for k, v in cells.items()
+    }

@@ -1,0 +1,257 @@
+"""The certified supremum of the norm of a wide symbol, by one factorisation for each cell.
+
+Estimates for all cells together and a local ascent say where the lower bound L is and how large a
+cell may be: Theorem 10 (docs/theory.md) closes a cell of half width w with centre c as soon as
+
+    ||F(c)|| <= (1 + rtol) L cos(w),    that is w <= arccos(||F(c)|| / ((1 + rtol) L)).
+
+So a cell is cut into as many parts as its estimate asks for, and one that is small enough is closed
+by one factorisation of tau^2 I - G(c) (Lemma 19).  Only this, and the quotient that is L, proves
+anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gramnorm._arrays import limits
+from gramnorm._arrays.types import HostBools, HostFloats, HostInts
+from gramnorm._conv.cells import Cells
+from gramnorm._conv.estimates import HostVectors
+from gramnorm._conv.squared import FINEST, Squared, snapped
+from gramnorm._rigour.model import down, up
+
+FIRST_STEPS, CHILD_STEPS, MORE_STEPS = 10, 4, 12
+"""Lanczos steps at the first centres, at those of parts, and after a failure."""
+
+DOUBTFUL = 1.1
+"""Times w up to which what is needed is estimated once more before a factorisation is tried."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """A bracket of the supremum, where `lower` is attained, and the factorisations spent."""
+
+    lower: float
+    upper: float
+    turns: HostFloats
+    block: int
+    cost: int
+
+
+def supremum(
+    squares: Sequence[Squared],
+    kernel_size: tuple[int, ...],
+    *,
+    half: bool,
+    rtol: float,
+    most: float,
+    is_flat: Callable[[float], bool],
+) -> Peak:
+    """Bracket the supremum over all frequencies and blocks, crudely where that takes too long.
+
+    Parameters
+    ----------
+    squares : sequence of Squared
+        The blocks; their taps have positions from 0 to ``kernel_size - 1``.
+    half : bool
+        Whether frequencies of opposite signs have the same norms.
+    most : float
+        Factorisations that are worth it.
+    is_flat : callable
+        Asked, for a lower bound, whether the norm is hardly lower anywhere: there are better ways.
+    """
+    return _Search(squares, kernel_size, half, rtol).run(most, is_flat)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Open:
+    """Open cells of one block: centres in turns, sizes relative to the first cells, estimates."""
+
+    centres: HostFloats
+    sizes: HostFloats
+    norms: HostFloats
+    vectors: HostVectors
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def take(self, chosen: HostBools | HostInts) -> _Open:
+        parts = (getattr(self, field.name)[chosen] for field in dataclasses.fields(self))
+        return _Open(*parts)
+
+    def again(self, square: Squared, chosen: HostInts, steps: int) -> _Open:
+        """Return the cells with sharper estimates at the chosen ones."""
+        if not chosen.size:
+            return self
+        norms, vectors = self.norms.copy(), self.vectors.copy()
+        found = square.estimator.at(self.centres[chosen], steps, vectors[chosen])
+        norms[chosen], vectors[chosen] = found
+        return dataclasses.replace(self, norms=norms, vectors=vectors)
+
+
+class _Search:
+    def __init__(
+        self, squares: Sequence[Squared], kernel_size: tuple[int, ...], half: bool, rtol: float
+    ) -> None:
+        self._squares, self._rtol = squares, rtol
+        roots = Cells.cover(kernel_size, half=half, reach=limits.WIDE_REACH)
+        self._roots = snapped(roots.centres / roots.denominators)
+        self._reach = np.where(np.asarray(kernel_size) > 1, 1 / roots.denominators, 0.0)
+        self._rates = (np.asarray(kernel_size) - 1) * math.pi  # of the angle w, per turn
+        self._diamond = np.flatnonzero(self._reach > 0)[:2]
+        self._axes = int(np.count_nonzero(self._reach))
+        self._lower, self._upper = 0.0, 0.0
+        self._turns, self._block = np.zeros(len(kernel_size)), 0
+        self._cost = 0
+
+    def run(self, most: float, is_flat: Callable[[float], bool]) -> Peak:
+        """Return the bracket.
+
+        From above it is crude if it takes more than `most` factorisations.
+        """
+        first = []
+        for square in self._squares:
+            norms, vectors = square.estimator.at(self._roots, FIRST_STEPS)
+            first.append(_Open(self._roots, np.ones(len(self._roots)), norms, vectors))
+        order = np.argsort([-np.max(cells.norms) for cells in first])
+        for block in order:
+            if block == order[0] or np.max(first[block].norms) > 0.9 * self._lower:
+                self._climb(int(block), first[block])
+        parts = np.concatenate([np.minimum(self._parts(cells), 8) for cells in first])
+        need = float(np.sum(parts**self._axes))
+        cost = 2.0 * self._squares[0].order ** 3
+        most = min(
+            most, max(limits.WIDE_FACTORS[0], min(limits.WIDE_FACTORS[1], limits.WIDE_WORK / cost))
+        )
+        if np.mean(parts == 8) > limits.WIDE_FLAT and is_flat(self._lower):
+            most = 0.0
+        for block, cells in enumerate(first):
+            if need > most or not self._close(block, cells, 2 * most):
+                crude = max(square.sum_bound for square in self._squares)
+                return dataclasses.replace(self._peak(), upper=crude)
+        return self._peak()
+
+    def _peak(self) -> Peak:
+        upper = max(self._upper, self._lower)
+        return Peak(self._lower, upper, self._turns, self._block, self._cost)
+
+    @property
+    def _target(self) -> float:
+        return down((1 + self._rtol) * self._lower)
+
+    def _width(self, sizes: HostFloats) -> HostFloats:
+        """Return w of cells of some sizes, rounded up: centres may be off by 16 / FINEST turns."""
+        reach = self._rates * self._reach
+        inner = max((reach[a] for a in self._diamond), default=0.0)
+        w = inner + sum(reach[a] for a in range(len(reach)) if a not in self._diamond)
+        return np.asarray(up(w * sizes + float(np.sum(self._rates)) * 16 / FINEST))
+
+    def _need(self, norms: HostFloats) -> HostFloats:
+        """Return the largest w with which cells can be closed, by the estimates of their norms."""
+        share = norms * (1 + self._rtol / 8) / self._target
+        return np.asarray(np.arccos(np.minimum(share, 1.0)))
+
+    def _parts(self, cells: _Open) -> HostFloats:
+        """Return into how many parts per axis cells should be cut."""
+        need = np.maximum(self._need(cells.norms), 0.5 * math.sqrt(self._rtol))
+        return np.maximum(np.ceil(self._width(cells.sizes) / need), 1.0)
+
+    def _climb(self, block: int, cells: _Open) -> None:
+        """Raise the lower bound by local maxima beside the best cells."""
+        square, best = self._squares[block], np.argsort(-cells.norms)[: limits.WIDE_CLIMBS]
+        tops, vectors = square.estimator.climb(cells.centres[best], cells.vectors[best])
+        for turns, v in zip(snapped(tops), vectors, strict=True):
+            lower = square.quotient(turns, v)
+            if lower > self._lower or self._cost == 0:
+                self._lower, self._turns, self._block = max(lower, self._lower), turns, block
+            self._cost += 1
+
+    def _close(self, block: int, cells: _Open, most: float) -> bool:
+        """Bound the norm in all cells of a block; say whether `most` factorisations were enough."""
+        square = self._squares[block]
+        while len(cells):
+            if self._cost > most:
+                return False
+            if np.max(cells.norms) > (1 + self._rtol / 16) * self._lower:
+                self._climb(block, cells)
+            w = self._width(cells.sizes)
+            cells = self._sharpened(square, cells, w)
+            need = self._need(cells.norms)
+            tried = np.flatnonzero(need >= w)
+            tried = tried[np.argsort(w[tried] / need[tried])]  # failures are dear, unless together
+            upper = self._tried(square, cells.take(tried))
+            closed = np.zeros(len(cells), dtype=np.bool_)
+            closed[tried] = upper < np.inf
+            self._upper = max(self._upper, float(np.max(upper[upper < np.inf], initial=0.0)))
+            failed = tried[~(upper < np.inf)]
+            cells = cells.again(square, failed, MORE_STEPS)  # the estimates were too low
+            # cells this small are open because of rounding, which splitting does not mend
+            small = ~closed & (np.cos(w) * (1 + self._rtol / 16) >= 1)
+            if np.any(small):
+                self._settle(square, cells.take(small))
+            rest = cells.take(~(closed | small))
+            cells = self._split(square, rest) if len(rest) else rest
+        return True
+
+    def _sharpened(self, square: Squared, cells: _Open, w: HostFloats) -> _Open:
+        """Renew the estimates of cells that may be small enough or not."""
+        need = self._need(cells.norms)
+        doubtful = np.flatnonzero((need >= w) & (need < DOUBTFUL * w))
+        return cells.again(square, doubtful, CHILD_STEPS)
+
+    def _tried(self, square: Squared, cells: _Open) -> HostFloats:
+        """Return bounds on the norm in cells that one factorisation closes; else inf."""
+        cosine = down(np.cos(self._width(cells.sizes)))
+        self._cost += len(cells)
+        norms = cells.norms * (1 + self._rtol / 8)
+        return up(square.norm_bounds(cells.centres, down(self._target * cosine), norms) / cosine)
+
+    def _settle(self, square: Squared, cells: _Open) -> None:
+        """Bound the norm in cells that no splitting would help, as sharply as it can be had."""
+        left = np.arange(len(cells))
+        excess = self._rtol
+        while left.size and excess < 4:
+            some = cells.take(left)
+            cosine = down(np.cos(self._width(some.sizes)))
+            targets = np.maximum(some.norms, self._lower) * (1 + excess)
+            self._cost += len(left)
+            upper = up(square.norm_bounds(some.centres, targets, targets) / cosine)
+            good = upper < np.inf
+            self._upper = max(self._upper, float(np.max(upper[good], initial=0.0)))
+            left, excess = left[~good], 2 * excess
+        if left.size:
+            self._upper = max(self._upper, square.sum_bound)
+
+    def _split(self, square: Squared, cells: _Open) -> _Open:
+        """Cut cells into as many parts as they need; estimate the norms at their centres."""
+        parts = np.clip(self._parts(cells), 2, limits.WIDE_PARTS).astype(np.int64)
+        centres, sizes, origin = [], [], []
+        for count in np.unique(parts):
+            chosen = np.flatnonzero(parts == count)
+            moves = self._moves(int(count))
+            scaled = cells.sizes[chosen, None, None] * moves * self._reach
+            centres.append((cells.centres[chosen, None, :] + scaled).reshape(-1, moves.shape[1]))
+            sizes.append(np.repeat(cells.sizes[chosen] / count, len(moves)))
+            origin.append(np.repeat(chosen, len(moves)))
+        where = np.concatenate(origin)
+        turns = snapped(np.concatenate(centres))
+        norms, vectors = square.estimator.at(turns, CHILD_STEPS, cells.vectors[where])
+        return _Open(turns, np.concatenate(sizes), norms, vectors)
+
+    def _moves(self, count: int) -> HostFloats:
+        """Return the centres of the parts of a cell that reaches one unit along each axis."""
+        places = (2 * np.arange(count) + 1 - count) / count
+        axes = [places if r > 0 else np.zeros(1) for r in self._reach]
+        moves = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+        if len(self._diamond) == 2:  # places along the diagonals of the diamond
+            a, b = self._diamond
+            moves[:, a], moves[:, b] = (
+                (moves[:, a] + moves[:, b]) / 2,
+                (moves[:, a] - moves[:, b]) / 2,
+            )
+        return moves

@@ -1,0 +1,270 @@
+"""Wide symbols: one factorisation for each cell, and what each of its error terms is for."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+import gramnorm as gn
+from gramnorm._arrays import limits
+from gramnorm._conv import factored
+from gramnorm._conv.squared import Squared, snapped
+from gramnorm._matrix import definite
+from gramnorm._rigour import model
+from tests.harness import families
+
+pytestmark = pytest.mark.no_backend
+
+
+@pytest.fixture
+def all_are_wide(monkeypatch):
+    monkeypatch.setattr(limits, "WIDE_COLUMNS", 1)
+    monkeypatch.setattr(limits, "FACTORED_COLUMNS", 1)
+
+
+def taps_and_offsets(kernel):
+    count = math.prod(kernel.shape[2:])
+    offsets = np.stack(np.unravel_index(np.arange(count), kernel.shape[2:]), axis=-1)
+    taps = kernel.reshape(*kernel.shape[:2], count).transpose(2, 0, 1)
+    return np.ascontiguousarray(taps), offsets.astype(np.int64)
+
+
+def symbols(kernel, turns):
+    """Return F at frequencies, in double precision, by its definition."""
+    taps, offsets = taps_and_offsets(kernel)
+    return np.tensordot(np.exp(2j * np.pi * (turns @ offsets.T)), taps, axes=1)
+
+
+def largest_on_grid(kernel, n, groups=1):
+    """Return the largest norm on a grid of n points per axis, by singular values."""
+    axes = kernel.ndim - 2
+    turns = np.asarray(list(itertools.product(np.arange(n) / n, repeat=axes)))
+    parts = np.split(kernel, groups)
+    return max(float(np.linalg.norm(symbols(k, turns), 2, axis=(1, 2)).max()) for k in parts)
+
+
+def noise(shape, dtype="float64", seed=0):
+    rng = np.random.default_rng(seed)
+    kernel = rng.standard_normal(shape) / math.prod(shape[1:]) ** 0.5
+    if np.dtype(dtype).kind == "c":
+        kernel = kernel + 1j * rng.standard_normal(shape) / math.prod(shape[1:]) ** 0.5
+    return kernel.astype(dtype)
+
+
+CASES = {
+    "square": ((64, 64, 3, 3), {}),
+    "tall": ((70, 50, 3, 2), {}),
+    "flat": ((48, 90, 2, 3), {}),
+    "one axis": ((64, 64, 5), {}),
+    "three axes": ((48, 48, 2, 1, 2), {"rtol": 1e-2}),
+    "two groups": ((96, 48, 3, 2), {"groups": 2}),
+    "strided": ((60, 20, 3, 3), {"stride": 2}),
+    "many columns": ((130, 130, 2, 2), {"rtol": 1e-2}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("name", CASES)
+def test_bracket_of_every_size_holds_and_is_narrow(name, dtype):
+    shape, options = CASES[name]
+    kernel = noise(shape, dtype)
+    bracket = gn.conv_norm_bracket(kernel, **options)
+    assert bracket.converged
+    if "stride" in options:
+        rows = [kernel[:, :, i::2, j::2] for i in range(2) for j in range(2)]
+        whole = np.zeros((60, 80, 2, 2), kernel.dtype)
+        for k, part in enumerate(rows):
+            whole[:, 20 * k : 20 * k + 20, : part.shape[2], : part.shape[3]] = part
+        kernel = whole
+    found = largest_on_grid(kernel.astype(np.complex128), 12, options.get("groups", 1))
+    assert found <= float(bracket.upper)
+    # at the frequency it names the lower bound is attained
+    if "stride" not in options:
+        turns = np.asarray(bracket.frequency)[None] / (2 * np.pi)
+        parts = np.split(kernel.astype(np.complex128), options.get("groups", 1))
+        attained = max(float(np.linalg.norm(symbols(k, turns)[0], 2)) for k in parts)
+        assert float(bracket.lower) <= attained * (1 + 1e-6)
+        assert attained <= float(bracket.lower) * (1 + 1e-3)
+
+
+def test_known_supremum():
+    # a matrix times the taps [1, 2, 1]: norm 4 of it, at frequency 0
+    matrix = noise((64, 64))
+    taps = np.asarray([1.0, 2.0, 1.0])
+    bracket = gn.conv_norm_bracket(matrix[:, :, None] * taps, rtol=1e-6)
+    norm = 4 * np.linalg.norm(matrix, 2)
+    assert bracket.lower <= norm * (1 + 1e-14)
+    assert norm * (1 - 1e-14) <= bracket.upper
+    assert bracket.converged
+    assert abs(float(bracket.frequency[0])) < 1e-3
+
+
+@pytest.mark.parametrize("exponent", [-900, -100, 0, 100, 900])
+def test_scales_by_powers_of_two_do_not_matter(exponent):
+    kernel = noise((50, 50, 2, 2))
+    plain, scaled = (gn.conv_norm_bracket(kernel * 2.0**e) for e in (0, exponent))
+    assert float(scaled.lower) == float(plain.lower) * 2.0**exponent
+    assert float(scaled.upper) == float(plain.upper) * 2.0**exponent
+
+
+def test_channels_of_very_different_scales():
+    rng = np.random.default_rng(2)
+    scales = 2.0 ** rng.integers(-300, 0, 64)
+    kernel = noise((64, 64, 3, 3)) * scales[:, None, None, None] * scales[None, :, None, None]
+    bracket = gn.conv_norm_bracket(kernel)
+    assert bracket.converged
+    assert largest_on_grid(kernel, 12) <= float(bracket.upper)
+
+
+@pytest.mark.parametrize("n", [4, 7, 12, 20])
+@pytest.mark.parametrize("kind", ["noise", "smooth", "nearly orthogonal"])
+def test_circle_is_the_largest_norm_on_its_grid(kind, n):
+    kernel = noise((100, 100, 3, 3))
+    if kind == "smooth":
+        kernel = kernel[:, :, :1, :1] * np.ones((3, 3)) + 0.1 * kernel
+    elif kind == "nearly orthogonal":
+        rows = np.linalg.qr(noise((100, 100)))[0]
+        kernel = 0.01 * kernel
+        kernel[:, :, 1, 1] += rows
+    bracket = gn.conv_norm_bracket(kernel, (n, n), padding_mode="circular")
+    norm = largest_on_grid(kernel, n)
+    assert float(bracket.lower) <= norm * (1 + 1e-13)
+    assert norm * (1 - 1e-13) <= float(bracket.upper)
+    assert bracket.converged
+
+
+def test_square_is_formed_to_within_its_error():
+    for dtype in ("float64", "complex128"):
+        kernel = noise((70, 65, 3, 2), dtype)
+        square = Squared(*taps_and_offsets(kernel))
+        turns = snapped(np.random.default_rng(1).random((3, 2)))
+        columns = square.formed(turns, np.full(3, 4.0), wide=True)
+        for index, f in enumerate(symbols(kernel, turns)):
+            exact = 4 * np.eye(65) - f.conj().T @ f
+            for (start, width), column in zip(definite.blocks_of(65), columns, strict=True):
+                off = column[index] - exact[start:, start : start + width]
+                assert np.abs(off).max() <= square.error
+
+
+@pytest.mark.parametrize("kind", [np.complex64, np.complex128])
+@pytest.mark.parametrize("order", [1, 5, 64, 65, 100, 200])
+def test_shortfall_makes_a_matrix_semidefinite(order, kind):
+    rng = np.random.default_rng(order)
+    x = rng.standard_normal((4, order, order)) + 1j * rng.standard_normal((4, order, order))
+    gram = x.conj().mT @ x
+    least = np.linalg.eigvalsh(gram)[:, :1, None]
+    shifts = np.asarray([1e-6, 1e-2, 1.0, -0.1])[:, None, None] * np.trace(gram[0]).real / order
+    matrices = (gram - (least - shifts) * np.eye(order)).astype(kind)
+    columns = [matrices[:, s:, s : s + width] for s, width in definite.blocks_of(order)]
+    shortfall, size = definite.shortfalls(columns)
+    smallest = np.linalg.eigvalsh(matrices.astype(np.complex128))[:, 0]
+    room = 1e-13 * np.linalg.norm(gram, axis=(1, 2))
+    assert np.all(shortfall + smallest >= -room)
+    assert shortfall[3] == np.inf  # this one is indefinite by a tenth
+    assert np.all(np.isfinite(shortfall[1:3]))
+    moduli = np.linalg.norm(np.abs(matrices), 2, axis=(1, 2))
+    assert np.all(moduli <= size * (1 + 1e-6))
+
+
+def test_product_and_factor_that_lie_are_found_out(monkeypatch):
+    # whatever a library returns for the small blocks is measured, not believed
+    rest = 0.01 * noise((80, 80))
+    gram = np.eye(80) * 2.0 + rest + rest.T
+    columns = [gram[None, s:, s : s + w].astype(complex) for s, w in definite.blocks_of(80)]
+    true, _ = definite.shortfalls(columns)
+    cholesky = np.linalg.cholesky
+    monkeypatch.setattr(np.linalg, "cholesky", lambda a: 1.1 * cholesky(a))
+    false, _ = definite.shortfalls(columns)
+    assert true[0] < 1e-10
+    assert false[0] > 0.1
+
+
+def nearly_indefinite(seed):
+    """Return a complex64 matrix of order 96 whose Schur complement is about what rounding loses.
+
+    A column b of the second block beside the identity: the matrix is semidefinite if c >= b . b.
+    """
+    b = np.random.default_rng(seed).uniform(0.5, 1, 32).astype(np.float32)
+    c = np.nextafter(np.float32(b.astype(float) @ b.astype(float)), np.float32(0))
+    matrix = 20 * np.eye(96, dtype=np.complex64)
+    matrix[:32, :32] = np.eye(32)
+    matrix[:32, 32], matrix[32, :32], matrix[32, 32] = b, b, c
+    return matrix
+
+
+def seeds_with_a_violation():
+    found = 0
+    for seed in range(200):
+        matrix = nearly_indefinite(seed)
+        columns = [matrix[None, s:, s : s + w] for s, w in definite.blocks_of(96)]
+        shortfall, _ = definite.shortfalls(columns)
+        found += shortfall[0] + np.linalg.eigvalsh(matrix.astype(complex))[0] < -1e-12
+    return found
+
+
+def test_rounding_of_products_counts(monkeypatch):
+    assert seeds_with_a_violation() == 0
+    monkeypatch.setattr(model.Precision, "kappa", lambda *_: 0.0)
+    monkeypatch.setattr(model.Precision, "gamma", lambda *_: 0.0)
+    assert seeds_with_a_violation() > 0
+
+
+def test_rounding_of_the_stored_matrix_counts():
+    kernel = noise((70, 65, 3, 2))
+    square = Squared(*taps_and_offsets(kernel))
+    turns = snapped(np.random.default_rng(1).random((1, 2)))
+    wide, narrow = (square.formed(turns, np.full(1, 9.0), wide=w) for w in (True, False))
+    off = max(float(np.abs(a - b).max()) for a, b in zip(wide, narrow, strict=True))
+    _, size = definite.shortfalls(narrow)
+    assert square.error < off <= 2.02 * 2.0**-24 * size[0]
+
+
+def test_error_of_the_sum_is_not_idle():
+    kernel = noise((70, 65, 3, 2))
+    square = Squared(*taps_and_offsets(kernel))
+    turns = snapped(np.random.default_rng(1).random((3, 2)))
+    columns = square.formed(turns, np.zeros(3), wide=True)
+    f = symbols(kernel, turns)
+    exact = -(f.conj().mT @ f)[:, :, : columns[0].shape[2]]
+    assert np.abs(columns[0] - exact).max() > 0
+
+
+def test_frequencies_that_were_moved_differ_by_less_than_is_added():
+    kernel = 50 * noise((100, 100, 3, 3))
+    squares = [Squared(*taps_and_offsets(kernel))]
+    numbers = np.asarray([[1, 2], [3, 3]])
+    upper = factored.norms(
+        squares,
+        numbers,
+        np.full(2, 7),
+        lambda low, high: high <= 1.001 * low,
+        lambda *_: None,
+        rtol=1e-4,
+    )
+    norms = np.linalg.norm(symbols(kernel, numbers / 7), 2, axis=(1, 2))
+    assert np.all(norms * (1 - 1e-13) <= upper)
+    assert np.all(upper <= norms * 1.002)
+
+
+@pytest.mark.parametrize("dtype", families.DTYPES)
+@pytest.mark.parametrize("name", families.KERNELS)
+def test_bounds_hold_for_every_family(name, dtype, all_are_wide):
+    for seed, shape in enumerate([(4, 3, 3, 2), (3, 5, 4), (2, 2, 2, 3)]):
+        rng = np.random.default_rng(seed)
+        kernel = families.KERNELS[name](rng, *shape[:2], shape[2:], dtype)
+        bracket = gn.conv_norm_bracket(kernel)
+        largest = float(np.abs(kernel).max())
+        if not 0 < largest < np.inf:
+            continue
+        exponent = np.frexp(largest)[1]
+        scaled = kernel.astype(np.complex128)
+        scaled = np.ldexp(scaled.real, -exponent) + 1j * np.ldexp(scaled.imag, -exponent)
+        lower, upper = (
+            float(np.ldexp(float(x), -exponent)) for x in (bracket.lower, bracket.upper)
+        )
+        found = largest_on_grid(scaled, 16)
+        assert found * (1 - 1e-12) <= upper
+        turns = np.asarray(bracket.frequency, dtype=float)[None] / (2 * np.pi)
+        # float32 frequencies are off by 2^-24 turns, which a norm feels in the second order
+        assert lower <= np.linalg.norm(symbols(scaled, turns)[0], 2) * (1 + 1e-6)
