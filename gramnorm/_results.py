@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, probes
 from gramnorm._arrays.types import Array, DType, HostBools, HostFloats, HostInts
 from gramnorm._rigour.decimals import DIGITS, decimal_text, relative_gap_above
 
@@ -221,13 +221,22 @@ def to_bracket(
     done = converged(found, rtol).reshape(shape)
     return NormBracket(
         lower=crossing.from_host(found.lower.reshape(shape), dtype=dtype, like=like),
-        upper=crossing.from_host(found.upper.reshape(shape), dtype=dtype, like=like),
+        upper=upper_array(found.upper.reshape(shape), dtype=dtype, like=like),
         converged=xp.asarray(done, dtype=xp.bool, device=libraries.device_of(like)),
         n_products=found.cost,
         frequency=None
         if frequency is None
         else crossing.from_host(frequency, dtype=dtype, like=like),
     )
+
+
+def upper_array(host: HostFloats, *, dtype: DType, like: Array) -> Array:
+    """Return upper bounds that `dtype` represents beside `like`; what is positive is read so there."""
+    tiny = dtypes.finfo(dtype).smallest_normal
+    subnormal = (host > 0) & (host < tiny)
+    if np.any(subnormal) and probes.flushes_subnormals(like, dtype):
+        host = np.where(subnormal, tiny, host)
+    return crossing.from_host(host, dtype=dtype, like=like)
 
 
 def differentiable(

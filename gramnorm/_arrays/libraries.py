@@ -17,6 +17,12 @@ import numpy.typing as npt
 from gramnorm._arrays.autodiff import without_gradient
 from gramnorm._arrays.types import Array, Device, Namespace
 
+HOST_WITH_NUMPY = True
+"""Whether arrays of PyTorch and JAX in the host's memory are computed with NumPy.
+
+Tests switch it off, so that the kernels meet these libraries where no GPU is at hand.
+"""
+
 
 def namespace_of(x: object, *, name: str) -> Namespace:
     """Return the array namespace of `x`, or explain which arrays are accepted."""
