@@ -1,7 +1,7 @@
 """Norms of a wide symbol at many frequencies, each by a factorisation at a level just high enough.
 
 Estimates say how high: what decides how sharply norms are needed is asked about ever smaller bounds
-above them, and the first that is small enough is proved (docs/theory.md, Lemma 19).  Frequencies
+above them, and the first that is small enough is proved (docs/theory.md, Lemma 23).  Frequencies
 are moved to multiples of 2^-40 turns; by
 
     ||F(theta) - F(theta')|| <= sum_k ||K_k||_F |k . (theta - theta')|

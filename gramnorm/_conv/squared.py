@@ -6,7 +6,7 @@ With H_m = sum_k K_k^H K_{k+m} the square of the symbol is (docs/theory.md, Lemm
 
 a few cosines times a table that is formed once: at each frequency it costs as much as adding up
 matrices.  If tau^2 I - G(theta) + d I >= 0, then ||F(theta)||^2 <= tau^2 + d, and a factorisation
-says how small d may be (Lemma 19).
+says how small d may be (Lemma 23).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Squared:
         return found if math.isfinite(found) else 0.0
 
     def _error_bound(self, count: int, p: int) -> float:
-        """Bound the error of the sum, of its lags, phases and additions (Lemma 19)."""
+        """Bound the error of the sum, of its lags, phases and additions (Lemma 23)."""
         prec = Precision(HOST_UNIT, 2.0**-1022, complex=not self._real)
         terms = len(self.lags) + 1
         relative = prec.kappa(count * p) + 4 * (prec.gamma(4 * terms + 8) + PHASE_ERROR)

@@ -6,7 +6,7 @@ cell may be: Theorem 10 (docs/theory.md) closes a cell of half width w with cent
     ||F(c)|| <= (1 + rtol) L cos(w),    that is w <= arccos(||F(c)|| / ((1 + rtol) L)).
 
 So a cell is cut into as many parts as its estimate asks for, and one that is small enough is closed
-by one factorisation of tau^2 I - G(c) (Lemma 19).  Only this, and the quotient that is L, proves
+by one factorisation of tau^2 I - G(c) (Lemma 23).  Only this, and the quotient that is L, proves
 anything.
 """
 

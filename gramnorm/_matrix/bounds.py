@@ -122,7 +122,7 @@ def matrix_norm_bracket(
     Notes
     -----
     **Guarantee.** ``lower <= norm <= upper`` for every input under the rounding model of the theory
-    page (Theorems 2, 6, 7 and 20, Lemma 5), converged or not. PyTorch differentiates both ends as
+    page (Theorems 2, 6, 7 and 24, Lemma 5), converged or not. PyTorch differentiates both ends as
     it does `matrix_norm_bound`.
 
     Stacks, and matrices on a GPU, go through Gram iteration [1]_: Schatten norms of growing order,

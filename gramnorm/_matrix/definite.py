@@ -2,7 +2,7 @@
 
 For *any* lower triangular R with columns in blocks, A = R R^H + D implies A + ||D|| I >= 0
 (docs/theory.md, Theorem 6).  The blocks of D are measured as they arise, and what products and
-differences may have lost is, for N products with inner lengths of h at most (Lemma 19),
+differences may have lost is, for N products with inner lengths of h at most (Lemma 23),
 
     (kappa(h) + 4 gamma_{N+2}) |R| |R|^H  entrywise,  || |R| |R|^H || <= max_i (|R| |R|^H w)_i / w_i
 

@@ -2,7 +2,7 @@
 
     ||A x|| / ||x||  <=  ||A||  <=  || |A| ||  <=  (max_j (|A|^T |A| w)_j / w_j)^(1/2)
 
-for every x and every w > 0 (docs/theory.md, Theorem 20): equal in the middle where signs take all
+for every x and every w > 0 (docs/theory.md, Theorem 24): equal in the middle where signs take all
 entries to their moduli, and equal at both ends for the leading vectors.  Connected parts are
 treated apart, the norm being the largest of theirs.  Where the moduli are too large the Gram matrix
 decides, in the cheapest form that is at hand.

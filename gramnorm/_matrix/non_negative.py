@@ -1,6 +1,6 @@
 """Matrices of moduli: an upper bound from one pair of products with a positive vector.
 
-For M >= 0 and any w > 0, with v = M w and z = M^T v  (Collatz, Wielandt; docs/theory.md, Theorem 20)
+For M >= 0 and any w > 0, with v = M w and z = M^T v  (Collatz, Wielandt; docs/theory.md, Theorem 24)
 
     ||M||^2 <= max_j z_j / w_j ,
 

@@ -1,7 +1,7 @@
 """Bounds for operators that are known by their products with vectors only.
 
 From below always; from above where the caller vouches that no entry of the matrix is negative
-(docs/theory.md, Theorem 20).
+(docs/theory.md, Theorem 24).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def operator_norm_bracket(
     Notes
     -----
     **Guarantee.** If the matrix has no negative entry, ``norm^2 <= max_j (A^T A w)_j / w_j`` for every positive vector
-    w (Collatz and Wielandt; theory page, Theorem 20), with the rounding of this function counted;
+    w (Collatz and Wielandt; theory page, Theorem 24), with the rounding of this function counted;
     what the operator's own products lose cannot be known here. That no entry is negative is the
     caller's statement: the images that are computed anyway are looked at, which finds out many
     operators but not all. Products with finitely many vectors prove nothing from above about other

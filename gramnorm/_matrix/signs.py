@@ -7,7 +7,7 @@ with
 
 exist if and only if the phases along every cycle multiply to one; then A (t w) = s (|A| w), and
 ||A|| = || |A| ||.  A spanning forest proposes them, part by part.  They are never taken for granted: what they
-prove is the image of one vector (docs/theory.md, Theorem 20).
+prove is the image of one vector (docs/theory.md, Theorem 24).
 """
 
 from __future__ import annotations
