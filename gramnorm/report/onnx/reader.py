@@ -1,13 +1,14 @@
 """Layers and a network out of an ONNX file, without trusting the file.
 
 An ONNX file is a protocol-buffer message: arrays, and nodes in an order in which each reads only
-what exists before it.  Arrays must lie in the file itself, and each must hold exactly the bytes
-that its shape needs.  Sizes follow from the shapes of the graph's inputs, carried on from node to
-node; shapes that the file states for tensors on the way are not trusted, since a constant depends
-on them.
+what exists before it.  Arrays must lie in the file itself or in one beside it, and each must hold
+exactly the bytes that its shape needs.  Sizes follow from the shapes of the graph's inputs, carried
+on from node to node; shapes that the file states for tensors on the way are not trusted, since a
+constant depends on them.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from gramnorm.report.files import contents as limits
 from gramnorm.report.files.contents import Contents, Layer, ReadError
 from gramnorm.report.network import Network, Step
 from gramnorm.report.onnx import constants, messages
+from gramnorm.report.onnx.external import Beside
 from gramnorm.report.onnx.nodes import (
     Effect,
     Fixed,
@@ -35,14 +37,17 @@ _MOST_NAMES = 5  # in a note
 _Tensor = Fixed | Varying
 
 
-def read_onnx(stream: IO[bytes]) -> Contents:
+def read_onnx(stream: IO[bytes], folder: Path | None = None) -> Contents:
     """
     Read the layers and the graph of an open ``.onnx`` file.
 
     Parameters
     ----------
     stream : binary file
-        Open for reading, at its start.
+        Open for reading, seekable.
+    folder : Path or None
+        Where the file lies: arrays that it keeps in other files are looked for there, and nowhere
+        else.  None refuses them.
 
     Returns
     -------
@@ -53,10 +58,10 @@ def read_onnx(stream: IO[bytes]) -> Contents:
     Raises
     ------
     ReadError
-        If the package onnx is missing, or the file is damaged, too large, keeps arrays outside, or
-        is not in order.
+        If the package onnx is missing, or the file is damaged, too large, not in order, or
+        keeps arrays in other files than those beside it.
     """
-    contents = _Walk(messages.parsed(stream)).contents()
+    contents = _Walk(messages.parsed(stream), folder).contents()
     failed = list(contents.failed.items())[:_MOST_NAMES]
     reasons = "; ".join(f"{name!r}: {reason}" for name, reason in failed)
     no_layer = f"there is no node {', '.join(_LAYERS)} with a stored weight in it"
@@ -82,8 +87,9 @@ def _first_stop(inputs: Sequence[_Tensor | None]) -> str | None:
 class _Walk:
     """One pass over the nodes: what each tensor is, the steps of the network, the layers by name."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, folder: Path | None = None) -> None:
         self.graph = model.graph
+        self.beside = None if folder is None else Beside(folder)
         self.tensors: dict[str, _Tensor] = {}
         self.steps: list[Step] = []
         self.layers: dict[str, Layer] = {}
@@ -160,7 +166,7 @@ class _Walk:
         """Take the stored arrays as constants."""
         for tensor in self.graph.initializer:
             messages.check_texts(tensor.name)
-            value = messages.array(tensor, tensor.name)
+            value = messages.array(tensor, tensor.name, self.beside)
             self._define(Fixed(tensor.name, value, tensor.name))
             if messages.is_matrix(tensor):
                 self.matrices.add(tensor.name)
@@ -275,7 +281,12 @@ class _Walk:
             value = node.attributes.get("value")
             if "sparse_value" in node.attributes or (value and messages.is_matrix(value)):
                 self.matrices.add(outputs[0])
-            return [Fixed(outputs[0], constants.stated(node.attributes), outputs[0])]
+            try:
+                return [Fixed(outputs[0], constants.stated(node.attributes), outputs[0])]
+            except ReadError as error:  # an array as damaged as those stored are refused for
+                if outputs[0] in self.matrices:
+                    self.refused[outputs[0]] = str(error)
+                return [Fixed(outputs[0], None, outputs[0])]
         if node.op == "Shape" and node.all_varying():
             return [Fixed(outputs[0], constants.shape_of(node))]
         require(node.op in constants.ON_CONSTANTS, without_rule(node.op))
