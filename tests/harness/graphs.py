@@ -15,6 +15,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import sys
 import time
 import traceback
@@ -654,6 +655,20 @@ def constant(model: Any, *, sizes: str | None = None) -> Constant:
     return constant_of(found.network, rows)
 
 
+def size_of(name: Any, names: dict[str, int]) -> Any:
+    """Return the size that a name stands for, by the rule that is written in it."""
+    if not isinstance(name, str) or name in names:
+        return names.get(name, name)
+    if found := re.fullmatch(r"⌊\((.*)([+-]\d+)\)/(\d+)⌋", name):
+        return (size_of(found[1], names) + int(found[2])) // int(found[3])
+    if found := re.fullmatch(r"(\d+) \* ([+-]\d+)⌊(.*)⌋", name):
+        return int(found[1]) * size_of(found[3], names) + int(found[2])
+    if found := re.fullmatch(r"\w+\((\d+), (\d+), (\d+)\)⌊(.*)⌋", name):
+        reach, stride, pads = map(int, found.groups()[:3])
+        return int((size_of(found[4], names) + pads - reach) / stride) + 1  # towards zero
+    return -1
+
+
 def wrong_beliefs(
     model: Any, inputs: dict[str, tuple[int, ...]], rng: np.random.Generator
 ) -> Iterator[str]:
@@ -671,12 +686,12 @@ def wrong_beliefs(
     for name, value in zip(made, found, strict=True):
         tensor = walk.tensors[name]
         if isinstance(tensor, Varying) and tensor.shape is not None and tensor.stopped is None:
-            dims = [names.get(n, -1) if isinstance(n, str) else n for n in tensor.shape]
+            dims = [size_of(n, names) for n in tensor.shape]
             fits = len(dims) == value.ndim
             if not fits or any(n not in (None, m) for n, m in zip(dims, value.shape, strict=True)):
                 yield f"{name}: believed shape {tensor.shape}, true {value.shape}"
         if isinstance(tensor, Fixed) and tensor.value is not None:
-            believed = np.vectorize(lambda v: names.get(v, v), otypes=[value.dtype])(tensor.value)
+            believed = np.vectorize(lambda v: size_of(v, names), otypes=[value.dtype])(tensor.value)
             if believed.shape != value.shape or not np.array_equal(believed, value, equal_nan=True):
                 yield f"{name}: folded to {tensor.value!r}, true {value!r}"
 

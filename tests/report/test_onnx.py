@@ -906,7 +906,7 @@ class TestOddities:
     def test_a_refused_layer_is_a_hole_in_the_product(
         self, read: Any, tmp_path: Path, capsys: Any
     ) -> None:
-        nodes = [node("Conv", "x w", "z", auto_pad="SAME_UPPER"), node("MatMul", "z v")]
+        nodes = [node("Conv", "x w", "z", auto_pad="ELSE"), node("MatMul", "z v")]
         model = model_of(nodes, shape=(1, 1, "n"), w=100 * some(1, 1, 3), v=np.eye(4, dtype="f4"))
         found = read(model)
         assert [layer.name for layer in found.layers] == ["v"]

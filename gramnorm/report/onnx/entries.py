@@ -18,6 +18,7 @@ from gramnorm.report.onnx.nodes import (
     Shape,
     Values,
     broadcast,
+    readable,
     repeats,
     require,
     shape_text,
@@ -71,7 +72,7 @@ def gelu(node: Node) -> float:
     """Return the largest slope of Gelu."""
     slopes = {b"none": 1.129, b"tanh": 1.13}
     approximation = node.attributes.get("approximate", b"none")
-    require(approximation in slopes, f"approximate is {approximation!r}")
+    require(approximation in slopes, f"approximate is {readable(approximation)}")
     return slopes[approximation]
 
 

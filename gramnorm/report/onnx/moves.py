@@ -20,7 +20,9 @@ from gramnorm.report.onnx.nodes import (
     axes_from_front,
     axis_from_front,
     product_of,
+    quotient_below,
     quotient_of,
+    readable,
     require,
     shape_text,
 )
@@ -106,7 +108,7 @@ def unsqueezed(node: Node, shape: tuple[Dim, ...]) -> Shape:
 def padded(node: Node) -> Effect:
     """Rule of Pad with a constant; negative amounts cut off."""
     mode, shape = node.attributes.get("mode", b"constant"), node.only_varying().shape
-    require(mode == b"constant", f"mode {mode!r} repeats entries")
+    require(mode == b"constant", f"mode {readable(mode)} repeats entries")
     pads = node.indices("pads", 1, None)
     if shape is None or pads is None or len(pads) != 2 * len(shape) or len(node.inputs) > 3:
         return Effect({0: 1.0}, (None,))
@@ -121,6 +123,8 @@ def _padded(n: Dim, before: Dim, after: Dim) -> Dim:
         return n
     if isinstance(n, int) and isinstance(before, int) and isinstance(after, int):
         return n + before + after
+    if isinstance(before, int) and isinstance(after, int):
+        return quotient_below(n, before + after, 1)
     return None
 
 

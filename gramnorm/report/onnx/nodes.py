@@ -1,7 +1,7 @@
 """What the rules for nodes of an ONNX graph speak about: nodes, what they do, attributes, shapes.
 
 A dimension is a number, the name of one, or None if nothing is known; two dimensions of one name
-are equal.  Shapes are computed with these, and where a result would need more than is known, there
+are equal.  What windows make of a named size has a name as well, such as ⌊(h+1)/2⌋.  Shapes are computed with these, and where a result would need more than is known, there
 is none or a `NotUnderstoodError`.
 
 Shapes are not left to ``onnx.shape_inference``, which trusts the file too far.  A file ends the
@@ -11,6 +11,7 @@ ceil_mode and of ConvTranspose with auto_pad.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,6 +168,11 @@ def axes_from_front(axes: Sequence[Any], rank: int) -> list[int]:
     return found
 
 
+def readable(value: Any) -> str:
+    """Return an attribute for people; texts in it are bytes."""
+    return repr(value.decode(errors="replace") if isinstance(value, bytes) else value)
+
+
 def shape_text(shape: Shape) -> str:
     """Return a shape for people."""
     if shape is None:
@@ -207,6 +213,42 @@ def quotient_of(dims: Sequence[Dim], others: Sequence[Dim]) -> Dim:
     if not names:
         return ratio
     return names[0] if len(names) == 1 and ratio == 1 else None
+
+
+_COMPUTED = re.compile(r"⌊\((.*)([+-]\d+)\)/(\d+)⌋", re.DOTALL)
+_LONGEST = 200  # characters of a name, and the divisor is below 2^63: graphs may be deep
+
+
+def name_of(text: str) -> Dim:
+    """Return the name that a file gives to a size, None if it looks like a computed one."""
+    return text if text and "⌊" not in text else None
+
+
+def _named(text: str) -> Dim:
+    return text if len(text) <= _LONGEST else None
+
+
+def quotient_below(n: Dim, shift: int, divisor: int) -> Dim:
+    """Return ⌊(n + shift) / divisor⌋ of a named size.
+
+    Names are equal if the sizes are: ⌊(⌊(n + a)/s⌋ + b)/t⌋ = ⌊(n + a + b s)/(s t)⌋.
+    """
+    if not isinstance(n, str):
+        return None
+    if inner := _COMPUTED.fullmatch(n):
+        n, shift, divisor = (
+            inner[1],
+            int(inner[2]) + shift * int(inner[3]),
+            int(inner[3]) * divisor,
+        )
+    if divisor >= 2**63 or abs(shift) >= 2**63:
+        return None
+    return n if (shift, divisor) == (0, 1) else _named(f"⌊({n}{shift:+})/{divisor}⌋")
+
+
+def size_by(rule: str, n: Dim) -> Dim:
+    """Return the name of what a rule, written out, makes of a named size."""
+    return _named(f"{rule}⌊{n}⌋") if isinstance(n, str) else None
 
 
 def broadcast(shapes: Sequence[Shape]) -> tuple[Dim, ...]:

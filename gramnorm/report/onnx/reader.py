@@ -24,6 +24,7 @@ from gramnorm.report.onnx.nodes import (
     Node,
     NotUnderstoodError,
     Varying,
+    name_of,
     require,
 )
 from gramnorm.report.onnx.rules import RULES, apply_rule, without_rule
@@ -183,7 +184,7 @@ class _Walk:
             return Varying(value.name, None, reason)
         if not stated.HasField("shape") or len(stated.shape.dim) > _MOST_AXES:
             return Varying(value.name)
-        dims = [d.dim_value if d.dim_value > 0 else d.dim_param or None for d in stated.shape.dim]
+        dims = [d.dim_value if d.dim_value > 0 else name_of(d.dim_param) for d in stated.shape.dim]
         return Varying(value.name, tuple(dims))
 
     def _tensor(self, name: str, reader: str) -> _Tensor:

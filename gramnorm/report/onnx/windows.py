@@ -13,6 +13,7 @@ from typing import Any
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._rigour.fractions import root_above
 from gramnorm.report.onnx.nodes import (
+    Dim,
     Effect,
     Fixed,
     Node,
@@ -22,8 +23,11 @@ from gramnorm.report.onnx.nodes import (
     are_numbers,
     axes_from_front,
     numbers_times,
+    quotient_below,
+    readable,
     require,
     shape_text,
+    size_by,
 )
 
 
@@ -57,6 +61,14 @@ class _Windows:
             return None
         return (self.padded(self.size) - self.reach) // self.stride + 1
 
+    def outputs_of(self, size: Dim, op: str) -> Dim:
+        """Return the number of windows over a named size."""
+        if self.stride == 1 or self.padded(1) >= self.reach:
+            return quotient_below(size, sum(self.pads) - self.reach + self.stride, self.stride)
+        # where a window is larger than its input, runtimes may round towards zero
+        rule = f"{op}({self.reach}, {self.stride}, {sum(self.pads)})"
+        return size_by(rule, size)
+
     def readers(self, outputs: int | None) -> int:
         """Bound the number of windows that read one sample: r in Lemma 18."""
         most = -(-self.taps // self.step)
@@ -64,8 +76,10 @@ class _Windows:
 
     def same(self, *, upper: bool) -> tuple[int, int]:
         """Return the padding with which one window starts in each stride, the last one as well."""
-        n, s = self.size or 0, self.stride
-        total = max((-(-n // s) - 1) * s + self.reach - n, 0)
+        n, s = self.size, self.stride
+        total = self.reach - 1  # the most at any size
+        if n is not None:
+            total = max((-(-n // s) - 1) * s + self.reach - n, 0)
         less, more = total // 2, total - total // 2
         return (less, more) if upper else (more, less)
 
@@ -113,10 +127,32 @@ def conv(node: Node) -> Effect:
     if x.shape is not None:
         fits = x.shape[1] == inputs or not isinstance(x.shape[1], int)
         require(fits, f"its input has {x.shape[1]} channels, its weight {inputs}")
-        shape = (x.shape[0], outputs, *(found or (None,) * axes))
-    if _is_same(node) and max(geometry["stride"]) > 1:
+        spatial = found or _spatial(node, x.shape[2:], windows, geometry)
+        shape = (x.shape[0], outputs, *spatial)
+    if _is_same(node) and (sizes is None or max(geometry["stride"]) > 1):
         geometry["padding_of_size"] = True  # at another size it is another
     return _layer(node, 1, kernel, geometry | at_size, shape=shape)
+
+
+def _spatial(
+    node: Node, sizes: Sequence[Dim], windows: Sequence[_Windows], geometry: dict[str, Any]
+) -> list[Dim]:
+    """Return the sizes after a convolution of named ones."""
+    if node.op == "Conv":
+        return [_outputs(node, w, n) for w, n in zip(windows, sizes, strict=True)]
+    extras = geometry["output_padding"]
+    grown = [w.reach - w.stride + e - sum(w.pads) for w, e in zip(windows, extras, strict=True)]
+    return [
+        quotient_below(n, more, 1) if w.stride == 1 else size_by(f"{w.stride} * {more:+}", n)
+        for n, more, w in zip(sizes, grown, windows, strict=True)
+    ]
+
+
+def _outputs(node: Node, w: _Windows, size: Dim) -> Dim:
+    """Return the number of windows over a size that may be named."""
+    if _is_same(node):
+        return quotient_below(size, w.stride - 1, w.stride)
+    return w.outputs_of(size, node.op)
 
 
 def gemm(node: Node) -> Effect:
@@ -195,9 +231,8 @@ def _windows(
         require(min(given, default=0) >= 0, f"negative pads {given}")
         pads = list(zip(given[:axes], given[axes:], strict=True))
     else:
-        known = _is_same(node) and node.op != "ConvTranspose" and sizes is not None
-        at = " at an unknown size" * (sizes is None)
-        require(known and min(strides, default=1) > 0, f"auto_pad {automatic!r}{at}")
+        known = _is_same(node) and node.op != "ConvTranspose" and min(strides, default=1) > 0
+        require(known, f"auto_pad {readable(automatic)}")
         pads = [w.same(upper=automatic == b"SAME_UPPER") for w in plain]
     return sizes, [replace(w, pads=p) for w, p in zip(plain, pads, strict=True)]
 
@@ -230,8 +265,11 @@ def _pool(node: Node, square_of: Callable[[_Windows, int | None], Fraction]) -> 
     large = f"its window {taps} is larger than its padded input of the sizes {sizes}"
     require(fits, large)
     outputs = [None if ceil else w.outputs() for w in windows]
+    dims: list[Dim] = list(outputs)
+    if x.shape is not None and sizes is None and not ceil:
+        dims = [_outputs(node, w, n) for w, n in zip(windows, x.shape[2:], strict=True)]
     square = math.prod(map(square_of, windows, outputs), start=Fraction(1))
-    shape = None if x.shape is None else (*x.shape[:2], *outputs)
+    shape = None if x.shape is None else (*x.shape[:2], *dims)
     return Effect({0: root_above(square)}, (shape,))
 
 
