@@ -273,6 +273,7 @@ def entrywise(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
         ("Celu", {"alpha": abs(alpha) + 0.1}) if v >= 12 else ("Elu", {}),
         ("HardSwish", {}) if v >= 14 else ("Selu", {}), ("Mish", {}) if v >= 18 else ("Tanh", {}),
         ("Gelu", {"approximate": b.pick("none", "tanh")}) if v >= 20 else ("Softsign", {}),
+        ("LogSoftmax", {"axis": b.axis(len(shape))} if shape and b.maybe(0.7) else {}),
         ("Softmax", {"axis": b.axis(len(shape))} if shape and b.maybe(0.7) else {}), ("Dropout", {}),
     )  # fmt: skip
     b.make(kind[0], [x], [y], **kind[1])
@@ -351,6 +352,85 @@ def normalised(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     return [y]
 
 
+def by_deviation(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Normalise by the input's own deviation, which is large where the input has none."""
+    y, rank = b.name(), len(shape)
+    if rank < 3:
+        raise UnusableError
+    more = {"epsilon": float(b.pick(0.125, 4.0))} if b.maybe(0.8) else {}
+    op, c = "InstanceNormalization", shape[1]
+    if b.version >= 17 and b.maybe(0.4):
+        op, axis = "LayerNormalization", b.axis(rank)
+        more |= {"axis": axis}
+        scale = b.rng.standard_normal(shape[axis:])
+    elif b.version >= 21 and b.maybe(0.5):
+        op, scale = "GroupNormalization", b.rng.standard_normal(c)
+        more |= {"num_groups": int(b.pick(*(g for g in range(1, c + 1) if c % g == 0)))}
+    else:
+        scale = b.rng.standard_normal(c)
+    b.make(op, [x, b.array(scale), b.array(b.rng.standard_normal(scale.shape))], [y], **more)
+    return [y]
+
+
+def repeated(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Expand and Tile."""
+    y = b.name()
+    if b.maybe(0.5) and b.version >= 8:
+        b.make("Expand", [x, b.array(partner_shape(b, shape), np.int64)], [y])
+    else:
+        b.make("Tile", [x, b.array([int(b.rng.integers(1, 4)) for _ in shape], np.int64)], [y])
+    return [y]
+
+
+def resized(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y, rank = b.name(), len(shape)
+    if rank < 3:
+        raise UnusableError
+    scales = [1, 1, *(int(b.rng.integers(1, 4)) for _ in shape[2:])]
+    mode = b.pick("nearest", "linear")
+    if b.version < 10:
+        more = {"scales": [float(s) for s in scales]} if b.version < 9 else {}
+        b.make("Upsample", [x] if more else [x, b.array(scales)], [y], mode=mode, **more)
+    elif b.version == 10:
+        b.make("Resize", [x, b.array(scales)], [y], mode=mode)
+    else:
+        ways = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        more = {"coordinate_transformation_mode": b.pick(*ways)} if b.maybe(0.8) else {}
+        if b.maybe(0.8):
+            near = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
+            more |= {"nearest_mode": b.pick(*near)}
+        sizes = [n * s for n, s in zip(shape, scales, strict=True)]
+        last = [b.array(scales)] if b.maybe(0.5) else ["", b.array(sizes, np.int64)]
+        b.make("Resize", [x, "", *last], [y], mode=mode, **more)
+    return [y]
+
+
+def stacked(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Multiply by stacks of matrices, or in letters."""
+    y, out, rank = b.name(), int(b.rng.integers(1, 4)), len(shape)
+    if rank < 2:
+        raise UnusableError
+    batch = [int(n) if b.maybe(0.5) else int(b.rng.integers(1, 4)) if n == 1 else 1 for n in shape]
+    batch = batch[b.rng.integers(rank - 1) : -2]
+    if b.version >= 12 and b.maybe(0.5):
+        letters = "abcdefg"[:rank]
+        taken = [c for c in letters if b.maybe(0.6)] or [letters[0]]
+        w = [*(shape[letters.index(c)] for c in taken), out]
+        kept = [c for c in letters if c not in taken or b.maybe(0.4)] + ["z"]
+        order = "".join(b.rng.permutation(kept))
+        ours = "".join([*taken, "z"])
+        factors = [(x, letters), (b.array(b.rng.standard_normal(w)), ours)][:: b.pick(1, -1)]
+        equation = f"{factors[0][1]},{factors[1][1]}->{order}"
+        b.make("Einsum", [name for name, _ in factors], [y], equation=equation)
+    elif b.maybe(0.5):
+        w = b.array(b.rng.standard_normal((*batch, shape[-1], out)))
+        b.make("MatMul", [x, w], [y])
+    else:
+        w = b.array(b.rng.standard_normal((*batch, out, shape[-2])))
+        b.make("MatMul", [w, x], [y])
+    return [y]
+
+
 def flattened(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     y = b.name()
     b.make("Flatten", [x], [y], **({"axis": b.axis(len(shape) + 1)} if b.maybe(0.7) else {}))
@@ -413,7 +493,11 @@ def squeezed(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
 def padded(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     y = b.name()  # amounts stay small: onnxruntime takes the memory
     pads = [int(b.pick(-9, -2, -1, 1, 2, 9)) if b.maybe(0.4) else 0 for _ in 2 * shape]
-    more = {"mode": b.pick("constant", "reflect", "edge")} if b.maybe(0.2) else {}
+    more = {"mode": b.pick("constant", "reflect", "edge")} if b.maybe(0.5) else {}
+    if b.version >= 19 and b.maybe(0.2):
+        more = {"mode": "wrap"}
+    if more.get("mode", "constant") != "constant":
+        pads = [abs(n) % 4 for n in pads]
     b.node("Pad", [x], [y], pads=(pads, 11), **more)
     return [y]
 
@@ -603,6 +687,7 @@ MAKERS: tuple[Maker, ...] = (
     *(entrywise, entrywise, entrywise, clipped, gated, cast, with_constant, with_constant, together, together),
     *(normalised, flattened, reshaped, reshaped, transposed, squeezed, squeezed, padded, padded),
     *(sliced, sliced, sliced, joined, split, split, gathered, gathered, blocks),
+    *(by_deviation, repeated, resized, resized, stacked, stacked),
     *(pooled, pooled, globally, reduced, reduced, reduced, convolved, convolved, multiplied, multiplied),
 )  # fmt: skip
 SHAPES = (

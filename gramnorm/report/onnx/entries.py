@@ -4,20 +4,24 @@ Activations, sums, products, normalisation.  The factor of a function of one num
 slope; an entry that broadcasting repeats counts as often.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from gramnorm._rigour.fractions import float_above, root_above
 from gramnorm.report.onnx.nodes import (
+    Dim,
     Effect,
     Fixed,
     Node,
     NotUnderstoodError,
     Shape,
     Values,
+    are_numbers,
+    axis_from_front,
     broadcast,
+    numbers_times,
     readable,
     repeats,
     require,
@@ -87,6 +91,31 @@ def cast(node: Node) -> float:
     """Return 1 to a floating type: in exact arithmetic one is as good as another."""
     require(node.attributes.get("to") in (_FLOAT, _DOUBLE), "it rounds")
     return 1.0
+
+
+def log_softmax(node: Node) -> float:
+    """Return the root of the number of classes (docs/theory.md, Lemma 19)."""
+    shape = node.varying(0).shape
+    since = 13  # the first with classes along one axis
+    axis = node.attributes.get("axis", -1 if node.version >= since else 1)
+    require(shape is not None, "the number of its classes is unknown")
+    assert shape is not None
+    if node.version >= since:
+        classes: Sequence[Dim] = [shape[axis_from_front(axis, len(shape))]]
+    else:
+        require(-len(shape) <= axis <= len(shape), f"axis {axis} of {len(shape)}")
+        classes = shape[axis:]
+    require(are_numbers(classes), "the number of its classes is unknown")
+    return root_above(Fraction(numbers_times(classes)))
+
+
+def normalise(node: Node) -> Effect:
+    """Rule of normalisation by the input's own deviation (docs/theory.md, Lemma 20)."""
+    x = node.only_varying()
+    scale = Fraction(_largest(node.fixed(1)))
+    epsilon = Fraction(node.number("epsilon", float(np.float32(1e-5))))
+    require(epsilon > 0, "epsilon is not positive, so there is no Lipschitz constant")
+    return Effect({0: root_above(scale**2 / epsilon)}, (x.shape,))
 
 
 def sigmoid(node: Node) -> Effect:

@@ -1,8 +1,9 @@
 """What the rules for nodes of an ONNX graph speak about: nodes, what they do, attributes, shapes.
 
 A dimension is a number, the name of one, or None if nothing is known; two dimensions of one name
-are equal.  What windows make of a named size has a name as well, such as ⌊(h+1)/2⌋.  Shapes are computed with these, and where a result would need more than is known, there
-is none or a `NotUnderstoodError`.
+are equal.  What windows make of a named size has a name as well, such as ⌊(h+1)/2⌋.  Shapes are
+computed with these, and where a result would need more than is known, there is none or a
+`NotUnderstoodError`.
 
 Shapes are not left to ``onnx.shape_inference``, which trusts the file too far.  A file ends the
 process: in 1.17 by a stride of 0 or an array shorter than its shape, in 1.23 by a Slice with the
@@ -66,12 +67,13 @@ class Varying:
 
 @dataclass(frozen=True)
 class Node:
-    """One node: attributes, inputs (None: left out) and the number of its outputs."""
+    """One node: attributes, inputs (None: left out), how many outputs, its operator's version."""
 
     op: str
     attributes: dict[str, Any]
     inputs: tuple[Fixed | Varying | None, ...]
     outputs: int = 1
+    version: int = 1
 
     def input(self, position: int) -> Fixed | Varying | None:
         """Return an input, None if it is left out."""

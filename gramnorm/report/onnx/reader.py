@@ -27,13 +27,17 @@ from gramnorm.report.onnx.nodes import (
     name_of,
     require,
 )
-from gramnorm.report.onnx.rules import RULES, apply_rule, without_rule
+from gramnorm.report.onnx.rules import NORMALISING, RULES, apply_rule, without_rule
 
 _MOST_AXES = 64  # of a shape that is known: work may grow with their square
 _MOST_USES = 50  # of one weight, each with another geometry or arrangement
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LAYER_WORDS = ("Attention", "Conv", "Gemm", "GRU", "LSTM", "MatMul", "RNN")  # in other operators
 _MOST_NAMES = 5  # in a note
+_LARGE = (
+    "nodes divide by the deviation of their input, and their constant is that of an input without "
+    "any, max |scale| / sqrt(epsilon), which is large"
+)
 
 _Tensor = Fixed | Varying
 
@@ -98,6 +102,7 @@ class _Walk:
         self.matrices: set[str] = set()  # stored arrays that may be weights
         self.refused: dict[str, str] = {}  # weights that became no layer
         self.uses: dict[str, list[float]] = {}  # of a layer: by what each use multiplies it
+        self.normalising: list[str] = []  # nodes that divide by a deviation
         self.copied = 0  # bytes of constants that the graph makes of others
         self.functions = {(f.domain, f.name): f for f in model.functions}
         self.functions_weigh = any(True for _ in self._inner_weights(model.functions))
@@ -140,6 +145,7 @@ class _Walk:
             replaced: given,
             "used more than once, with one row for all uses": several,
             "multiplied by a number (alpha), which the row leaves out": scaled,
+            _LARGE: self.normalising,
         }
         return [f"{text}: {_listed(names)}" for text, names in notes.items() if names]
 
@@ -228,7 +234,7 @@ class _Walk:
         require(self._is_standard(proto), own)
         version = messages.newest_version() if self._version_reason() else max(self.versions)
         messages.check_form(proto, version)
-        return Node(proto.op_type, attributes, inputs, len(proto.output))
+        return Node(proto.op_type, attributes, inputs, len(proto.output), version)
 
     def _function(self, proto: Any) -> Any:
         """Return the function in the file that a node calls, None for an operator."""
@@ -249,6 +255,8 @@ class _Walk:
             return self._folded(node, outputs)
         effect = apply_rule(node)
         layer = self._layer(effect)
+        if node.op in NORMALISING:
+            self.normalising.append(label)
         gate = (node.varying(0).name, effect.gate) if effect.gate else None
         terms = tuple((node.varying(i).name, factor) for i, factor in effect.factors.items())
         results = []

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._rigour.fractions import root_above
 from gramnorm.report.onnx.nodes import (
@@ -22,9 +24,11 @@ from gramnorm.report.onnx.nodes import (
     Values,
     are_numbers,
     axes_from_front,
+    broadcast,
     numbers_times,
     quotient_below,
     readable,
+    repeats,
     require,
     shape_text,
     size_by,
@@ -129,7 +133,11 @@ def conv(node: Node) -> Effect:
         require(fits, f"its input has {x.shape[1]} channels, its weight {inputs}")
         spatial = found or _spatial(node, x.shape[2:], windows, geometry)
         shape = (x.shape[0], outputs, *spatial)
-    if _is_same(node) and (sizes is None or max(geometry["stride"]) > 1):
+    if transposed and _is_same(node):
+        odd = any(before != after for before, after in geometry["padding"])
+        if odd:  # runtimes differ about the side
+            geometry["padding_of_size"], at_size = True, {}
+    elif _is_same(node) and (sizes is None or max(geometry["stride"]) > 1):
         geometry["padding_of_size"] = True  # at another size it is another
     return _layer(node, 1, kernel, geometry | at_size, shape=shape)
 
@@ -168,14 +176,68 @@ def gemm(node: Node) -> Effect:
 
 def matmul(node: Node) -> Effect:
     """Rule of MatMul: a layer."""
+    both = "it multiplies two computed tensors, as attention does, which has no Lipschitz constant"
+    require(len(node.all_varying()) < len(node.inputs), both)
     position = 1 if 0 in node.all_varying() else 0  # of the weight
-    x, weight = node.varying(1 - position), _weight(node, position, least=2, most=2)
+    x, weight = node.varying(1 - position), _weight(node, position, least=2)
+    if weight.ndim > 2:
+        return _batched(node, position, weight)
     if position == 0:
         columns = x.shape[-1:] if x.shape is not None and len(x.shape) > 1 else ()
         shape = x.shape and (*x.shape[:-2], weight.shape[0], *columns)
         return _layer(node, 0, weight, None, shape=shape)
     shape = x.shape and (*x.shape[:-1], weight.shape[1])
     return _layer(node, 1, weight.T, None, shape=shape)
+
+
+def _batched(node: Node, position: int, weight: Values) -> Effect:
+    """Return the effect of a stack of matrices, each on its own part: as groups, one tap long."""
+    x = node.varying(1 - position)
+    require(x.shape is not None and len(x.shape) > 1, "the axes of its input are unknown")
+    assert x.shape is not None
+    matrices = np.swapaxes(weight, -1, -2) if position == 1 else weight
+    rows, columns = matrices.shape[-2:]
+    batch = broadcast([x.shape[:-2], weight.shape[:-2]])
+    times = repeats(x.shape[:-2], batch)
+    ends = (x.shape[-2], rows) if position == 1 else (rows, x.shape[-1])
+    groups = numbers_times(weight.shape[:-2])
+    return _layer(
+        node,
+        position,
+        matrices.reshape(groups * rows, columns, 1),
+        {"groups": groups, "input_shape": (1,)},
+        shape=(*batch, *ends),
+        factor=root_above(Fraction(times)),
+    )
+
+
+def einsum(node: Node) -> Effect:
+    """Rule of Einsum of a stored weight and a tensor, by letters: a layer, maybe with groups."""
+    require(len(node.inputs) == 2, "it has not two factors")
+    position = 1 if 0 in node.all_varying() else 0
+    x, weight = node.varying(1 - position), _weight(node, position, least=1)
+    text = node.attributes["equation"].decode(errors="replace").replace(" ", "")
+    left, arrow, out = text.partition("->")
+    terms = left.split(",")
+    plain = arrow and len(terms) == 2 and all(t.isalpha() for t in (*terms, out))
+    require(plain and all(len(set(t)) == len(t) for t in (*terms, out)), f"equation {text!r}")
+    ours, theirs = terms[position], terms[1 - position]
+    shape = x.shape or ()
+    sizes = dict(zip(ours, weight.shape, strict=True)) if len(ours) == weight.ndim else {}
+    found = dict(zip(theirs, shape, strict=True)) if len(theirs) == len(shape) else {}
+    fits = sizes and found and all(found[c] == sizes[c] for c in set(ours) & set(theirs))
+    require(fits, f"{text!r} of {shape_text(x.shape)} and {weight.shape}")
+    only = (set(ours) ^ set(theirs)) - set(out)
+    require(not only and set(out) <= set(ours + theirs), f"{text!r} sums up one factor alone")
+    groups, columns, rows = (
+        [c for c in ours if (c in theirs, c in out) == kind]
+        for kind in ((True, True), (True, False), (False, True))
+    )
+    order = [ours.index(c) for c in (*groups, *rows, *columns)]
+    count, high, wide = (math.prod(sizes[c] for c in part) for part in (groups, rows, columns))
+    kernel = weight.transpose(order).reshape(count * high, wide, 1)
+    dims = tuple((found | sizes)[c] for c in out)
+    return _layer(node, position, kernel, {"groups": count, "input_shape": (1,)}, shape=dims)
 
 
 def _layer(
@@ -231,10 +293,20 @@ def _windows(
         require(min(given, default=0) >= 0, f"negative pads {given}")
         pads = list(zip(given[:axes], given[axes:], strict=True))
     else:
-        known = _is_same(node) and node.op != "ConvTranspose" and min(strides, default=1) > 0
+        known = _is_same(node) and min(strides, default=1) > 0
         require(known, f"auto_pad {readable(automatic)}")
+        if node.op == "ConvTranspose":
+            return sizes, _cropped(node, plain)
         pads = [w.same(upper=automatic == b"SAME_UPPER") for w in plain]
     return sizes, [replace(w, pads=p) for w, p in zip(plain, pads, strict=True)]
+
+
+def _cropped(node: Node, plain: list[_Windows]) -> list[_Windows]:
+    """Return windows of a ConvTranspose whose output is its input times the stride."""
+    extras = node.integers("output_padding", (0,) * len(plain))
+    totals = [w.reach - w.stride + e for w, e in zip(plain, extras, strict=True)]
+    require(min(totals) >= 0, "auto_pad by which its output would have to be padded")
+    return [replace(w, pads=(t // 2, t - t // 2)) for w, t in zip(plain, totals, strict=True)]
 
 
 def max_pool(node: Node) -> Effect:
