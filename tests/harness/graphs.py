@@ -301,6 +301,43 @@ def gated(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     return [y]
 
 
+def written_out(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Multiply a tensor by a function of itself in several nodes, some with odd constants."""
+    odd = b.maybe(0.5)
+
+    def made(op: str, *inputs: Any, **more: Any) -> str:
+        y = b.name()
+        b.make(op, [i if isinstance(i, str) else b.array(i) for i in inputs], [y], **more)
+        return y
+
+    def number(usual: float) -> float:
+        return float(b.rng.normal()) if odd else usual
+
+    kind = b.pick("HardSwish", "Gelu", "Tanh", "Swish", "Mish")
+    line = made("Mul", x, number(0.5)) if b.maybe(0.5) else x
+    if kind == "HardSwish":
+        u = made("Add", x, number(3.0))
+        low, high = number(0.0), number(6.0)
+        old = b.version < 11
+        u = made("Clip", u, min=low, max=high) if old else made("Clip", u, low, high)
+        u = made(*b.pick(("Div", u, 6.0), ("Mul", u, number(0.2)), ("Sub", number(1.0), u)))
+    elif kind == "Gelu" and b.version >= 9:
+        u = made("Erf", made("Div", x, 2**0.5))
+        u = made("Add", made("Mul", u, number(1.0)), number(1.0))
+    elif kind == "Mish":
+        u = made("Tanh", made("Softplus", x))
+    elif kind == "Swish":
+        u = made("Add", made("Sigmoid", made("Mul", x, number(1.702))), number(0.0))
+    else:
+        cube = b.pick(("Pow", x, 3.0), ("Mul", made("Mul", x, x), x))
+        inner = made(
+            "Mul", made("Add", x, made("Mul", made(*cube), 0.044715)), (2 / math.pi) ** 0.5
+        )
+        u = made("Add", made("Tanh", inner if b.maybe(0.7) else x), number(1.0))
+    y = made("Mul", *b.pick((line, u), (u, line)))
+    return [made("Mul", y, number(0.5)) if b.maybe(0.5) else y]
+
+
 def cast(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     t, y = b.name(), b.name()
     b.make("Cast", [x], [t], to=DOUBLE)
@@ -684,7 +721,8 @@ def unknown(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
 
 
 MAKERS: tuple[Maker, ...] = (
-    *(entrywise, entrywise, entrywise, clipped, gated, cast, with_constant, with_constant, together, together),
+    *(entrywise, entrywise, entrywise, clipped, gated, written_out, written_out, cast),
+    *(with_constant, with_constant, together, together),
     *(normalised, flattened, reshaped, reshaped, transposed, squeezed, squeezed, padded, padded),
     *(sliced, sliced, sliced, joined, split, split, gathered, gathered, blocks),
     *(by_deviation, repeated, resized, resized, stacked, stacked),

@@ -184,3 +184,58 @@ def test_refusals_say_why(read: Any) -> None:
         read, built(node("MaxPool", "x", kernel_shape=[2], auto_pad="ELSE"), shape=(1, 1, 4))
     )
     assert "b'" not in str(found.reason)
+
+
+WRITTEN = {
+    "hard swish": ("Add x three a|Clip a zero six b|Mul x b c|Div c six y", 1.5),
+    "hard swish, divided first": ("Add x three a|Clip a zero six b|Div b six c|Mul c x y", 1.5),
+    "gelu": ("Div x root a|Erf a b|Add b one c|Mul x c d|Mul d half y", 1.129),
+    "gelu, halved first": ("Mul x half h|Div x root a|Erf a b|Add b one c|Mul h c y", 1.129),
+    "gelu by tanh": (
+        "Pow x three a|Mul a cubic b|Add x b c|Mul c alpha d|Tanh d e|Add one e f|Mul x half h|Mul h f y",
+        1.13,
+    ),
+    "gelu by products": (
+        "Mul x x s|Mul s x a|Mul a cubic b|Add b x c|Mul c alpha d|Tanh d e|Add e one f|Mul x f g|Mul g half y",
+        1.13,
+    ),
+    "quick gelu": ("Mul x quick a|Sigmoid a b|Mul b x y", 1.1),
+    "swish of a shifted tensor": ("Add x three a|Sigmoid a b|Mul a b y", 1.1),
+    "mish": ("Softplus x a|Tanh a b|Mul x b y", 1.09),
+    "tanh": ("Tanh x a|Mul a x y", 1.2),
+}
+NUMBERS = {
+    "three": 3, "zero": 0, "six": 6, "root": 2**0.5, "one": 1, "half": 0.5, "cubic": 0.044715,
+    "alpha": (2 / np.pi) ** 0.5, "quick": 1.702,
+}  # fmt: skip
+
+
+def written(text: str) -> list[Any]:
+    parts = [line.split() for line in text.split("|")]
+    return [node(op, " ".join(inputs), out) for op, *inputs, out in parts]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_products_with_a_function_of_oneself(read: Any, name: str) -> None:
+    text, slope = WRITTEN[name]
+    used = {k: np.float32(v) for k, v in NUMBERS.items() if k in text.split()}
+    used |= {k: np.float32(v) for k, v in NUMBERS.items() if f" {k} " in text.replace("|", " ")}
+    model = built(*written(text), shape=(1, 40), **used)
+    assert assert_holds(read, model, (1, 40), least=0.75) == pytest.approx(slope, rel=1e-6)
+    named = built(*written(text), shape=("n", "c"), **used)
+    assert constant(read, named).upper == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mul x x y", "Pow x three y", "Tanh x a|Sigmoid x b|Mul a b y", "Add x three a|Sigmoid x b|Mul a b y",
+        "Softplus x a|Mul x a y", "Add x vector a|Clip a zero six b|Mul x b y", "Relu x r|Sigmoid r a|Mul x a y",
+        "Pow x three a|Mul a six b|Tanh b c|Mul x c y", "Transpose x t|Sigmoid t a|Mul x a y",
+    ],
+)  # fmt: skip
+def test_other_products_have_no_constant(read: Any, text: str) -> None:
+    numbers = {k: np.float32(v) for k, v in NUMBERS.items()} | {"vector": some(3)}
+    used = {k: v for k, v in numbers.items() if k in text.replace("|", " ").split()}
+    found = constant(read, built(*written(text), shape=(3, 3), **used))
+    assert found.upper is None

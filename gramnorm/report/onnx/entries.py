@@ -118,18 +118,9 @@ def normalise(node: Node) -> Effect:
     return Effect({0: root_above(scale**2 / epsilon)}, (x.shape,))
 
 
-def sigmoid(node: Node) -> Effect:
-    """Rule of Sigmoid, by which its own input may be multiplied next."""
-    return Effect({0: 0.25}, (node.varying(0).shape,), gate=1.1)
-
-
-def hard_sigmoid(node: Node) -> Effect:
-    """Rule of HardSigmoid, likewise."""
-    beta = Fraction(node.number("beta", 0.5))
-    # x t with t = alpha x + beta in [0, 1] has the slope 2 t - beta, beyond it 0 or 1
-    gate = float_above(max(Fraction(1), abs(beta), abs(2 - beta)))
-    alpha = abs(node.number("alpha", float(np.float32(0.2))))
-    return Effect({0: alpha}, (node.varying(0).shape,), gate=gate)
+def hard_sigmoid(node: Node) -> float:
+    """Return the largest slope of HardSigmoid."""
+    return abs(node.number("alpha", float(np.float32(0.2))))
 
 
 def prelu(node: Node) -> Effect:
@@ -173,10 +164,9 @@ def extremum(node: Node) -> Effect:
 
 
 def multiply(node: Node) -> Effect:
-    """Rule of Mul by a constant, and of a tensor times its own gate."""
+    """Rule of Mul by a constant."""
     varying = node.all_varying()
-    if len(varying) == 2:
-        return _gate_product(node)
+    require(len(varying) == 1, _TWO_COMPUTED)
     return _times(node, _largest(node.fixed(1 - min(varying))))
 
 
@@ -192,15 +182,6 @@ def divide(node: Node) -> Effect:
     _largest(divisor)
     least = Fraction(np.min(np.abs(divisor)).item() if divisor.size else 1)
     return _times(node, float_above(1 / least))
-
-
-def _gate_product(node: Node) -> Effect:
-    """Return x times a function of x that is known to stay Lipschitz with x."""
-    for position in (0, 1):
-        x, gate = node.varying(position), node.varying(1 - position)
-        if gate.gate is not None and gate.gate[0] == x.name:
-            return Effect({position: gate.gate[1]}, (x.shape,))
-    raise NotUnderstoodError(_TWO_COMPUTED)
 
 
 def _largest(values: Values | None) -> float:

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -53,16 +54,33 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class Form:
+    """Entries scale g(u) + shift, where u is a polynomial in the entries of a tensor `source`.
+
+    The coefficients `inner` begin with the constant one, g is an operator (none: the identity), and
+    `ends` are those of a Clip.
+    """
+
+    source: str
+    shape: Shape
+    inner: tuple[Fraction, ...]
+    kind: str = ""
+    scale: Fraction = Fraction(1)
+    shift: Fraction = Fraction(0)
+    ends: tuple[Fraction, ...] = ()
+
+
+@dataclass(frozen=True)
 class Varying:
     """A tensor that depends on the graph's inputs; `stopped` says why its constant is not known.
 
-    Its product with the tensor that `gate` names has the constant that stands there.
+    The `forms` say what it is, entry by entry, of tensors before it.
     """
 
     name: str
     shape: Shape = None
     stopped: str | None = None
-    gate: tuple[str, float] | None = None
+    forms: tuple[Form, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,7 +172,6 @@ class Effect:
     shapes: tuple[Shape, ...]
     stacked: bool = False
     layer: tuple[str, Values, dict[str, Any] | None] | None = None
-    gate: float | None = None
 
 
 def axis_from_front(axis: Any, rank: int) -> int:

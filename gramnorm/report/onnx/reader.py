@@ -8,6 +8,7 @@ constant depends on them.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,11 +17,12 @@ import numpy as np
 from gramnorm.report.files import contents as limits
 from gramnorm.report.files.contents import Contents, Layer, ReadError
 from gramnorm.report.network import Network, Step
-from gramnorm.report.onnx import constants, messages
+from gramnorm.report.onnx import constants, gates, messages
 from gramnorm.report.onnx.external import Beside
 from gramnorm.report.onnx.nodes import (
     Effect,
     Fixed,
+    Form,
     Node,
     NotUnderstoodError,
     Varying,
@@ -214,14 +216,19 @@ class _Walk:
         for name in set(proto.input) & self.readers.keys():
             self.readers[name].append(proto.op_type)
         outputs = list(proto.output)
+        forms: tuple[Form, ...] = ()
         try:
             node = self._understood(proto, inputs)
+            forms = gates.forms(node)
             results: Sequence[_Tensor] = self._results(node, outputs, label)
         except NotUnderstoodError as error:
             reason = f"{label} is not understood: {error}"
             for name in sorted(self._weights(proto, inputs, label)):
                 self.refused.setdefault(name, reason)
-            results = [Varying(name, None, _first_stop(inputs) or reason) for name in outputs]
+            stop = _first_stop(inputs) or reason
+            results = [Varying(name, None, stop) for name in outputs]
+        if len(results) == 1 and isinstance(results[0], Varying):
+            results = [replace(results[0], forms=forms)]
         for result in results:
             if result.name:  # an output may be left out
                 self._define(result)
@@ -253,16 +260,22 @@ class _Walk:
         of_shape = node.op == "Shape" and stop is None
         if of_shape or not node.all_varying():
             return self._folded(node, outputs)
+        if gated := gates.product(node):
+            form, factor = gated
+            source = self._tensor(form.source, label)
+            assert isinstance(source, Varying)
+            if source.stopped is None:
+                self.steps.append(Step(outputs[0], ((form.source, factor),)))
+            return [Varying(outputs[0], form.shape, source.stopped)]
         effect = apply_rule(node)
         layer = self._layer(effect)
         if node.op in NORMALISING:
             self.normalising.append(label)
-        gate = (node.varying(0).name, effect.gate) if effect.gate else None
         terms = tuple((node.varying(i).name, factor) for i, factor in effect.factors.items())
         results = []
         for name, shape in zip(outputs, effect.shapes, strict=False):
             few = shape is not None and len(shape) <= _MOST_AXES
-            results.append(Varying(name, shape if few else None, stop, gate))
+            results.append(Varying(name, shape if few else None, stop))
             if stop is None and name:
                 self.steps.append(Step(name, terms, stacked=effect.stacked, layer=layer))
         for i, name in list(enumerate(outputs))[len(effect.shapes) :]:

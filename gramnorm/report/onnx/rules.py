@@ -72,8 +72,8 @@ RULES: dict[str, Rule] = {
     "Erf": slope(1.1284),
     "Softmax": slope(0.5),
     "LogSoftmax": slope(entries.log_softmax),
-    "Sigmoid": entries.sigmoid,
-    "HardSigmoid": entries.hard_sigmoid,
+    "Sigmoid": slope(0.25),
+    "HardSigmoid": slope(entries.hard_sigmoid),
     # several tensors, entry by entry
     "PRelu": entries.prelu,
     "BatchNormalization": entries.batch_norm,
