@@ -190,7 +190,8 @@ def _keywords(
     shape = input_shape * axes if len(input_shape) == 1 else input_shape
     if padding_of_size and shape != stated_shape and "padding" in keywords:
         known = f"known for the size {stated_shape} only: --input-shape file, or none"
-        known = "unknown at any one size: leave --input-shape out" if stated_shape is None else known
+        if stated_shape is None:
+            known = "unknown at any one size: leave --input-shape out"
         msg = f"its padding (auto_pad) is {known}"
         raise ValueError(msg)
     return keywords | {"input_shape": shape}

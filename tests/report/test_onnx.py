@@ -611,7 +611,7 @@ class TestNetworks:
         assert "node" in found.reason
 
     def test_unknown_versions_and_own_functions_are_not_understood(self, read: Any) -> None:
-        for version in (6, 1000):
+        for version in (5, 1000):
             found = constant(read, model_of([node("Relu", "x")], version=version))
             assert found.upper is None
             assert str(version) in str(found.reason)
@@ -619,6 +619,12 @@ class TestNetworks:
         own = helper.make_function("", "Relu", ["a"], ["b"], [node("Exp", "a", "b")], [])
         model.functions.append(own)
         assert constant(read, model).upper is None
+
+    def test_version_6_is_read_where_nothing_changed_after_it(self, read: Any) -> None:
+        assert constant(read, model_of([node("Relu", "x")], version=6)).upper == 1.0
+        for changed in (node("Add", "x x"), node("Dropout", "x")):
+            found = constant(read, model_of([changed], version=6))
+            assert "changed after version 6" in str(found.reason)
 
     def test_part_that_is_not_understood_does_not_matter_beside_the_output(self, read: Any) -> None:
         model = model_of([node("Exp", "x", "t"), node("Tanh", "x")])

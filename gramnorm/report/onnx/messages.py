@@ -17,8 +17,7 @@ from gramnorm.report.onnx.external import Beside
 from gramnorm.report.onnx.nodes import NotUnderstoodError, Values, require
 
 STANDARD = ("", "ai.onnx")
-FIRST_VERSION = 7
-"""Of the operators: before it, constants were broadcast by other rules."""
+FIRST_VERSION = 6
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16")
 
 _MOST_BYTES = 2**31  # what a protocol buffer may hold
@@ -154,6 +153,10 @@ def check_form(node: Any, version: int) -> None:
     except onnx.defs.SchemaError:
         msg = f"there is no rule for it, nor such an operator in version {version}"
         raise NotUnderstoodError(msg) from None
+    # of version 6 there are rules for what did not change: sums had other rules of broadcasting
+    following = onnx.defs.get_schema(node.op_type, version + (version == FIRST_VERSION), "")
+    same = following.since_version == form.since_version
+    require(same, f"it changed after version {version}, for which there are no rules")
     # a later version may have an attribute that no rule reads
     changed = f"it changed in version {form.since_version}, after the rules were written"
     require(form.since_version <= _NEWEST_READ, changed)

@@ -3,8 +3,9 @@
 A rule looks at the attributes, the constants and the shapes that a node reads, and returns a factor
 for each varying input: the outputs of two runs differ by at most the sum (or the root of the sum of
 squares) of factor times difference.  Facts behind the factors: docs/theory.md, section 8.
-Operators are those of the standard's versions from 7 on.  An operator, attribute or shape that a
-rule does not know raises `NotUnderstoodError`: nothing is taken to be 1.
+Operators are those of version 7 or later, and those of version 6 that are the same in 7.  An
+operator, attribute or shape that a rule does not know raises `NotUnderstoodError`: nothing is taken
+to be 1.
 """
 
 from collections.abc import Callable
