@@ -66,6 +66,7 @@ class TestReading:
             np.testing.assert_array_equal(layer.weight, other.weight)
         assert found.network == expected.network
 
+    @pytest.mark.filterwarnings("ignore")  # of the exporter
     def test_what_pytorch_exports_by_default_is_read(self, tmp_path: Path) -> None:
         torch = pytest.importorskip("torch")
         pytest.importorskip("onnxscript")
