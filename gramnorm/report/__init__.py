@@ -195,7 +195,10 @@ def _keywords(
     axes = layer.weight.ndim - 2
     shape = input_shape * axes if len(input_shape) == 1 else input_shape
     if padding_of_size and shape != stated_shape and "padding" in keywords:
-        msg = f"its padding (auto_pad) is known for the size {stated_shape} only: --input-shape file, or none"
+        known = f"known for the size {stated_shape} only: --input-shape file, or none"
+        if stated_shape is None:
+            known = "unknown at any one size: leave --input-shape out"
+        msg = f"its padding (auto_pad) is {known}"
         raise ValueError(msg)
     return keywords | {"input_shape": shape}
 

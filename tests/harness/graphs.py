@@ -15,6 +15,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import sys
 import time
 import traceback
@@ -272,6 +273,7 @@ def entrywise(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
         ("Celu", {"alpha": abs(alpha) + 0.1}) if v >= 12 else ("Elu", {}),
         ("HardSwish", {}) if v >= 14 else ("Selu", {}), ("Mish", {}) if v >= 18 else ("Tanh", {}),
         ("Gelu", {"approximate": b.pick("none", "tanh")}) if v >= 20 else ("Softsign", {}),
+        ("LogSoftmax", {"axis": b.axis(len(shape))} if shape and b.maybe(0.7) else {}),
         ("Softmax", {"axis": b.axis(len(shape))} if shape and b.maybe(0.7) else {}), ("Dropout", {}),
     )  # fmt: skip
     b.make(kind[0], [x], [y], **kind[1])
@@ -297,6 +299,43 @@ def gated(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     b.make(kind[0], [x], [t], **kind[1])
     b.make("Mul", b.pick([x, t], [t, x]), [y])
     return [y]
+
+
+def written_out(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Multiply a tensor by a function of itself in several nodes, some with odd constants."""
+    odd = b.maybe(0.5)
+
+    def made(op: str, *inputs: Any, **more: Any) -> str:
+        y = b.name()
+        b.make(op, [i if isinstance(i, str) else b.array(i) for i in inputs], [y], **more)
+        return y
+
+    def number(usual: float) -> float:
+        return float(b.rng.normal()) if odd else usual
+
+    kind = b.pick("HardSwish", "Gelu", "Tanh", "Swish", "Mish")
+    line = made("Mul", x, number(0.5)) if b.maybe(0.5) else x
+    if kind == "HardSwish":
+        u = made("Add", x, number(3.0))
+        low, high = number(0.0), number(6.0)
+        old = b.version < 11
+        u = made("Clip", u, min=low, max=high) if old else made("Clip", u, low, high)
+        u = made(*b.pick(("Div", u, 6.0), ("Mul", u, number(0.2)), ("Sub", number(1.0), u)))
+    elif kind == "Gelu" and b.version >= 9:
+        u = made("Erf", made("Div", x, 2**0.5))
+        u = made("Add", made("Mul", u, number(1.0)), number(1.0))
+    elif kind == "Mish":
+        u = made("Tanh", made("Softplus", x))
+    elif kind == "Swish":
+        u = made("Add", made("Sigmoid", made("Mul", x, number(1.702))), number(0.0))
+    else:
+        cube = b.pick(("Pow", x, 3.0), ("Mul", made("Mul", x, x), x))
+        inner = made(
+            "Mul", made("Add", x, made("Mul", made(*cube), 0.044715)), (2 / math.pi) ** 0.5
+        )
+        u = made("Add", made("Tanh", inner if b.maybe(0.7) else x), number(1.0))
+    y = made("Mul", *b.pick((line, u), (u, line)))
+    return [made("Mul", y, number(0.5)) if b.maybe(0.5) else y]
 
 
 def cast(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
@@ -347,6 +386,85 @@ def normalised(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     more = {"training_mode": 0} if b.version >= 14 and b.maybe(0.2) else {}
     more |= {"epsilon": 0.125} if b.maybe(0.5) else {}
     b.make("BatchNormalization", [x, *map(b.array, vectors)], [y], **more)
+    return [y]
+
+
+def by_deviation(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Normalise by the input's own deviation, which is large where the input has none."""
+    y, rank = b.name(), len(shape)
+    if rank < 3:
+        raise UnusableError
+    more = {"epsilon": float(b.pick(0.125, 4.0))} if b.maybe(0.8) else {}
+    op, c = "InstanceNormalization", shape[1]
+    if b.version >= 17 and b.maybe(0.4):
+        op, axis = "LayerNormalization", b.axis(rank)
+        more |= {"axis": axis}
+        scale = b.rng.standard_normal(shape[axis:])
+    elif b.version >= 21 and b.maybe(0.5):
+        op, scale = "GroupNormalization", b.rng.standard_normal(c)
+        more |= {"num_groups": int(b.pick(*(g for g in range(1, c + 1) if c % g == 0)))}
+    else:
+        scale = b.rng.standard_normal(c)
+    b.make(op, [x, b.array(scale), b.array(b.rng.standard_normal(scale.shape))], [y], **more)
+    return [y]
+
+
+def repeated(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Expand and Tile."""
+    y = b.name()
+    if b.maybe(0.5) and b.version >= 8:
+        b.make("Expand", [x, b.array(partner_shape(b, shape), np.int64)], [y])
+    else:
+        b.make("Tile", [x, b.array([int(b.rng.integers(1, 4)) for _ in shape], np.int64)], [y])
+    return [y]
+
+
+def resized(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    y, rank = b.name(), len(shape)
+    if rank < 3:
+        raise UnusableError
+    scales = [1, 1, *(int(b.rng.integers(1, 4)) for _ in shape[2:])]
+    mode = b.pick("nearest", "linear")
+    if b.version < 10:
+        more = {"scales": [float(s) for s in scales]} if b.version < 9 else {}
+        b.make("Upsample", [x] if more else [x, b.array(scales)], [y], mode=mode, **more)
+    elif b.version == 10:
+        b.make("Resize", [x, b.array(scales)], [y], mode=mode)
+    else:
+        ways = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        more = {"coordinate_transformation_mode": b.pick(*ways)} if b.maybe(0.8) else {}
+        if b.maybe(0.8):
+            near = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
+            more |= {"nearest_mode": b.pick(*near)}
+        sizes = [n * s for n, s in zip(shape, scales, strict=True)]
+        last = [b.array(scales)] if b.maybe(0.5) else ["", b.array(sizes, np.int64)]
+        b.make("Resize", [x, "", *last], [y], mode=mode, **more)
+    return [y]
+
+
+def stacked(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Multiply by stacks of matrices, or in letters."""
+    y, out, rank = b.name(), int(b.rng.integers(1, 4)), len(shape)
+    if rank < 2:
+        raise UnusableError
+    batch = [int(n) if b.maybe(0.5) else int(b.rng.integers(1, 4)) if n == 1 else 1 for n in shape]
+    batch = batch[b.rng.integers(rank - 1) : -2]
+    if b.version >= 12 and b.maybe(0.5):
+        letters = "abcdefg"[:rank]
+        taken = [c for c in letters if b.maybe(0.6)] or [letters[0]]
+        w = [*(shape[letters.index(c)] for c in taken), out]
+        kept = [c for c in letters if c not in taken or b.maybe(0.4)] + ["z"]
+        order = "".join(b.rng.permutation(kept))
+        ours = "".join([*taken, "z"])
+        factors = [(x, letters), (b.array(b.rng.standard_normal(w)), ours)][:: b.pick(1, -1)]
+        equation = f"{factors[0][1]},{factors[1][1]}->{order}"
+        b.make("Einsum", [name for name, _ in factors], [y], equation=equation)
+    elif b.maybe(0.5):
+        w = b.array(b.rng.standard_normal((*batch, shape[-1], out)))
+        b.make("MatMul", [x, w], [y])
+    else:
+        w = b.array(b.rng.standard_normal((*batch, out, shape[-2])))
+        b.make("MatMul", [w, x], [y])
     return [y]
 
 
@@ -412,7 +530,11 @@ def squeezed(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
 def padded(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     y = b.name()  # amounts stay small: onnxruntime takes the memory
     pads = [int(b.pick(-9, -2, -1, 1, 2, 9)) if b.maybe(0.4) else 0 for _ in 2 * shape]
-    more = {"mode": b.pick("constant", "reflect", "edge")} if b.maybe(0.2) else {}
+    more = {"mode": b.pick("constant", "reflect", "edge")} if b.maybe(0.5) else {}
+    if b.version >= 19 and b.maybe(0.2):
+        more = {"mode": "wrap"}
+    if more.get("mode", "constant") != "constant":
+        pads = [abs(n) % 4 for n in pads]
     b.node("Pad", [x], [y], pads=(pads, 11), **more)
     return [y]
 
@@ -599,9 +721,11 @@ def unknown(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
 
 
 MAKERS: tuple[Maker, ...] = (
-    *(entrywise, entrywise, entrywise, clipped, gated, cast, with_constant, with_constant, together, together),
+    *(entrywise, entrywise, entrywise, clipped, gated, written_out, written_out, cast),
+    *(with_constant, with_constant, together, together),
     *(normalised, flattened, reshaped, reshaped, transposed, squeezed, squeezed, padded, padded),
     *(sliced, sliced, sliced, joined, split, split, gathered, gathered, blocks),
+    *(by_deviation, repeated, resized, resized, stacked, stacked),
     *(pooled, pooled, globally, reduced, reduced, reduced, convolved, convolved, multiplied, multiplied),
 )  # fmt: skip
 SHAPES = (
@@ -654,6 +778,20 @@ def constant(model: Any, *, sizes: str | None = None) -> Constant:
     return constant_of(found.network, rows)
 
 
+def size_of(name: Any, names: dict[str, int]) -> Any:
+    """Return the size that a name stands for, by the rule that is written in it."""
+    if not isinstance(name, str) or name in names:
+        return names.get(name, name)
+    if found := re.fullmatch(r"⌊\((.*)([+-]\d+)\)/(\d+)⌋", name):
+        return (size_of(found[1], names) + int(found[2])) // int(found[3])
+    if found := re.fullmatch(r"(\d+) \* ([+-]\d+)⌊(.*)⌋", name):
+        return int(found[1]) * size_of(found[3], names) + int(found[2])
+    if found := re.fullmatch(r"\w+\((\d+), (\d+), (\d+)\)⌊(.*)⌋", name):
+        reach, stride, pads = map(int, found.groups()[:3])
+        return int((size_of(found[4], names) + pads - reach) / stride) + 1  # towards zero
+    return -1
+
+
 def wrong_beliefs(
     model: Any, inputs: dict[str, tuple[int, ...]], rng: np.random.Generator
 ) -> Iterator[str]:
@@ -671,12 +809,12 @@ def wrong_beliefs(
     for name, value in zip(made, found, strict=True):
         tensor = walk.tensors[name]
         if isinstance(tensor, Varying) and tensor.shape is not None and tensor.stopped is None:
-            dims = [names.get(n, -1) if isinstance(n, str) else n for n in tensor.shape]
+            dims = [size_of(n, names) for n in tensor.shape]
             fits = len(dims) == value.ndim
             if not fits or any(n not in (None, m) for n, m in zip(dims, value.shape, strict=True)):
                 yield f"{name}: believed shape {tensor.shape}, true {value.shape}"
         if isinstance(tensor, Fixed) and tensor.value is not None:
-            believed = np.vectorize(lambda v: names.get(v, v), otypes=[value.dtype])(tensor.value)
+            believed = np.vectorize(lambda v: size_of(v, names), otypes=[value.dtype])(tensor.value)
             if believed.shape != value.shape or not np.array_equal(believed, value, equal_nan=True):
                 yield f"{name}: folded to {tensor.value!r}, true {value!r}"
 

@@ -73,7 +73,7 @@ def read_path(
             if layout is not None:
                 msg = "--layout is not for a graph, which states it itself"
                 raise ReadError(msg)
-            return read_onnx(stream)
+            return read_onnx(stream, path.parent)
     except (ReadError, OSError, ValueError) as error:  # ValueError: a null character in the name
         msg = f"cannot read {str(path)!r}: {one_line(error)}"
         raise ReadError(msg) from error

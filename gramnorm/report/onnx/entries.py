@@ -4,20 +4,25 @@ Activations, sums, products, normalisation.  The factor of a function of one num
 slope; an entry that broadcasting repeats counts as often.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from gramnorm._rigour.fractions import float_above, root_above
 from gramnorm.report.onnx.nodes import (
+    Dim,
     Effect,
     Fixed,
     Node,
     NotUnderstoodError,
     Shape,
     Values,
+    are_numbers,
+    axis_from_front,
     broadcast,
+    numbers_times,
+    readable,
     repeats,
     require,
     shape_text,
@@ -71,7 +76,7 @@ def gelu(node: Node) -> float:
     """Return the largest slope of Gelu."""
     slopes = {b"none": 1.129, b"tanh": 1.13}
     approximation = node.attributes.get("approximate", b"none")
-    require(approximation in slopes, f"approximate is {approximation!r}")
+    require(approximation in slopes, f"approximate is {readable(approximation)}")
     return slopes[approximation]
 
 
@@ -88,18 +93,34 @@ def cast(node: Node) -> float:
     return 1.0
 
 
-def sigmoid(node: Node) -> Effect:
-    """Rule of Sigmoid, by which its own input may be multiplied next."""
-    return Effect({0: 0.25}, (node.varying(0).shape,), gate=1.1)
+def log_softmax(node: Node) -> float:
+    """Return the root of the number of classes (docs/theory.md, Lemma 19)."""
+    shape = node.varying(0).shape
+    since = 13  # the first with classes along one axis
+    axis = node.attributes.get("axis", -1 if node.version >= since else 1)
+    require(shape is not None, "the number of its classes is unknown")
+    assert shape is not None
+    if node.version >= since:
+        classes: Sequence[Dim] = [shape[axis_from_front(axis, len(shape))]]
+    else:
+        require(-len(shape) <= axis <= len(shape), f"axis {axis} of {len(shape)}")
+        classes = shape[axis:]
+    require(are_numbers(classes), "the number of its classes is unknown")
+    return root_above(Fraction(numbers_times(classes)))
 
 
-def hard_sigmoid(node: Node) -> Effect:
-    """Rule of HardSigmoid, likewise."""
-    beta = Fraction(node.number("beta", 0.5))
-    # x t with t = alpha x + beta in [0, 1] has the slope 2 t - beta, beyond it 0 or 1
-    gate = float_above(max(Fraction(1), abs(beta), abs(2 - beta)))
-    alpha = abs(node.number("alpha", float(np.float32(0.2))))
-    return Effect({0: alpha}, (node.varying(0).shape,), gate=gate)
+def normalise(node: Node) -> Effect:
+    """Rule of normalisation by the input's own deviation (docs/theory.md, Lemma 20)."""
+    x = node.only_varying()
+    scale = Fraction(_largest(node.fixed(1)))
+    epsilon = Fraction(node.number("epsilon", float(np.float32(1e-5))))
+    require(epsilon > 0, "epsilon is not positive, so there is no Lipschitz constant")
+    return Effect({0: root_above(scale**2 / epsilon)}, (x.shape,))
+
+
+def hard_sigmoid(node: Node) -> float:
+    """Return the largest slope of HardSigmoid."""
+    return abs(node.number("alpha", float(np.float32(0.2))))
 
 
 def prelu(node: Node) -> Effect:
@@ -143,10 +164,9 @@ def extremum(node: Node) -> Effect:
 
 
 def multiply(node: Node) -> Effect:
-    """Rule of Mul by a constant, and of a tensor times its own gate."""
+    """Rule of Mul by a constant."""
     varying = node.all_varying()
-    if len(varying) == 2:
-        return _gate_product(node)
+    require(len(varying) == 1, _TWO_COMPUTED)
     return _times(node, _largest(node.fixed(1 - min(varying))))
 
 
@@ -162,15 +182,6 @@ def divide(node: Node) -> Effect:
     _largest(divisor)
     least = Fraction(np.min(np.abs(divisor)).item() if divisor.size else 1)
     return _times(node, float_above(1 / least))
-
-
-def _gate_product(node: Node) -> Effect:
-    """Return x times a function of x that is known to stay Lipschitz with x."""
-    for position in (0, 1):
-        x, gate = node.varying(position), node.varying(1 - position)
-        if gate.gate is not None and gate.gate[0] == x.name:
-            return Effect({position: gate.gate[1]}, (x.shape,))
-    raise NotUnderstoodError(_TWO_COMPUTED)
 
 
 def _largest(values: Values | None) -> float:

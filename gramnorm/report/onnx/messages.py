@@ -5,6 +5,7 @@ The message is parsed by the package onnx, and nothing of it is run.
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +14,11 @@ import numpy as np
 from gramnorm import _validate
 from gramnorm.report.files import contents as limits
 from gramnorm.report.files.contents import ReadError, damage_is, widened
+from gramnorm.report.onnx.external import Beside
 from gramnorm.report.onnx.nodes import NotUnderstoodError, Values, require
 
 STANDARD = ("", "ai.onnx")
-FIRST_VERSION = 7
-"""Of the operators: before it, constants were broadcast by other rules."""
+FIRST_VERSION = 6
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16")
 
 _MOST_BYTES = 2**31  # what a protocol buffer may hold
@@ -43,8 +44,10 @@ def parsed(stream: Any) -> Any:
     """Return the message in an open file, if it is of a size that can be handled."""
     onnx = package()
     most = min(limits.MAX_BYTES, _MOST_BYTES)
-    raw = stream.read(most + 1)
-    require(len(raw) <= most, f"it has more than the limit of {most} bytes", ReadError)
+    size = stream.seek(0, os.SEEK_END)
+    require(size <= most, f"it has more than the limit of {most} bytes", ReadError)
+    stream.seek(0)
+    raw = stream.read(size)  # to ask for the limit would take that much memory first
     with _damage_is("a damaged .onnx file"):
         model = onnx.load_model_from_string(raw)
     graph = model.graph
@@ -86,23 +89,37 @@ def is_matrix(tensor: Any) -> bool:
     return len(tensor.dims) > 1 and type_name(tensor.data_type) not in _NOT_WEIGHTS
 
 
-def array(tensor: Any, name: str) -> Values | None:
-    """Return the array in a message, None if its type is not one that is used here."""
+def array(tensor: Any, name: str, beside: Beside | None = None) -> Values | None:
+    """Return the array in a message, None if its type is not one that is used here.
+
+    An array in another file is looked for `beside` the model.
+    """
     onnx = package()
-    outside = tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data)
-    never = (
-        "lies in another file, which is never opened; save the model with all arrays in one file"
-    )
-    require(not outside, f"the array {name!r} {never}", ReadError)
     kind = type_name(tensor.data_type)
     if kind not in (*FLOATS, *_INTEGERS, "BOOL"):
         return None
     shape = tuple(tensor.dims)
     possible = min(shape, default=0) >= 0 and math.prod(shape) <= limits.MAX_BYTES
     require(possible, f"the array {name!r} states the shape {shape}", ReadError)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data):
+        return _outside(tensor, name, kind, beside)
     with _damage_is(f"the array {name!r} does not fit its shape {shape}"):
         read = _bfloat16 if kind == "BFLOAT16" else onnx.numpy_helper.to_array
         return np.asarray(read(tensor))
+
+
+def _outside(tensor: Any, name: str, kind: str, beside: Beside | None) -> Values:
+    """Return an array that lies in another file."""
+    if beside is None:
+        msg = f"the array {name!r} lies in another file, which is not looked for here"
+        raise ReadError(msg)
+    short = kind == "BFLOAT16"
+    bits = "u2" if short else package().helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    dtype = np.dtype(bits).newbyteorder("<")
+    needed = math.prod(tensor.dims) * dtype.itemsize
+    values = beside.stored(tensor, needed, f"the array {name!r}").view(dtype)
+    values = widened(values) if short else np.require(values, requirements="A")
+    return values.reshape(tensor.dims)
 
 
 def _bfloat16(tensor: Any) -> Values:
@@ -137,6 +154,10 @@ def check_form(node: Any, version: int) -> None:
     except onnx.defs.SchemaError:
         msg = f"there is no rule for it, nor such an operator in version {version}"
         raise NotUnderstoodError(msg) from None
+    # of version 6 there are rules for what did not change: sums had other rules of broadcasting
+    following = onnx.defs.get_schema(node.op_type, version + (version == FIRST_VERSION), "")
+    same = following.since_version == form.since_version
+    require(same, f"it changed after version {version}, for which there are no rules")
     # a later version may have an attribute that no rule reads
     changed = f"it changed in version {form.since_version}, after the rules were written"
     require(form.since_version <= _NEWEST_READ, changed)

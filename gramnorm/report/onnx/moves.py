@@ -4,7 +4,9 @@ Such a node has the constant 1, or the root of how often it repeats an entry; wh
 root of the sum of squares (docs/theory.md, Theorem 17).
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -13,14 +15,19 @@ from gramnorm._rigour.fractions import root_above
 from gramnorm.report.onnx.nodes import (
     Dim,
     Effect,
+    Fixed,
     Node,
     NotUnderstoodError,
     Shape,
     are_numbers,
     axes_from_front,
     axis_from_front,
+    broadcast,
     product_of,
+    quotient_below,
     quotient_of,
+    readable,
+    repeats,
     require,
     shape_text,
 )
@@ -104,16 +111,45 @@ def unsqueezed(node: Node, shape: tuple[Dim, ...]) -> Shape:
 
 
 def padded(node: Node) -> Effect:
-    """Rule of Pad with a constant; negative amounts cut off."""
+    """Rule of Pad; negative amounts cut off, and what is no constant repeats entries."""
     mode, shape = node.attributes.get("mode", b"constant"), node.only_varying().shape
-    require(mode == b"constant", f"mode {mode!r} repeats entries")
     pads = node.indices("pads", 1, None)
-    if shape is None or pads is None or len(pads) != 2 * len(shape) or len(node.inputs) > 3:
+    plain = mode == b"constant"
+    known = shape is not None and pads is not None and len(pads) == 2 * len(shape)
+    if shape is None or pads is None or not known or len(node.inputs) > 3:
+        require(plain, f"mode {readable(mode)} repeats entries, of an unknown number")
         return Effect({0: 1.0}, (None,))
-    result = tuple(map(_padded, shape, pads[: len(shape)], pads[len(shape) :]))
+    befores, afters = pads[: len(shape)], pads[len(shape) :]
+    result = tuple(map(_padded, shape, befores, afters))
     least = min((n for n in result if isinstance(n, int)), default=0)
     require(least >= 0, f"pads {pads!r} cut more off than {shape_text(shape)} has")
-    return Effect({0: 1.0}, (result,))
+    times = 1 if plain else math.prod(map(_Padding(mode).most, shape, befores, afters))
+    return Effect({0: root_above(Fraction(times))}, (result,))
+
+
+@dataclass(frozen=True)
+class _Padding:
+    """How often padding along an axis repeats a sample at most, itself counted."""
+
+    mode: bytes
+
+    def most(self, n: Dim, before: Dim, after: Dim) -> int:
+        """Return the number: all of it at an unknown size, which may be one sample."""
+        known = self.mode in (b"reflect", b"edge", b"wrap")
+        require(known, f"mode {readable(self.mode)}")
+        fits = isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0
+        require(fits, f"pads {before!r} and {after!r} in mode {readable(self.mode)}")
+        assert isinstance(before, int)
+        assert isinstance(after, int)
+        if not isinstance(n, int) or n < 1 or before + after == 0:
+            return 1 + before + after
+        if self.mode == b"wrap":
+            return -(-(n + before + after) // n)
+        if self.mode == b"edge":
+            return 1 + max(before, after) if n > 1 else 1 + before + after
+        require(max(before, after) < n, f"reflects {before} and {after} samples of {n}")
+        both = min(before, after) > 0 and before + after >= n - 1
+        return 3 if both else 2
 
 
 def _padded(n: Dim, before: Dim, after: Dim) -> Dim:
@@ -121,6 +157,8 @@ def _padded(n: Dim, before: Dim, after: Dim) -> Dim:
         return n
     if isinstance(n, int) and isinstance(before, int) and isinstance(after, int):
         return n + before + after
+    if isinstance(before, int) and isinstance(after, int):
+        return quotient_below(n, before + after, 1)
     return None
 
 
@@ -205,3 +243,81 @@ def gather(node: Node) -> Effect:
     often = np.unique(indices, return_counts=True)[1].max(initial=0)
     shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
     return Effect({0: root_above(Fraction(int(often)))}, (shape,))
+
+
+def expanded(node: Node) -> Effect:
+    """Rule of Expand: broadcasting to a shape."""
+    x, target = node.only_varying(), node.indices("shape", 1, None)
+    fits = target is not None and min((n for n in target if isinstance(n, int)), default=1) > 0
+    require(fits, f"its shape is {target!r}")
+    result = broadcast([x.shape, tuple(target or ())])
+    return Effect({0: root_above(Fraction(repeats(x.shape, result)))}, (result,))
+
+
+def tiled(node: Node) -> Effect:
+    """Rule of Tile."""
+    x, times = node.only_varying(), node.indices("repeats", 1, None)
+    fits = times is not None and are_numbers(times)
+    require(fits and x.shape is not None and len(times or ()) == len(x.shape), "repeats unknown")
+    counts = [n for n in times or () if isinstance(n, int)]
+    require(min(counts, default=1) > 0, f"repeats is {times!r}")
+    dims = (product_of((n, r)) for n, r in zip(x.shape or (), counts, strict=True))
+    return Effect({0: root_above(Fraction(math.prod(counts)))}, (tuple(dims),))
+
+
+def resized(node: Node) -> Effect:
+    """Rule of Resize and Upsample by whole numbers (docs/theory.md, Lemma 21)."""
+    x = node.only_varying()
+    given = node.attributes.get
+    once = node.op == "Upsample" or node.version == 10  # whose coordinates are o / s
+    way = given("coordinate_transformation_mode", b"asymmetric" if once else b"half_pixel")
+    mode, default = given("mode", b"nearest"), b"floor" if once else b"round_prefer_floor"
+    nearest = mode == b"nearest" and (way, given("nearest_mode", default)) in _NEAREST
+    linear = mode == b"linear" and way in (b"half_pixel", b"asymmetric")
+    said = ", ".join(map(readable, (mode, way)))
+    require(nearest or linear, f"its mode is {said}")
+    plain = not given("antialias", 0) and "axes" not in node.attributes
+    require(plain, "antialias, or axes")
+    scales = _scales(node, x.shape)
+    growth = [
+        Fraction(s) if nearest or way == b"half_pixel" or s == 1 else Fraction(3 * s - 1, 2)
+        for s in scales
+    ]
+    shape = None
+    if x.shape is not None:
+        sized = zip(x.shape, scales, strict=True)
+        shape = tuple(n * s if isinstance(n, int) else n if s == 1 else None for n, s in sized)
+    return Effect({0: root_above(math.prod(growth, start=Fraction(1)))}, (shape,))
+
+
+_NEAREST = (
+    (b"asymmetric", b"floor"),
+    (b"half_pixel", b"round_prefer_floor"),
+    (b"half_pixel", b"round_prefer_ceil"),
+)
+
+
+def _scales(node: Node, shape: Shape) -> list[int]:
+    """Return the factors by which a Resize makes axes longer, whole numbers."""
+    last = len(node.inputs) - 1
+    if last == 3:
+        sizes = node.indices("sizes", 3, None)
+        stretch = node.attributes.get("keep_aspect_ratio_policy", b"stretch") == b"stretch"
+        given = node.input(2)
+        once = not isinstance(given, Fixed) or given.shape == (0,)
+        require(once, "scales besides its sizes")
+        known = shape is not None and sizes is not None and stretch and len(sizes) == len(shape)
+        require(known, "its sizes are unknown")
+        ratios = [
+            Fraction(m, n) if isinstance(m, int) and isinstance(n, int) and n > 0
+            else Fraction(int(m == n and n is not None))
+            for m, n in zip(sizes or (), shape or (), strict=True)
+        ]  # fmt: skip
+    else:
+        place = 2 if node.op == "Resize" and node.version > 10 else 1
+        require(last in (0, place), "its scales are missing")
+        stored = node.attributes.get("scales", ()) if last == 0 else node.fixed(last)
+        ratios = [Fraction(float(s)) for s in np.ravel(np.asarray(stored))]
+    fits = all(r.denominator == 1 and r >= 1 for r in ratios)
+    require(fits and (shape is None or len(ratios) == len(shape)), "its scales are not whole")
+    return [int(r) for r in ratios]

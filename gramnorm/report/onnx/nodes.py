@@ -1,8 +1,9 @@
 """What the rules for nodes of an ONNX graph speak about: nodes, what they do, attributes, shapes.
 
 A dimension is a number, the name of one, or None if nothing is known; two dimensions of one name
-are equal.  Shapes are computed with these, and where a result would need more than is known, there
-is none or a `NotUnderstoodError`.
+are equal.  What windows make of a named size has a name as well, such as ⌊(h+1)/2⌋.  Shapes are
+computed with these, and where a result would need more than is known, there is none or a
+`NotUnderstoodError`.
 
 Shapes are not left to ``onnx.shape_inference``, which trusts the file too far.  A file ends the
 process: in 1.17 by a stride of 0 or an array shorter than its shape, in 1.23 by a Slice with the
@@ -11,8 +12,10 @@ ceil_mode and of ConvTranspose with auto_pad.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -51,26 +54,44 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class Form:
+    """Entries scale g(u) + shift, where u is a polynomial in the entries of a tensor `source`.
+
+    The coefficients `inner` begin with the constant one, g is an operator (none: the identity), and
+    `ends` are those of a Clip.
+    """
+
+    source: str
+    shape: Shape
+    inner: tuple[Fraction, ...]
+    kind: str = ""
+    scale: Fraction = Fraction(1)
+    shift: Fraction = Fraction(0)
+    ends: tuple[Fraction, ...] = ()
+
+
+@dataclass(frozen=True)
 class Varying:
     """A tensor that depends on the graph's inputs; `stopped` says why its constant is not known.
 
-    Its product with the tensor that `gate` names has the constant that stands there.
+    The `forms` say what it is, entry by entry, of tensors before it.
     """
 
     name: str
     shape: Shape = None
     stopped: str | None = None
-    gate: tuple[str, float] | None = None
+    forms: tuple[Form, ...] = ()
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node: attributes, inputs (None: left out) and the number of its outputs."""
+    """One node: attributes, inputs (None: left out), how many outputs, its operator's version."""
 
     op: str
     attributes: dict[str, Any]
     inputs: tuple[Fixed | Varying | None, ...]
     outputs: int = 1
+    version: int = 1
 
     def input(self, position: int) -> Fixed | Varying | None:
         """Return an input, None if it is left out."""
@@ -151,7 +172,6 @@ class Effect:
     shapes: tuple[Shape, ...]
     stacked: bool = False
     layer: tuple[str, Values, dict[str, Any] | None] | None = None
-    gate: float | None = None
 
 
 def axis_from_front(axis: Any, rank: int) -> int:
@@ -165,6 +185,11 @@ def axes_from_front(axes: Sequence[Any], rank: int) -> list[int]:
     found = [axis_from_front(axis, rank) for axis in axes]
     require(len(set(found)) == len(found), f"axes {found!r}")
     return found
+
+
+def readable(value: Any) -> str:
+    """Return an attribute for people; texts in it are bytes."""
+    return repr(value.decode(errors="replace") if isinstance(value, bytes) else value)
 
 
 def shape_text(shape: Shape) -> str:
@@ -207,6 +232,42 @@ def quotient_of(dims: Sequence[Dim], others: Sequence[Dim]) -> Dim:
     if not names:
         return ratio
     return names[0] if len(names) == 1 and ratio == 1 else None
+
+
+_COMPUTED = re.compile(r"⌊\((.*)([+-]\d+)\)/(\d+)⌋", re.DOTALL)
+_LONGEST = 200  # characters of a name, and the divisor is below 2^63: graphs may be deep
+
+
+def name_of(text: str) -> Dim:
+    """Return the name that a file gives to a size, None if it looks like a computed one."""
+    return text if text and "⌊" not in text else None
+
+
+def _named(text: str) -> Dim:
+    return text if len(text) <= _LONGEST else None
+
+
+def quotient_below(n: Dim, shift: int, divisor: int) -> Dim:
+    """Return ⌊(n + shift) / divisor⌋ of a named size.
+
+    Names are equal if the sizes are: ⌊(⌊(n + a)/s⌋ + b)/t⌋ = ⌊(n + a + b s)/(s t)⌋.
+    """
+    if not isinstance(n, str):
+        return None
+    if inner := _COMPUTED.fullmatch(n):
+        n, shift, divisor = (
+            inner[1],
+            int(inner[2]) + shift * int(inner[3]),
+            int(inner[3]) * divisor,
+        )
+    if divisor >= 2**63 or abs(shift) >= 2**63:
+        return None
+    return n if (shift, divisor) == (0, 1) else _named(f"⌊({n}{shift:+})/{divisor}⌋")
+
+
+def size_by(rule: str, n: Dim) -> Dim:
+    """Return the name of what a rule, written out, makes of a named size."""
+    return _named(f"{rule}⌊{n}⌋") if isinstance(n, str) else None
 
 
 def broadcast(shapes: Sequence[Shape]) -> tuple[Dim, ...]:

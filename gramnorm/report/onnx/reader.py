@@ -1,13 +1,15 @@
 """Layers and a network out of an ONNX file, without trusting the file.
 
 An ONNX file is a protocol-buffer message: arrays, and nodes in an order in which each reads only
-what exists before it.  Arrays must lie in the file itself, and each must hold exactly the bytes
-that its shape needs.  Sizes follow from the shapes of the graph's inputs, carried on from node to
-node; shapes that the file states for tensors on the way are not trusted, since a constant depends
-on them.
+what exists before it.  Arrays must lie in the file itself or in one beside it, and each must hold
+exactly the bytes that its shape needs.  Sizes follow from the shapes of the graph's inputs, carried
+on from node to node; shapes that the file states for tensors on the way are not trusted, since a
+constant depends on them.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -15,34 +17,44 @@ import numpy as np
 from gramnorm.report.files import contents as limits
 from gramnorm.report.files.contents import Contents, Layer, ReadError
 from gramnorm.report.network import Network, Step
-from gramnorm.report.onnx import constants, messages
+from gramnorm.report.onnx import constants, gates, messages
+from gramnorm.report.onnx.external import Beside
 from gramnorm.report.onnx.nodes import (
     Effect,
     Fixed,
+    Form,
     Node,
     NotUnderstoodError,
     Varying,
+    name_of,
     require,
 )
-from gramnorm.report.onnx.rules import RULES, apply_rule, without_rule
+from gramnorm.report.onnx.rules import NORMALISING, RULES, apply_rule, without_rule
 
 _MOST_AXES = 64  # of a shape that is known: work may grow with their square
 _MOST_USES = 50  # of one weight, each with another geometry or arrangement
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LAYER_WORDS = ("Attention", "Conv", "Gemm", "GRU", "LSTM", "MatMul", "RNN")  # in other operators
 _MOST_NAMES = 5  # in a note
+_LARGE = (
+    "nodes divide by the deviation of their input, and their constant is that of an input without "
+    "any, max |scale| / sqrt(epsilon), which is large"
+)
 
 _Tensor = Fixed | Varying
 
 
-def read_onnx(stream: IO[bytes]) -> Contents:
+def read_onnx(stream: IO[bytes], folder: Path | None = None) -> Contents:
     """
     Read the layers and the graph of an open ``.onnx`` file.
 
     Parameters
     ----------
     stream : binary file
-        Open for reading, at its start.
+        Open for reading, seekable.
+    folder : Path or None
+        Where the file lies: arrays that it keeps in other files are looked for there, and nowhere
+        else.  None refuses them.
 
     Returns
     -------
@@ -53,10 +65,10 @@ def read_onnx(stream: IO[bytes]) -> Contents:
     Raises
     ------
     ReadError
-        If the package onnx is missing, or the file is damaged, too large, keeps arrays outside, or
-        is not in order.
+        If the package onnx is missing, or the file is damaged, too large, not in order, or
+        keeps arrays in other files than those beside it.
     """
-    contents = _Walk(messages.parsed(stream)).contents()
+    contents = _Walk(messages.parsed(stream), folder).contents()
     failed = list(contents.failed.items())[:_MOST_NAMES]
     reasons = "; ".join(f"{name!r}: {reason}" for name, reason in failed)
     no_layer = f"there is no node {', '.join(_LAYERS)} with a stored weight in it"
@@ -85,8 +97,9 @@ class _Walk:
     What each tensor is, the steps of the network, the layers by name.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, folder: Path | None = None) -> None:
         self.graph = model.graph
+        self.beside = None if folder is None else Beside(folder)
         self.tensors: dict[str, _Tensor] = {}
         self.steps: list[Step] = []
         self.layers: dict[str, Layer] = {}
@@ -94,6 +107,7 @@ class _Walk:
         self.matrices: set[str] = set()  # stored arrays that may be weights
         self.refused: dict[str, str] = {}  # weights that became no layer
         self.uses: dict[str, list[float]] = {}  # of a layer: by what each use multiplies it
+        self.normalising: list[str] = []  # nodes that divide by a deviation
         self.copied = 0  # bytes of constants that the graph makes of others
         self.functions = {(f.domain, f.name): f for f in model.functions}
         self.functions_weigh = any(True for _ in self._inner_weights(model.functions))
@@ -136,6 +150,7 @@ class _Walk:
             replaced: given,
             "used more than once, with one row for all uses": several,
             "multiplied by a number (alpha), which the row leaves out": scaled,
+            _LARGE: self.normalising,
         }
         return [f"{text}: {_listed(names)}" for text, names in notes.items() if names]
 
@@ -163,7 +178,7 @@ class _Walk:
         """Take the stored arrays as constants."""
         for tensor in self.graph.initializer:
             messages.check_texts(tensor.name)
-            value = messages.array(tensor, tensor.name)
+            value = messages.array(tensor, tensor.name, self.beside)
             self._define(Fixed(tensor.name, value, tensor.name))
             if messages.is_matrix(tensor):
                 self.matrices.add(tensor.name)
@@ -180,7 +195,7 @@ class _Walk:
             return Varying(value.name, None, reason)
         if not stated.HasField("shape") or len(stated.shape.dim) > _MOST_AXES:
             return Varying(value.name)
-        dims = [d.dim_value if d.dim_value > 0 else d.dim_param or None for d in stated.shape.dim]
+        dims = [d.dim_value if d.dim_value > 0 else name_of(d.dim_param) for d in stated.shape.dim]
         return Varying(value.name, tuple(dims))
 
     def _tensor(self, name: str, reader: str) -> _Tensor:
@@ -204,14 +219,19 @@ class _Walk:
         for name in set(proto.input) & self.readers.keys():
             self.readers[name].append(proto.op_type)
         outputs = list(proto.output)
+        forms: tuple[Form, ...] = ()
         try:
             node = self._understood(proto, inputs)
+            forms = gates.forms(node)
             results: Sequence[_Tensor] = self._results(node, outputs, label)
         except NotUnderstoodError as error:
             reason = f"{label} is not understood: {error}"
             for name in sorted(self._weights(proto, inputs, label)):
                 self.refused.setdefault(name, reason)
-            results = [Varying(name, None, _first_stop(inputs) or reason) for name in outputs]
+            stop = _first_stop(inputs) or reason
+            results = [Varying(name, None, stop) for name in outputs]
+        if len(results) == 1 and isinstance(results[0], Varying):
+            results = [replace(results[0], forms=forms)]
         for result in results:
             if result.name:  # an output may be left out
                 self._define(result)
@@ -224,7 +244,7 @@ class _Walk:
         require(self._is_standard(proto), own)
         version = messages.newest_version() if self._version_reason() else max(self.versions)
         messages.check_form(proto, version)
-        return Node(proto.op_type, attributes, inputs, len(proto.output))
+        return Node(proto.op_type, attributes, inputs, len(proto.output), version)
 
     def _function(self, proto: Any) -> Any:
         """Return the function in the file that a node calls, None for an operator."""
@@ -243,14 +263,22 @@ class _Walk:
         of_shape = node.op == "Shape" and stop is None
         if of_shape or not node.all_varying():
             return self._folded(node, outputs)
+        if gated := gates.product(node):
+            form, factor = gated
+            source = self._tensor(form.source, label)
+            assert isinstance(source, Varying)
+            if source.stopped is None:
+                self.steps.append(Step(outputs[0], ((form.source, factor),)))
+            return [Varying(outputs[0], form.shape, source.stopped)]
         effect = apply_rule(node)
         layer = self._layer(effect)
-        gate = (node.varying(0).name, effect.gate) if effect.gate else None
+        if node.op in NORMALISING:
+            self.normalising.append(label)
         terms = tuple((node.varying(i).name, factor) for i, factor in effect.factors.items())
         results = []
         for name, shape in zip(outputs, effect.shapes, strict=False):
             few = shape is not None and len(shape) <= _MOST_AXES
-            results.append(Varying(name, shape if few else None, stop, gate))
+            results.append(Varying(name, shape if few else None, stop))
             if stop is None and name:
                 self.steps.append(Step(name, terms, stacked=effect.stacked, layer=layer))
         for i, name in list(enumerate(outputs))[len(effect.shapes) :]:
@@ -278,7 +306,12 @@ class _Walk:
             value = node.attributes.get("value")
             if "sparse_value" in node.attributes or (value and messages.is_matrix(value)):
                 self.matrices.add(outputs[0])
-            return [Fixed(outputs[0], constants.stated(node.attributes), outputs[0])]
+            try:
+                return [Fixed(outputs[0], constants.stated(node.attributes), outputs[0])]
+            except ReadError as error:  # an array as damaged as those stored are refused for
+                if outputs[0] in self.matrices:
+                    self.refused[outputs[0]] = str(error)
+                return [Fixed(outputs[0], None, outputs[0])]
         if node.op == "Shape" and node.all_varying():
             return [Fixed(outputs[0], constants.shape_of(node))]
         require(node.op in constants.ON_CONSTANTS, without_rule(node.op))

@@ -3,8 +3,9 @@
 A rule looks at the attributes, the constants and the shapes that a node reads, and returns a factor
 for each varying input: the outputs of two runs differ by at most the sum (or the root of the sum of
 squares) of factor times difference.  Facts behind the factors: docs/theory.md, section 8.
-Operators are those of the standard's versions from 7 on.  An operator, attribute or shape that a
-rule does not know raises `NotUnderstoodError`: nothing is taken to be 1.
+Operators are those of version 7 or later, and those of version 6 that are the same in 7.  An
+operator, attribute or shape that a rule does not know raises `NotUnderstoodError`: nothing is taken
+to be 1.
 """
 
 from collections.abc import Callable
@@ -28,19 +29,29 @@ def apply_rule(node: Node) -> Effect:
 
 def without_rule(op: str) -> str:
     """Return why an operator that is not listed is not understood."""
-    rounds = any(word in op for word in ("uantize", "QLinear", "Integer"))
-    return "there is no rule for it" + ": it rounds to quantised numbers" * rounds
+    reason = "there is no rule for it"
+    if any(word in op for word in ("uantize", "QLinear", "Integer")):
+        return f"{reason}: it rounds to quantised numbers, a step that breaks Lipschitz continuity"
+    if "Attention" in op:
+        grows = "the slope of x^T A x and the like grows with x"
+        return f"{reason}: dot-product attention has no Lipschitz constant for all inputs ({grows})"
+    return reason
 
 
 def _each(*ops: str, by: Rule) -> dict[str, Rule]:
     return dict.fromkeys(ops, by)
 
 
+NORMALISING = (
+    *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"),
+)
+
 RULES: dict[str, Rule] = {
     # layers, pooling, reductions
     **_each("Conv", "ConvTranspose", by=windows.conv),
     "Gemm": windows.gemm,
     "MatMul": windows.matmul,
+    "Einsum": windows.einsum,
     "MaxPool": windows.max_pool,
     "AveragePool": windows.average_pool,
     **_each("GlobalAveragePool", "GlobalMaxPool", by=windows.global_pool),
@@ -61,11 +72,13 @@ RULES: dict[str, Rule] = {
     "Mish": slope(1.09),
     "Erf": slope(1.1284),
     "Softmax": slope(0.5),
-    "Sigmoid": entries.sigmoid,
-    "HardSigmoid": entries.hard_sigmoid,
+    "LogSoftmax": slope(entries.log_softmax),
+    "Sigmoid": slope(0.25),
+    "HardSigmoid": slope(entries.hard_sigmoid),
     # several tensors, entry by entry
     "PRelu": entries.prelu,
     "BatchNormalization": entries.batch_norm,
+    **_each(*NORMALISING, by=entries.normalise),
     **_each("Add", "Sub", "Sum", by=entries.add),
     **_each("Max", "Min", by=entries.extremum),
     "Mul": entries.multiply,
@@ -83,5 +96,8 @@ RULES: dict[str, Rule] = {
     "Concat": moves.concat,
     "Split": moves.split,
     "Gather": moves.gather,
+    "Expand": moves.expanded,
+    "Tile": moves.tiled,
+    **_each("Resize", "Upsample", by=moves.resized),
 }
 """The operators that are understood."""

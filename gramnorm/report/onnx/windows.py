@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._rigour.fractions import root_above
 from gramnorm.report.onnx.nodes import (
+    Dim,
     Effect,
     Fixed,
     Node,
@@ -21,9 +24,14 @@ from gramnorm.report.onnx.nodes import (
     Values,
     are_numbers,
     axes_from_front,
+    broadcast,
     numbers_times,
+    quotient_below,
+    readable,
+    repeats,
     require,
     shape_text,
+    size_by,
 )
 
 
@@ -57,6 +65,14 @@ class _Windows:
             return None
         return (self.padded(self.size) - self.reach) // self.stride + 1
 
+    def outputs_of(self, size: Dim, op: str) -> Dim:
+        """Return the number of windows over a named size."""
+        if self.stride == 1 or self.padded(1) >= self.reach:
+            return quotient_below(size, sum(self.pads) - self.reach + self.stride, self.stride)
+        # where a window is larger than its input, runtimes may round towards zero
+        rule = f"{op}({self.reach}, {self.stride}, {sum(self.pads)})"
+        return size_by(rule, size)
+
     def readers(self, outputs: int | None) -> int:
         """Bound the number of windows that read one sample: r in Lemma 18."""
         most = -(-self.taps // self.step)
@@ -64,8 +80,10 @@ class _Windows:
 
     def same(self, *, upper: bool) -> tuple[int, int]:
         """Return the padding with which one window starts in each stride, the last one as well."""
-        n, s = self.size or 0, self.stride
-        total = max((-(-n // s) - 1) * s + self.reach - n, 0)
+        n, s = self.size, self.stride
+        total = self.reach - 1  # the most at any size
+        if n is not None:
+            total = max((-(-n // s) - 1) * s + self.reach - n, 0)
         less, more = total // 2, total - total // 2
         return (less, more) if upper else (more, less)
 
@@ -113,10 +131,36 @@ def conv(node: Node) -> Effect:
     if x.shape is not None:
         fits = x.shape[1] == inputs or not isinstance(x.shape[1], int)
         require(fits, f"its input has {x.shape[1]} channels, its weight {inputs}")
-        shape = (x.shape[0], outputs, *(found or (None,) * axes))
-    if _is_same(node) and max(geometry["stride"]) > 1:
+        spatial = found or _spatial(node, x.shape[2:], windows, geometry)
+        shape = (x.shape[0], outputs, *spatial)
+    if transposed and _is_same(node):
+        odd = any(before != after for before, after in geometry["padding"])
+        if odd:  # runtimes differ about the side
+            geometry["padding_of_size"], at_size = True, {}
+    elif _is_same(node) and (sizes is None or max(geometry["stride"]) > 1):
         geometry["padding_of_size"] = True  # at another size it is another
     return _layer(node, 1, kernel, geometry | at_size, shape=shape)
+
+
+def _spatial(
+    node: Node, sizes: Sequence[Dim], windows: Sequence[_Windows], geometry: dict[str, Any]
+) -> list[Dim]:
+    """Return the sizes after a convolution of named ones."""
+    if node.op == "Conv":
+        return [_outputs(node, w, n) for w, n in zip(windows, sizes, strict=True)]
+    extras = geometry["output_padding"]
+    grown = [w.reach - w.stride + e - sum(w.pads) for w, e in zip(windows, extras, strict=True)]
+    return [
+        quotient_below(n, more, 1) if w.stride == 1 else size_by(f"{w.stride} * {more:+}", n)
+        for n, more, w in zip(sizes, grown, windows, strict=True)
+    ]
+
+
+def _outputs(node: Node, w: _Windows, size: Dim) -> Dim:
+    """Return the number of windows over a size that may be named."""
+    if _is_same(node):
+        return quotient_below(size, w.stride - 1, w.stride)
+    return w.outputs_of(size, node.op)
 
 
 def gemm(node: Node) -> Effect:
@@ -132,14 +176,68 @@ def gemm(node: Node) -> Effect:
 
 def matmul(node: Node) -> Effect:
     """Rule of MatMul: a layer."""
+    both = "it multiplies two computed tensors, as attention does, which has no Lipschitz constant"
+    require(len(node.all_varying()) < len(node.inputs), both)
     position = 1 if 0 in node.all_varying() else 0  # of the weight
-    x, weight = node.varying(1 - position), _weight(node, position, least=2, most=2)
+    x, weight = node.varying(1 - position), _weight(node, position, least=2)
+    if weight.ndim > 2:
+        return _batched(node, position, weight)
     if position == 0:
         columns = x.shape[-1:] if x.shape is not None and len(x.shape) > 1 else ()
         shape = x.shape and (*x.shape[:-2], weight.shape[0], *columns)
         return _layer(node, 0, weight, None, shape=shape)
     shape = x.shape and (*x.shape[:-1], weight.shape[1])
     return _layer(node, 1, weight.T, None, shape=shape)
+
+
+def _batched(node: Node, position: int, weight: Values) -> Effect:
+    """Return the effect of a stack of matrices, each on its own part: as groups, one tap long."""
+    x = node.varying(1 - position)
+    require(x.shape is not None and len(x.shape) > 1, "the axes of its input are unknown")
+    assert x.shape is not None
+    matrices = np.swapaxes(weight, -1, -2) if position == 1 else weight
+    rows, columns = matrices.shape[-2:]
+    batch = broadcast([x.shape[:-2], weight.shape[:-2]])
+    times = repeats(x.shape[:-2], batch)
+    ends = (x.shape[-2], rows) if position == 1 else (rows, x.shape[-1])
+    groups = numbers_times(weight.shape[:-2])
+    return _layer(
+        node,
+        position,
+        matrices.reshape(groups * rows, columns, 1),
+        {"groups": groups, "input_shape": (1,)},
+        shape=(*batch, *ends),
+        factor=root_above(Fraction(times)),
+    )
+
+
+def einsum(node: Node) -> Effect:
+    """Rule of Einsum of a stored weight and a tensor, by letters: a layer, maybe with groups."""
+    require(len(node.inputs) == 2, "it has not two factors")
+    position = 1 if 0 in node.all_varying() else 0
+    x, weight = node.varying(1 - position), _weight(node, position, least=1)
+    text = node.attributes["equation"].decode(errors="replace").replace(" ", "")
+    left, arrow, out = text.partition("->")
+    terms = left.split(",")
+    plain = arrow and len(terms) == 2 and all(t.isalpha() for t in (*terms, out))
+    require(plain and all(len(set(t)) == len(t) for t in (*terms, out)), f"equation {text!r}")
+    ours, theirs = terms[position], terms[1 - position]
+    shape = x.shape or ()
+    sizes = dict(zip(ours, weight.shape, strict=True)) if len(ours) == weight.ndim else {}
+    found = dict(zip(theirs, shape, strict=True)) if len(theirs) == len(shape) else {}
+    fits = sizes and found and all(found[c] == sizes[c] for c in set(ours) & set(theirs))
+    require(fits, f"{text!r} of {shape_text(x.shape)} and {weight.shape}")
+    only = (set(ours) ^ set(theirs)) - set(out)
+    require(not only and set(out) <= set(ours + theirs), f"{text!r} sums up one factor alone")
+    groups, columns, rows = (
+        [c for c in ours if (c in theirs, c in out) == kind]
+        for kind in ((True, True), (True, False), (False, True))
+    )
+    order = [ours.index(c) for c in (*groups, *rows, *columns)]
+    count, high, wide = (math.prod(sizes[c] for c in part) for part in (groups, rows, columns))
+    kernel = weight.transpose(order).reshape(count * high, wide, 1)
+    dims = tuple((found | sizes)[c] for c in out)
+    return _layer(node, position, kernel, {"groups": count, "input_shape": (1,)}, shape=dims)
 
 
 def _layer(
@@ -195,11 +293,20 @@ def _windows(
         require(min(given, default=0) >= 0, f"negative pads {given}")
         pads = list(zip(given[:axes], given[axes:], strict=True))
     else:
-        known = _is_same(node) and node.op != "ConvTranspose" and sizes is not None
-        at = " at an unknown size" * (sizes is None)
-        require(known and min(strides, default=1) > 0, f"auto_pad {automatic!r}{at}")
+        known = _is_same(node) and min(strides, default=1) > 0
+        require(known, f"auto_pad {readable(automatic)}")
+        if node.op == "ConvTranspose":
+            return sizes, _cropped(node, plain)
         pads = [w.same(upper=automatic == b"SAME_UPPER") for w in plain]
     return sizes, [replace(w, pads=p) for w, p in zip(plain, pads, strict=True)]
+
+
+def _cropped(node: Node, plain: list[_Windows]) -> list[_Windows]:
+    """Return windows of a ConvTranspose whose output is its input times the stride."""
+    extras = node.integers("output_padding", (0,) * len(plain))
+    totals = [w.reach - w.stride + e for w, e in zip(plain, extras, strict=True)]
+    require(min(totals) >= 0, "auto_pad by which its output would have to be padded")
+    return [replace(w, pads=(t // 2, t - t // 2)) for w, t in zip(plain, totals, strict=True)]
 
 
 def max_pool(node: Node) -> Effect:
@@ -230,8 +337,11 @@ def _pool(node: Node, square_of: Callable[[_Windows, int | None], Fraction]) -> 
     large = f"its window {taps} is larger than its padded input of the sizes {sizes}"
     require(fits, large)
     outputs = [None if ceil else w.outputs() for w in windows]
+    dims: list[Dim] = list(outputs)
+    if x.shape is not None and sizes is None and not ceil:
+        dims = [_outputs(node, w, n) for w, n in zip(windows, x.shape[2:], strict=True)]
     square = math.prod(map(square_of, windows, outputs), start=Fraction(1))
-    shape = None if x.shape is None else (*x.shape[:2], *outputs)
+    shape = None if x.shape is None else (*x.shape[:2], *dims)
     return Effect({0: root_above(square)}, (shape,))
 
 
