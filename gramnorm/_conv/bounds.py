@@ -165,8 +165,11 @@ def conv_norm_bracket(
         output ``o`` starts at sample ``stride * o``, one output for each of the ``ceil(n /
         stride)`` multiples of the stride below n. If padding is given, the periodic input is
         extended by it, as in PyTorch, and outputs may repeat or be missing.
-    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
-        What lies beyond the input.
+    padding_mode : {"zeros", "circular", "reflect", "replicate", "symmetric"}, optional
+        What lies beyond the input. The mirror of "reflect" is the last sample, which is not
+        repeated (NumPy and PyTorch "reflect", SciPy "mirror"); that of "symmetric" lies half a
+        sample further, so that it is (NumPy "symmetric", SciPy "reflect"). "replicate" is "edge" in
+        NumPy and "nearest" in SciPy, "circular" is "wrap" in NumPy and "grid-wrap" in SciPy.
     dilation : int or sequence of int, optional
         Distance between taps per axis.
     groups : int, optional
@@ -196,8 +199,8 @@ def conv_norm_bracket(
         is of the wrong kind.
     ValueError
         If shapes or sizes do not fit together, `rtol` is not positive, or the operator is
-        undefined: reflect or replicate padding without `input_shape` or of a transposed
-        convolution, reflect padding that exceeds the input, output padding of an ordinary
+        undefined: reflect, replicate or symmetric padding without `input_shape` or of a
+        transposed convolution, reflect padding that exceeds the input, output padding of an ordinary
         convolution.
     NotImplementedError
         For vectors.
@@ -219,8 +222,8 @@ def conv_norm_bracket(
     size. *Zero padding at a given size*: the least of the supremum, a bound from scalar Toeplitz
     matrices that know the size (Theorem 12), and, for operators with up to 4096 rows or columns,
     the Gram matrix; `lower` comes from a plane wave under a window and from Golub-Kahan steps on
-    the operator. *Reflect, replicate, and circular padding that is not the above*: exact for small
-    operators; beyond, the supremum times the square root of how often a sample is repeated (Theorem
+    the operator. *Reflect, replicate, symmetric, and circular padding that is not the above*:
+    exact for small operators; beyond, the supremum times the square root of how often a sample is repeated (Theorem
     13), which is loose and seldom converges.
 
     Examples
