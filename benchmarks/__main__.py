@@ -8,7 +8,17 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import arithmetic, convolutions, figures, matrices, methods, network, sparse, tables
+from benchmarks import (
+    arithmetic,
+    convolutions,
+    figures,
+    hosts,
+    matrices,
+    methods,
+    network,
+    sparse,
+    tables,
+)
 from benchmarks.devices import NAMES, AbsentError, device, versions
 
 SECTIONS = {
@@ -25,6 +35,8 @@ SECTIONS = {
         convolutions.trained,
         methods.methods,
         network.network,
+        hosts.libraries,
+        hosts.busy,
         arithmetic.arithmetic,
     )
 }

@@ -26,9 +26,12 @@ from gramnorm.network import (
     sum_bound,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ConvGeometry",
     "NormBracket",
+    "__version__",
     "block_norm_bound",
     "classical",
     "conv_gram_iteration",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, probes
 from gramnorm._arrays.types import Array, DType, HostBools, HostFloats, HostInts
 from gramnorm._rigour.decimals import DIGITS, decimal_text, relative_gap_above
 
@@ -126,7 +127,14 @@ class NormBracket:
         attained, up to its own rounding to the dtype of the bounds; None where `lower` does not
         come from a single frequency.
     left, right : array or None
-        Unit vectors attaining `lower`, if they were asked for.
+        Unit vectors attaining `lower`, if they were asked for; `matrix_norm_bracket` and
+        `conv_norm_bracket` describe their shapes.
+
+    Notes
+    -----
+    A bracket of a stack is indexed like an array of its shape, ``bracket[3]`` or ``bracket[...,
+    0]``, has a length and is iterated along its first axis. ``f"{bracket:.4g}"`` shows four digits of
+    each bound, rounded outward.
     """
 
     lower: Array
@@ -136,6 +144,59 @@ class NormBracket:
     frequency: Array | None = None
     left: Array | None = None
     right: Array | None = None
+
+    def __getitem__(self, key: Any) -> NormBracket:
+        """Return the bracket of some norms of a stack, by what indexes an array of its shape."""
+        key = key if isinstance(key, tuple) else (key,)
+        whole = any(one is ... for one in key)
+        mask = any(hasattr(one, "dtype") for one in key)
+        batch = key if whole or mask else (*key, ...)
+        inner = (*key, slice(None)) if whole else (*key, ...)
+        vectors = (None if v is None else v[inner] for v in (self.left, self.right))
+        ends = (self.lower[batch], self.upper[batch], self.converged[batch])
+        return NormBracket(*ends, self.n_products, self.frequency, *vectors)
+
+    def __len__(self) -> int:
+        """Return the length of the first axis of a stack."""
+        if self.lower.ndim == 0:
+            msg = "this NormBracket is of one norm, and has no length; that of a stack has"
+            raise TypeError(msg)
+        return int(self.lower.shape[0])
+
+    def __bool__(self) -> bool:
+        """Return True: what an `if` means is `converged`, or a comparison of the bounds."""
+        return True
+
+    def __iter__(self) -> Iterator[NormBracket]:
+        """Return the brackets along the first axis of a stack."""
+        return map(self.__getitem__, range(len(self)))
+
+    def __format__(self, spec: str) -> str:
+        """Return the bounds with so many significant digits, as in ".4g", rounded outward."""
+        if not spec:
+            return repr(self)
+        if not (found := re.fullmatch(r"\.([1-9]\d?)g", spec)):
+            msg = (
+                "a NormBracket is formatted by its significant digits, as in f'{bracket:.4g}', got "
+                f"{spec!r}"
+            )
+            raise ValueError(msg)
+        lower, upper = map(crossing.values_or_none, (self.lower, self.upper))
+        if lower is None or upper is None:
+            return repr(self)
+        shape = f"shape {lower.shape}, " if lower.ndim else ""
+        if not lower.size:
+            return f"{shape}empty"
+        known = ~(np.isnan(lower) | np.isnan(upper))
+        unknown = np.count_nonzero(~known)
+        if unknown == lower.size:
+            return f"{shape}{'all ' * bool(shape)}nan"
+        low, high = (
+            decimal_text(float(value), up=up, digits=int(found[1]))
+            for value, up in ((np.min(lower[known]), False), (np.max(upper[known]), True))
+        )
+        what = "norms" if shape else "norm"
+        return f"{shape}{low} <= {what} <= {high}{f', {unknown} nan' if unknown else ''}"
 
     def __repr__(self) -> str:
         """Return the bounds as text, rounded outward; the fields where there are no numbers."""
@@ -160,13 +221,22 @@ def to_bracket(
     done = converged(found, rtol).reshape(shape)
     return NormBracket(
         lower=crossing.from_host(found.lower.reshape(shape), dtype=dtype, like=like),
-        upper=crossing.from_host(found.upper.reshape(shape), dtype=dtype, like=like),
+        upper=upper_array(found.upper.reshape(shape), dtype=dtype, like=like),
         converged=xp.asarray(done, dtype=xp.bool, device=libraries.device_of(like)),
         n_products=found.cost,
         frequency=None
         if frequency is None
         else crossing.from_host(frequency, dtype=dtype, like=like),
     )
+
+
+def upper_array(host: HostFloats, *, dtype: DType, like: Array) -> Array:
+    """Return upper bounds that `dtype` represents beside `like`; what is positive is read so there."""
+    tiny = dtypes.finfo(dtype).smallest_normal
+    subnormal = (host > 0) & (host < tiny)
+    if np.any(subnormal) and probes.flushes_subnormals(like, dtype):
+        host = np.where(subnormal, tiny, host)
+    return crossing.from_host(host, dtype=dtype, like=like)
 
 
 def differentiable(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gramnorm._arrays import dtypes, libraries
+from gramnorm._arrays import crossing, dtypes, libraries
 from gramnorm._arrays.types import Array
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate", "symmetric")
@@ -24,6 +24,7 @@ def array_argument(x: object, *, name: str) -> Array:
     libraries.namespace_of(x, name=name)
     a: Array = x
     if not dtypes.is_supported(a.dtype):
+        _hands_over(x, name=name)
         msg = (
             f"{name} must hold bool, integer, real or complex floating numbers of at most double "
             f"precision, got dtype {a.dtype}; convert it first, e.g. {name}.astype('float64')"
@@ -42,7 +43,45 @@ def concrete_argument(x: object, *, name: str, instead: str) -> Array:
             f"{instead}"
         )
         raise TypeError(msg)
+    _hands_over(a, name=name)
     return libraries.plain(a)
+
+
+def _hands_over(a: object, *, name: str) -> None:
+    """Complain about arrays whose library does not hand over their values."""
+    if not crossing.can_cross(a):
+        kind = type(a)
+        msg = (
+            f"{name} is a {kind.__module__}.{kind.__qualname__}, whose values cannot be read through "
+            f"DLPack; compute it, make it dense and pass it as a NumPy array, e.g. {name}.todense() "
+            f"or numpy.asarray({name})"
+        )
+        raise TypeError(msg)
+
+
+def install(extra: str) -> str:
+    """Return the command that installs what an extra names, from an index and in a clone."""
+    return f'pip install "gramnorm[{extra}]", in a clone pip install -e ".[{extra}]"'
+
+
+def taps(shape: tuple[int, ...], kernel_size: tuple[int, ...], *, groups: int) -> None:
+    """Check that a kernel has the taps and groups of a geometry."""
+    if len(shape) < 3 or shape[2:] != kernel_size or shape[0] % groups:
+        msg = (
+            f"kernel must have the shape (c_out, c_in / groups, {', '.join(map(str, kernel_size))}) "
+            f"with channels for {groups} groups, as this geometry was made for, got shape {shape}"
+        )
+        raise ValueError(msg)
+
+
+def samples(shape: tuple[int, ...], expected: tuple[int, ...], *, name: str) -> None:
+    """Check the shape of what a convolution is applied to, behind any axes of a batch."""
+    if shape[-len(expected) :] != expected:
+        msg = (
+            f"{name} must have the shape (..., {', '.join(map(str, expected))}), channels before "
+            f"samples, got shape {shape}"
+        )
+        raise ValueError(msg)
 
 
 def matrices(a: Array, *, name: str) -> None:

@@ -13,9 +13,12 @@ the latter by Schur's test; g makes room for it, and the weight as stored keeps 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
+
+from gramnorm import _validate
 
 try:
     import torch
@@ -23,10 +26,9 @@ try:
     from torch.nn.parameter import is_lazy
     from torch.nn.utils import parametrize
 except ImportError as error:
-    msg = 'gramnorm.torch needs PyTorch: pip install "gramnorm[torch]"'
+    msg = f"gramnorm.torch needs PyTorch: {_validate.install('torch')}"
     raise ImportError(msg) from error
 
-from gramnorm import _validate
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._matrix.bounds import matrix_norm_bound
@@ -82,7 +84,8 @@ def layer_norms(
     dict of str to 0-d torch.Tensor
         Upper bounds by name, in the order of `torch.nn.Module.named_modules`, on the device of the
         weights, in float64 for such weights and in float32 for all shorter ones. Autograd
-        differentiates them once.
+        differentiates them once; ``.item()`` turns one into a number, where ``float`` makes PyTorch
+        warn of the gradient that is lost.
 
     Raises
     ------
@@ -133,18 +136,22 @@ def layer_norms(
     >>> list(norms), bool(norms["2"] >= torch.linalg.matrix_norm(model[2].weight.double(), ord=2))
     (['0', '2'], True)
     """
+    _check_model(model)
     shapes = dict(input_shapes or {})
     _check_names(model, shapes, skip)
+    _validate.tolerance(rtol, default=1.0)
     norms = {}
     for name, module in _layers(model, skip):
         if isinstance(module, _BATCH_NORMS):
             norms[name] = _batch_norm_scale(name, module)
         else:
-            weight, geometry, shape = _weight(module), _geometry(module), shapes.get(name)
+            with _named(name, module):
+                weight, geometry, shape = _weight(module), _geometry(module), shapes.get(name)
             if shape is None:
                 remedy = f"input_shapes must give that of {_label(name, module)}"
                 _check_every_size(weight, geometry, remedy)
-            norms[name] = _bound(weight, geometry, shape, rtol)
+            with _named(name, module):
+                norms[name] = _bound(weight, geometry, shape, rtol)
     return norms
 
 
@@ -274,8 +281,10 @@ class SpectralBound(nn.Module):
     the weight before it. It is computed at each access to ``module.weight``;
     `torch.nn.utils.parametrize.cached` saves that within a step, and
     `torch.nn.utils.parametrize.remove_parametrizations` after training. Autograd differentiates
-    "divide" once. "rescale" never waits for the device and can be traced; "divide" looks at the
-    values.
+    "divide" once. "rescale" never waits for the device and can be recorded by `torch.func`,
+    `torch.jit.trace` and `torch.export` (not with ``strict=True``), not by the ONNX exporter of
+    TorchScript; "divide" looks at the values, so all of them are refused. Before an export make the weight permanent by
+    ``remove_parametrizations(module, "weight")``.
 
     Examples
     --------
@@ -329,6 +338,7 @@ class SpectralBound(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight that keeps to the bound."""
+        _check_traceable(weight, self.method)
         if self.method == "divide":
             norm = _bound(weight, self._geometry, self.input_shape, self.rtol)
             if float(norm.detach()) <= self.bound:
@@ -404,6 +414,49 @@ def _layers(model: nn.Module, skip: Collection[str]) -> Iterator[tuple[str, nn.M
                     "multiply by it"
                 )
                 raise TypeError(msg)
+
+
+def _check_model(model: object) -> None:
+    """Complain about what holds weights, but not what is done with them."""
+    if not isinstance(model, nn.Module):
+        msg = (
+            f"model must be a torch.nn.Module, got {type(model).__name__}: weights alone do not tell "
+            "strides and padding; load a state_dict into its model (load_state_dict), or take the "
+            "command `gramnorm report` for a file of weights"
+        )
+        raise TypeError(msg)
+
+
+@contextlib.contextmanager
+def _named(name: str, module: nn.Module) -> Iterator[None]:
+    """Let errors say of which layer they are."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"{_label(name, module)}: {error}"
+        raise type(error)(msg) from error
+
+
+def _check_traceable(weight: torch.Tensor, method: str) -> None:
+    """Complain where a graph is recorded that cannot hold what `SpectralBound` does."""
+    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    what = ""
+    if is_traced and (method == "divide" or torch.onnx.is_in_onnx_export()):
+        what = "the tracer of TorchScript (torch.jit.trace, torch.onnx.export with dynamo=False)"
+    elif torch.compiler.is_compiling():
+        # elsewhere the graph breaks where values are looked at
+        is_strict = torch.compiler.is_dynamo_compiling()
+        if torch.compiler.is_exporting() and (method == "divide" or is_strict):
+            what = f"torch.export{' with strict=True' * is_strict}"
+    elif method == "divide" and torch._C._functorch.is_functorch_wrapped_tensor(weight):
+        what = "torch.func"
+    if what:
+        other = "" if method == "rescale" else " (or take method='rescale')"
+        msg = (
+            f"{what} cannot record SpectralBound(method={method!r}); make the weight permanent first: "
+            f"torch.nn.utils.parametrize.remove_parametrizations(module, 'weight'){other}"
+        )
+        raise TypeError(msg)
 
 
 def _label(name: str, module: nn.Module) -> str:

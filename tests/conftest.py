@@ -7,10 +7,12 @@ import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import settings
 
+from gramnorm._arrays import libraries
 from tests.harness.backends import BACKENDS, TWINS, Backend
 
 settings.register_profile(
@@ -72,7 +74,10 @@ def be(request: pytest.FixtureRequest) -> Iterator[Backend]:
         fields = fields | {"device": xp.Device(fields["device"])}
     with contextlib.ExitStack() as scope:
         if library == "jax":  # whether there is a float64 is a setting of the process
-            scope.enter_context(importlib.import_module("jax").enable_x64(request.param == "jax"))
+            has_float64 = fields.get("has_float64", True)
+            scope.enter_context(importlib.import_module("jax").enable_x64(has_float64))
+        with_numpy = fields.get("with_numpy", True)
+        scope.enter_context(mock.patch.object(libraries, "HOST_WITH_NUMPY", with_numpy))
         yield Backend(request.param, xp, **fields)
 
 

@@ -92,3 +92,73 @@ def test_text_of_tensors_without_values_is_that_of_the_fields():
     assert repr(gn.NormBracket(1.0, 2.0, True, 1)) == (
         "NormBracket(lower=1.0, upper=2.0, converged=True)"
     )
+
+
+# ------------------------------------------------------------------------- stacks as sequences
+
+
+def numbers(be, found):
+    return be.to_numpy(found.lower), be.to_numpy(found.upper), be.to_numpy(found.converged)
+
+
+def test_a_stack_is_indexed_like_an_array(be):
+    lower = np.arange(1.0, 7.0).reshape(2, 3)
+    stack = bracket(be, lower, lower + 1, lower > 2)
+    for key in (1, (0, 2), (..., 0), slice(1, None), (slice(None), 1), (1, ...)):
+        one = stack[key]
+        for found, whole in zip(numbers(be, one), numbers(be, stack), strict=True):
+            np.testing.assert_array_equal(found, whole[key])
+        assert be.is_at_home(one.lower)
+        assert one.n_products == 1
+
+
+def test_vectors_are_indexed_with_their_bounds(be):
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 4))
+    stack = gn.matrix_norm_bracket(be.asarray(x), vectors=True)
+    for key in (1, (1, 2), (..., 0), (0, slice(None, 2))):
+        one = stack[key]
+        assert one.right.shape == (*one.lower.shape, 4)
+        assert one.left.shape == (*one.lower.shape, 5)
+        whole = be.to_numpy(stack.right)
+        np.testing.assert_array_equal(
+            be.to_numpy(one.right), whole[(*key, slice(None))] if key == (..., 0) else whole[key]
+        )
+
+
+def test_a_stack_has_a_length_and_is_iterated(be):
+    stack = bracket(be, [1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [True, False, True])
+    assert len(stack) == 3
+    assert [float(be.to_numpy(one.upper)) for one in stack] == [2.0, 3.0, 4.0]
+    single = bracket(be, 1.0, 2.0)
+    assert single
+    with pytest.raises(TypeError, match="one norm"):
+        len(single)
+    with pytest.raises(TypeError, match="one norm"):
+        iter(single)
+
+
+def test_a_format_shows_digits_rounded_outward(be):
+    found = bracket(be, 4.0, 4.001953125)
+    assert f"{found:.4g}" == "4.000 <= norm <= 4.002"
+    assert f"{found:.3g}" == "4.00 <= norm <= 4.01"
+    assert f"{found}" == repr(found)
+    assert f"{bracket(be, [0.5, 3.0], [1.0, 4.0], [True] * 2):.2g}" == (
+        "shape (2,), 0.50 <= norms <= 4.0"
+    )
+    assert f"{bracket(be, np.nan, np.nan, False):.2g}" == "nan"
+    some = bracket(be, [0.5, np.nan], [1.0, np.nan], [True, False])
+    assert f"{some:.2g}" == "shape (2,), 0.50 <= norms <= 1.0, 1 nan"
+    assert f"{some[1:]:.2g}" == "shape (1,), all nan"
+    empty = bracket(be, np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 2), dtype=bool))
+    assert f"{empty:.2g}" == "shape (0, 2), empty"
+    with pytest.raises(ValueError, match=r"\.4g"):
+        f"{found:>10}"
+
+
+@given(one=positive, other=positive, digits=st.integers(1, 17))
+def test_a_format_never_claims_more_than_the_numbers(one, other, digits):
+    lower, upper = sorted((one, other))
+    found = gn.NormBracket(np.float64(lower), np.float64(upper), np.True_, 1)
+    low, high = format(found, f".{digits}g").split(" <= norm <= ")
+    assert Fraction(low) <= Fraction(lower)
+    assert Fraction(high) >= Fraction(upper)

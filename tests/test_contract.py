@@ -1,6 +1,8 @@
 """What every public function promises of types, devices, odd values, empty arrays and misuse."""
 
 import math
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -452,11 +454,6 @@ def test_an_integer_means_all_axes(be):
     assert len({float(be.to_numpy(b)) for b in padded}) == 1
 
 
-def test_vectors_of_a_convolution_are_not_there_yet(be):
-    with pytest.raises(NotImplementedError, match="vectors"):
-        gn.conv_norm_bracket(matrix(be, shape=(1, 1, 2)), vectors=True)
-
-
 def test_arrays_are_positional_and_options_are_named(be):
     x = matrix(be)
     with pytest.raises(TypeError):
@@ -497,3 +494,74 @@ def test_numpy_views_of_any_order_give_the_same_answer():
         assert "x" in str(error)  # noqa: PT017 - refusing is as good as answering
     else:
         assert float(bound) == pytest.approx(float(upper), rel=1e-6)
+
+
+# --------------------------------------------------------------------- what is none of ours
+
+
+def test_the_version_is_that_of_the_package():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert gn.__version__ == project["project"]["version"]
+
+
+class Namespace:
+    float64 = np.float64
+
+
+class Withheld:
+    """An array of the standard that keeps its values to itself, as sparse and lazy ones do."""
+
+    shape, ndim, dtype = (4, 3, 2), 3, np.dtype("float64")
+
+    def __init__(self, error):
+        self.error = error
+
+    def __array_namespace__(self, api_version=None):
+        return Namespace
+
+    def __getitem__(self, key):
+        return self
+
+    def __dlpack__(self, **_):
+        raise self.error
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+class Unnamed(Withheld):
+    """One whose types have names of their own."""
+
+    dtype = "Nullable"
+
+
+@pytest.mark.parametrize("kind", [Withheld, Unnamed])
+@pytest.mark.parametrize(
+    "error", [AttributeError("a"), BufferError("b"), ValueError("c"), TypeError("d")]
+)
+def test_arrays_that_withhold_their_values_are_named(kind, error):
+    x = kind(error)
+    for call, name in ((gn.matrix_norm_bound, "x"), (gn.matrix_norm_bracket, "x"),
+                       (gn.conv_norm_bound, "kernel"), (gn.fir_norm, "taps")):  # fmt: skip
+        with pytest.raises(TypeError, match=rf"^{name} is a .*{kind.__name__}.*numpy\.asarray"):
+            call(x)
+
+
+def test_an_operator_is_sent_to_the_lower_bound():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    operator = linalg.aslinearoperator(np.eye(3))
+    for call in (gn.matrix_norm_bound, gn.matrix_norm_bracket):
+        with pytest.raises(TypeError, match=r"operator_norm_lower_bound\(x\)"):
+            call(operator)
+    assert gn.matrix_norm_bound(operator @ np.eye(operator.shape[1])) >= 1
+
+
+def test_an_operator_without_adjoint_products_is_told_so():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    operator = linalg.LinearOperator((3, 3), matvec=lambda x: x, dtype=np.float64)
+    for call in (
+        gn.operator_norm_lower_bound,
+        lambda a: gn.operator_norm_bracket(a, nonnegative=True),
+    ):
+        with pytest.raises(TypeError, match="rmatvec="):
+            call(operator)

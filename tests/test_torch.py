@@ -2,8 +2,10 @@
 
 import copy
 import importlib
+import io
 import math
 import sys
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -502,3 +504,83 @@ def test_a_bounded_layer_works_in_a_compiled_model():
     x = torch.randn(1, 2, 5, 5)
     compiled = torch.compile(conv, backend="eager")
     assert torch.allclose(compiled(x), conv(x))
+
+
+def bounded(method: str) -> nn.Sequential:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())
+    parametrize.register_parametrization(model[0], "weight", SpectralBound(model[0], method=method))
+    return model.eval()
+
+
+def func_gradient(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    weights = dict(model.named_parameters())
+    loss = lambda w: torch.func.functional_call(model, w, (x,)).sum()  # noqa: E731
+    return torch.func.grad(loss)(weights)
+
+
+RECORDERS = {
+    "trace": torch.jit.trace,
+    "onnx": lambda m, x: torch.onnx.export(m, (x,), io.BytesIO(), dynamo=False),
+    "export": lambda m, x: torch.export.export(m, (x,), strict=False).module(),
+    "strict export": lambda m, x: torch.export.export(m, (x,), strict=True).module(),
+    "func": func_gradient,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recorder", RECORDERS)
+@pytest.mark.parametrize("method", ["divide", "rescale"])
+def test_a_bounded_layer_is_recorded_or_says_what_to_do(method: str, recorder: str) -> None:
+    x = torch.randn(1, 2, 5, 5)
+    model = bounded(method)
+    if recorder == "onnx":
+        pytest.importorskip("onnx")
+    if method == "divide" or recorder in ("onnx", "strict export"):
+        with pytest.raises(Exception, match=r"remove_parametrizations\(module, 'weight'\)"):
+            RECORDERS[recorder](model, x)
+        expected = model(x)
+        parametrize.remove_parametrizations(model[0], "weight")
+        assert torch.equal(model(x), expected)
+        RECORDERS[recorder](model, x)
+        return
+    found = RECORDERS[recorder](model, x)
+    if recorder == "func":
+        model(x).sum().backward()
+        for name, weight in model.named_parameters():
+            assert torch.allclose(found[name], weight.grad, rtol=1e-4, atol=1e-6)
+    else:
+        assert torch.allclose(found(x), model(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("function", [layer_norms, lipschitz_penalty])
+def test_weights_alone_are_no_model(function) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    for what in (model.state_dict(), [model], model[0].weight):
+        with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module.*load_state_dict"):
+            function(what)
+
+
+def test_errors_name_the_layer() -> None:
+    hooked = nn.Linear(2, 2)
+    del hooked.weight
+    hooked.weight = torch.ones(2, 2)
+    for layer, error in (
+        (nn.Linear(2, 2, device="meta"), "has no values"),
+        (nn.LazyLinear(2), "no weight yet"),
+        (hooked, "set by a hook"),
+    ):
+        with pytest.raises(TypeError, match=rf"^the layer 'head\.0' \(\w+\): .*{error}"):
+            layer_norms(nn.ModuleDict({"head": nn.Sequential(layer)}))
+    with pytest.raises(ValueError, match=r"^the layer '0' \(Conv2d\): input_shape"):
+        layer_norms(nn.Sequential(nn.Conv2d(1, 1, 3)), input_shapes={"0": (3,)})
+
+
+def test_item_of_a_norm_with_a_gradient_does_not_warn() -> None:
+    norm = layer_norms(nn.Linear(2, 2))[""]
+    assert norm.requires_grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert norm.item() > 0
+        bracket = gn.matrix_norm_bracket(torch.eye(3, requires_grad=True))
+        assert "norm" in repr(bracket)
+        assert "norm" in f"{bracket:.3g}"

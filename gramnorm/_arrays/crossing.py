@@ -8,8 +8,9 @@ import array_api_compat as compat
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays.dtypes import bits, is_complex
-from gramnorm._arrays.libraries import device_of, has_values, namespace
+from gramnorm._arrays import libraries
+from gramnorm._arrays.dtypes import bits, is_complex, name_of
+from gramnorm._arrays.libraries import device_of, has_values, is_on_cpu, namespace
 from gramnorm._arrays.types import Array, DType, HostFloats, HostInts
 
 
@@ -23,6 +24,24 @@ def host_array(x: Array) -> npt.NDArray[Any]:
     if compat.is_cupy_array(x):
         return np.asarray(x.get())
     return np.asarray(x) if compat.is_jax_array(x) else np.from_dlpack(x)
+
+
+def at_home(x: Array) -> Array:
+    """Return the array to compute with: of one in the host's memory what NumPy sees there.
+
+    NumPy's calls cost less than PyTorch's, and JAX compiles every step of a search for each of the
+    sizes that it meets.  `x` has values and no lazy flags; it is shared, not copied, except that
+    bfloat16, unknown to NumPy, becomes float32.  Other libraries and devices keep their arrays.
+    """
+    if not (compat.is_torch_array(x) or compat.is_jax_array(x)):
+        return x
+    if not (libraries.HOST_WITH_NUMPY and is_on_cpu(x)):
+        return x
+    if compat.is_jax_array(x) and not x.is_fully_addressable:  # parts are in other processes
+        return x
+    if name_of(x.dtype) == "bfloat16":
+        x = namespace(x).astype(x, namespace(x).float32)
+    return np.asarray(x)
 
 
 def host_sparse(x: Array) -> Array:
@@ -41,6 +60,19 @@ def values_or_none(x: object) -> HostFloats | None:
         return to_host(x) if has_values(x) else None
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
         return None
+
+
+def can_cross(x: Any) -> bool:
+    """Say whether the library of `x` hands over values, by one entry of the array."""
+    if isinstance(x, np.ndarray) or any(
+        known(x) for known in (compat.is_torch_array, compat.is_cupy_array, compat.is_jax_array)
+    ):
+        return True
+    try:
+        host_array(x[tuple(slice(0, min(1, n)) for n in x.shape)])
+    except (AttributeError, BufferError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def from_host(values: npt.NDArray[Any], *, dtype: DType, like: Array) -> Array:

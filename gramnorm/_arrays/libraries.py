@@ -17,6 +17,12 @@ import numpy.typing as npt
 from gramnorm._arrays.autodiff import without_gradient
 from gramnorm._arrays.types import Array, Device, Namespace
 
+HOST_WITH_NUMPY = True
+"""Whether arrays of PyTorch and JAX in the host's memory are computed with NumPy.
+
+Tests switch it off, so that the kernels meet these libraries where no GPU is at hand.
+"""
+
 
 def namespace_of(x: object, *, name: str) -> Namespace:
     """Return the array namespace of `x`, or explain which arrays are accepted."""
@@ -38,6 +44,13 @@ def namespace_of(x: object, *, name: str) -> Namespace:
     try:
         return compat.array_namespace(x)
     except TypeError:
+        if hasattr(x, "matvec"):
+            msg = (
+                f"{name} is an operator that is known by its products ({type(x).__name__}); "
+                f"operator_norm_lower_bound({name}) bounds it from below. For an upper bound its "
+                f"entries are needed, e.g. {name} @ numpy.eye({name}.shape[1])"
+            )
+            raise TypeError(msg) from None
         msg = (
             f"{name} must be an array of a library that follows the array API standard (NumPy, "
             f"CuPy, PyTorch, JAX, ...), got {type(x).__name__}; convert it first, e.g. "

@@ -6,6 +6,24 @@ otherwise.  A wrong value costs time or leaves a gap wide; no bound depends on o
 
 from __future__ import annotations
 
+# Threads
+
+SHARED_OPERATIONS = 2e8
+"""Least work of a part that cores share, in operations: about 3 ms, of which making a pool of
+threads takes 0.2."""
+
+SHARED_PARTS = 16
+"""Most parts of a stack: on fewer cores than that each does several, and parts of few small matrices
+would cost the calls of Python."""
+
+ONE_THREAD_OPERATIONS = 1e7
+"""Work from which on a stack keeps the BLAS to one thread, about 0.2 ms: entering takes 10 us, and
+finding the BLAS 1 ms, once."""
+
+SHARED_COLUMNS = 1024
+"""Most columns of matrices of which each has one thread; the BLAS shares larger products well."""
+
+
 # Matrices
 
 # Part of a stack in complex double precision: a few such arrays live at a time, half a GiB in all.
@@ -180,6 +198,9 @@ WINDOW_INPUTS, WINDOW_READS = 2**17, 2**22
 # From the wave, 3 x 3 and 5 x 5 layers of 16 to 64 channels settle in 12 to 20 steps at
 # rtol = 1e-3; three times that for tighter ones and for clusters.
 GOLUB_KAHAN_STEPS = 60
+
+# Golub-Kahan iterations for vectors, each from where the last one ended: one is enough at rtol = 1e-3.
+VECTOR_RESTARTS = 8
 
 # Share of a generic vector in the start: enough that rounding does not hide a direction which the
 # wave has not.  Shares of 1e-4 and 0.1 lead to the same gaps at the same cost.

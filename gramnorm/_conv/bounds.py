@@ -12,6 +12,7 @@ from gramnorm._arrays.types import Array
 from gramnorm._conv import choose, gradients
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.gradients import Place
+from gramnorm._conv.vectors import attained
 from gramnorm._results import NormBracket, differentiable
 
 __all__ = [
@@ -181,15 +182,17 @@ def conv_norm_bracket(
     rtol : float, optional
         Relative gap asked for, 1e-3 by default.
     vectors : bool, optional
-        Whether to return vectors attaining the lower bound. Not implemented.
+        Whether to return unit vectors that attain the lower bound, computed on the host; see below
+        for their shapes. The `lower` returned with them is what they attain.
 
     Returns
     -------
     NormBracket
         0-d bounds in the namespace, device and real dtype (float32 at least) of `kernel`;
         `frequency` in radians per sample of the input and axis where the norm is attained at one
-        (every size, and circular padding whose stride divides the size); `n_products` counts the
-        blocks of the symbol evaluated. NaN for a kernel that holds NaN, inf if it holds inf,
+        (every size, and circular padding whose stride divides the size), of a transposed
+        convolution per sample of its output; `n_products` counts the blocks of the symbol
+        evaluated. NaN for a kernel that holds NaN, inf if it holds inf,
         exactly 0 for a zero or empty one and for an operator without outputs.
 
     Raises
@@ -200,10 +203,8 @@ def conv_norm_bracket(
     ValueError
         If shapes or sizes do not fit together, `rtol` is not positive, or the operator is
         undefined: reflect, replicate or symmetric padding without `input_shape` or of a
-        transposed convolution, reflect padding that exceeds the input, output padding of an ordinary
-        convolution.
-    NotImplementedError
-        For vectors.
+        transposed convolution, reflect padding that exceeds the input, output padding of an
+        ordinary convolution.
 
     See Also
     --------
@@ -220,11 +221,29 @@ def conv_norm_bracket(
     strides turn phases of the input into channels (Lemma 8). *Circular*: the maximum over the grid
     of frequencies, the kernel wrapped where it is longer than the input, at no more cost than every
     size. *Zero padding at a given size*: the least of the supremum, a bound from scalar Toeplitz
-    matrices that know the size (Theorem 12), and, for operators with up to 4096 rows or columns,
-    the Gram matrix; `lower` comes from a plane wave under a window and from Golub-Kahan steps on
-    the operator. *Reflect, replicate, symmetric, and circular padding that is not the above*:
-    exact for small operators; beyond, the supremum times the square root of how often a sample is repeated (Theorem
-    13), which is loose and seldom converges.
+    matrices that know the size (Theorem 12), and the Gram matrix, which is factorised along its
+    band where the operator is large (section 4); `lower` comes from a plane wave under a window and
+    from Golub-Kahan steps on the operator. *Reflect, replicate, symmetric, and circular padding
+    that is not the above*: the Gram matrix, too; where a factorisation would take more than some
+    seconds, the supremum times the square root of how often a sample is repeated (Theorem 13),
+    which is loose.
+
+    *Vectors.* With T for the convolution of the kernel as stored, and the vectors as returned,
+    ``lower <= Re(left^H T right) / (||left|| ||right||)``; the two lengths are 1 up to the rounding
+    of the entries. Complex kernels have complex vectors, and so has every kernel at every size.
+
+    - At a given size `right` has the shape ``(c_in, *input_shape)`` and `left` the shape ``(c_out,
+      *output_shape)``, and T is `ConvGeometry.apply`. Both are zero outside of one group, and for
+      inputs of more than some 100 000 numbers `right` may be zero outside of a part of the samples.
+      On a circle `right` is a plane wave; of a real kernel its real or imaginary part, since one of
+      the two attains as much.
+    - For every size `right` has the shape ``(c_in, *stride)`` and `left` the shape ``(c_out,)``.
+      They are the amplitudes of a wave that is periodic with the stride up to phases: with theta
+      for `frequency` the input ``x[:, i] = right[:, i mod stride] exp(i theta . i)`` has the output
+      ``y[:, o] = T(right) exp(i theta . stride o)``, where ``T(right) = sum_k K_k right[:, d k mod
+      stride] exp(i theta . d k)`` for the dilation d. A transposed convolution takes ``right``,
+      shape ``(c_in,)``, to ``left``, shape ``(c_out, *stride)``, the other way round.
+    - For a zero kernel they are basis vectors, NaN where the norm is NaN or inf.
 
     Examples
     --------
@@ -236,10 +255,15 @@ def conv_norm_bracket(
     (True, True)
     >>> abs(bracket.frequency).round(4).tolist()
     [3.1416, 3.1416]
+
+    The input that is amplified most, and what comes of it:
+
+    >>> bracket = gn.conv_norm_bracket(laplacian, (8, 8), padding=1, vectors=True)
+    >>> geometry = gn.ConvGeometry.of(laplacian.shape, (8, 8), padding=1)
+    >>> image = geometry.apply(laplacian, bracket.right)
+    >>> bool(np.vdot(bracket.left, image) >= bracket.lower * (1 - 1e-12))
+    True
     """
-    if vectors:
-        msg = "vectors=True is not implemented for convolutions; `frequency` names the mode that attains `lower`"
-        raise NotImplementedError(msg)
     geometry = ConvGeometry.of(
         _validate.array_argument(kernel, name="kernel").shape,
         input_shape,
@@ -252,6 +276,8 @@ def conv_norm_bracket(
         output_padding=output_padding,
     )
     result, place = _searched(kernel, geometry, rtol)
+    if vectors:
+        result = attained(libraries.plain(kernel), result, place, geometry, rtol=_gap(rtol))
 
     def gradient(a: Array, value: Array) -> Array:
         return gradients.of_bound(a, value, place, geometry, rtol=_gap(rtol))

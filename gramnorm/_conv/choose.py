@@ -31,9 +31,13 @@ Found = tuple[Bounds[float], Place]
 
 def bracket(a: Array, geometry: ConvGeometry, *, rtol: float) -> tuple[NormBracket, Place | None]:
     """Return the bracket of the norm and where it is attained; None if it is known at sight."""
-    dtype = result_dtype(a)
-    with libraries.plain_arithmetic(a):
-        bounds, place = _bounds(a, geometry, rtol=attainable(rtol), dtype=dtype)
+    dtype, home = result_dtype(a), crossing.at_home(a)
+    with libraries.plain_arithmetic(home):
+        bounds, place = _bounds(home, geometry, rtol=attainable(rtol), dtype=dtype)
+    if geometry.transposed and dtypes.is_complex(a.dtype) and place and place.frequency is not None:
+        # the adjoint of a correlation with the conjugate kernel, which has the frequency -theta
+        theta = place.frequency
+        place = dataclasses.replace(place, frequency=np.where(theta == math.pi, theta, -theta))
     found = to_bracket(
         bounds,
         rtol=rtol,

@@ -15,8 +15,8 @@ from functools import partial
 
 from gramnorm._arrays import dtypes, libraries, limits
 from gramnorm._arrays.types import Array
-from gramnorm._conv import every_size, finite_matrix
-from gramnorm._conv.finite_lower import Wave, golub_kahan
+from gramnorm._conv import every_size, finite_banded, finite_matrix
+from gramnorm._conv.finite_lower import Wave, golub_kahan, window_size
 from gramnorm._conv.finite_upper import compression
 from gramnorm._conv.geometry import Axis
 from gramnorm._conv.sampling import Maximum
@@ -61,7 +61,8 @@ def _narrow(
         found = found.narrowed(one)
         if found.is_within(rtol):
             return found
-    if finite_matrix.is_affordable(wide, axes, most=limits.ASSEMBLED):
+    found = found.narrowed(finite_banded.bracket(wide, axes, found.lower, rtol=rtol))
+    if not found.is_within(rtol) and finite_matrix.is_affordable(wide, axes, most=limits.ASSEMBLED):
         found = found.narrowed(finite_matrix.bracket(wide, axes, rtol=rtol))
     return found
 
@@ -95,6 +96,11 @@ def _continued(
     yield above.narrowed(_round_the_circle(taps, axes, rtol=rtol / 2))
     for part in parts:
         yield golub_kahan(wide, part, wave, rtol=rtol)
+    if all(a.size <= window_size(axes, taps.shape[3]) for a in axes):
+        # with the samples that continue the input, which may make another group the largest
+        groups = taps.shape[1]
+        for g in range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]:
+            yield golub_kahan(wide, axes, dataclasses.replace(wave, group=g), rtol=rtol)
 
 
 def _supremum(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[Symbol, Maximum]:

@@ -107,8 +107,9 @@ def golub_kahan(taps: Array, axes: Sequence[Axis], wave: Wave, *, rtol: float) -
         return Bounds(0.0, math.inf)
     kernel = xp.reshape(xp.permute_dims(taps, (1, 2, 0)), (c_out, c_in, *(a.taps for a in axes)))
     x, y, products = top_vectors(kernel, axes, wave, rtol=rtol / 8)
-    # || |K| |patches| || <= ||K||_F ||patches||_F, and a tap reads a sample once at most
-    return Bounds(sums.image_quotient(kernel, x, y, copies=1), math.inf, products)
+    # || |K| |patches| || <= ||K||_F ||patches||_F, and a tap reads a sample once for each copy
+    copies = math.prod(a.copies() for a in axes)
+    return Bounds(sums.image_quotient(kernel, x, y, copies=copies), math.inf, products)
 
 
 def window_size(axes: Sequence[Axis], c_in: int) -> int:

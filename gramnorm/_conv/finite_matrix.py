@@ -31,7 +31,10 @@ def is_affordable(taps: Array, axes: Sequence[Axis], *, most: int) -> bool:
     """Say whether an operator with a side of at most `most` fits in little memory as a matrix."""
     if min(_sides(taps, axes)) > most:
         return False
-    return _can_be_gathered(taps, axes) or _largest_step(taps, axes) <= limits.ASSEMBLED_ENTRIES
+    return (
+        _can_be_gathered(taps, axes)
+        or _largest_step(taps, axes, len(axes)) <= limits.ASSEMBLED_ENTRIES
+    )
 
 
 def is_cheap(taps: Array, axes: Sequence[Axis]) -> bool:
@@ -45,7 +48,7 @@ def is_cheap(taps: Array, axes: Sequence[Axis]) -> bool:
 def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     """Bracket the norm of the operator with taps (T, groups, c_out, c_in); the cost is products."""
     real = dtypes.real_dtype(taps.dtype)
-    if _largest_step(taps, axes) > limits.ASSEMBLED_ENTRIES:
+    if _largest_step(taps, axes, len(axes)) > limits.ASSEMBLED_ENTRIES:
         dense = bracket_stack(gathered_matrix(taps, axes), rtol=rtol, dtype=real)
         return Bounds(float(np.max(dense.lower)), float(np.max(dense.upper)), dense.cost)
     gram, error = gram_matrix(taps, axes)
@@ -103,13 +106,20 @@ def _can_be_gathered(taps: Array, axes: Sequence[Axis]) -> bool:
     return fits and all(a.coincidences() == 1 for a in axes)
 
 
-def _largest_step(taps: Array, axes: Sequence[Axis]) -> float:
-    """Return how many numbers the largest intermediate result of `gram_matrix` has."""
+def has_little_band(taps: Array, axes: Sequence[Axis]) -> bool:
+    """Say whether the pairs of taps of the last axis fit in little memory, all else summed up."""
+    last = axes[-1]
+    links = float(last.taps) ** 2 * max(last.size, last.outputs) ** 2
+    return max(links, _largest_step(taps, axes, len(axes) - 1)) <= limits.ASSEMBLED_ENTRIES
+
+
+def _largest_step(taps: Array, axes: Sequence[Axis], count: int) -> float:
+    """Return how many numbers the largest intermediate result of `pair_grams` has."""
     tall = _is_tall(taps, axes)
     entries = float(taps.shape[1] * taps.shape[3 if tall else 2] ** 2)
     entries *= math.prod(float(a.taps) ** 2 for a in axes)
     steps = [entries]
-    for a in axes:
+    for a in axes[:count]:
         n = a.size if tall else a.outputs
         entries *= float(n) ** 2 / a.taps**2
         steps += [float(a.taps * n) ** 2, float(a.taps) * a.outputs * a.size, entries]
@@ -119,30 +129,42 @@ def _largest_step(taps: Array, axes: Sequence[Axis]) -> float:
 def gram_matrix(taps: Array, axes: Sequence[Axis]) -> tuple[Array, HostFloats]:
     """Return the Gram matrix of each group on the smaller side, and bounds on their errors."""
     xp = libraries.namespace(taps)
+    pairs, links = pair_grams(taps, axes, len(axes))
+    groups, c, _, *points = pairs.shape
+    half = range(3, 3 + len(points), 2)
+    gram = xp.permute_dims(pairs, (0, 1, *half, 2, *(i + 1 for i in half)))
+    q = c * math.prod(link.shape[2] for link in links)
+    return xp.reshape(gram, (groups, q, q)), gram_error(taps, axes, q)
+
+
+def pair_grams(taps: Array, axes: Sequence[Axis], count: int) -> tuple[Array, list[HostFloats]]:
+    """Return the Gram matrices of pairs of taps, summed over those of the first `count` axes.
+
+    Of shape (groups, *(k, k) of the other axes, c, c, *(points, points) of these), on the smaller
+    side; and the links that lead to it.
+    """
+    xp = libraries.namespace(taps)
     links = [axis.links() for axis in axes]
     if not _is_tall(taps, axes):  # A A^H is the Gram matrix of A^H
         taps, links = linalg.adjoint(taps), [link.swapaxes(1, 2) for link in links]
-    count, groups, inner, c = taps.shape
+    terms, groups, inner, c = taps.shape
     sizes, dims = [a.taps for a in axes], len(axes)
-    rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, inner, count * c))
+    rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, inner, terms * c))
     gram = xp.reshape(linalg.gram_matrix(rows), (groups, *sizes, c, *sizes, c))
     pairs = (i for a in range(dims) for i in (1 + a, 2 + dims + a))
     gram = xp.permute_dims(gram, (0, *pairs, 1 + dims, 2 + 2 * dims))
-    for link in links:
+    for link in links[:count]:
         # (k, l) of the first axis left become (i, i'), at the end
         shape = (groups, link.shape[0] ** 2, *gram.shape[3:])
         gram = xp.permute_dims(xp.reshape(gram, shape), (0, *range(2, len(shape)), 1))
-        moved = crossing.from_host(_pairs(link), dtype=taps.dtype, like=taps)
+        moved = crossing.from_host(link_products(link), dtype=taps.dtype, like=taps)
         gram = linalg.matmul(gram, moved)
-    points = [link.shape[2] for link in links]
-    gram = xp.reshape(gram, (groups, c, c, *(n for n in points for _ in range(2))))
-    half = range(3, 3 + 2 * dims, 2)
-    gram = xp.permute_dims(gram, (0, 1, *half, 2, *(i + 1 for i in half)))
-    q = c * math.prod(points)
-    return xp.reshape(gram, (groups, q, q)), _gram_error(taps, axes, q)
+    points = [n for link in links[:count] for n in (link.shape[2],) * 2]
+    left = [k for k in sizes[count:] for _ in range(2)]
+    return xp.reshape(gram, (groups, *left, c, c, *points)), links
 
 
-def _gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
+def gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
     """Bound the spectral norm of the error of each Gram matrix (docs/theory.md, section 4)."""
     count, _, inner, _ = taps.shape
     sizes = [a.taps for a in axes]
@@ -158,7 +180,7 @@ def _gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
     return up(error, count**2 + 8)
 
 
-def _pairs(link: HostFloats) -> HostFloats:
+def link_products(link: HostFloats) -> HostFloats:
     """Return L_k^T L_l for all pairs of taps, shape (taps^2, size^2), from the links of an axis."""
     taps, outputs, size = link.shape
     columns = link.transpose(1, 0, 2).reshape(outputs, taps * size)

@@ -313,13 +313,18 @@ class ConvGeometry:
         ----------
         kernel : array
             Kernel of the shape that the geometry was made for.
-        x : array, shape ``(c_in, *input_shape)``
-            Input, in the namespace and type of `kernel`.
+        x : array, shape ``(..., c_in, *input_shape)``
+            Inputs, in the namespace and type of `kernel`.
 
         Returns
         -------
-        array, shape ``(c_out, *output_shape)``
-            The output. No rounding is accounted for.
+        array, shape ``(..., c_out, *output_shape)``
+            The outputs. No rounding is accounted for.
+
+        Raises
+        ------
+        ValueError
+            If a shape is another one, or the geometry was made without `input_shape`.
 
         Examples
         --------
@@ -328,10 +333,7 @@ class ConvGeometry:
         >>> geometry.apply(np.asarray([[[1.0, 2.0]]]), np.asarray([[1.0, 0.0, 3.0]])).tolist()
         [[2.0, 1.0, 6.0, 3.0]]
         """
-        with libraries.plain_arithmetic(kernel):
-            if self.transposed:
-                return adjoint(self._real_adjoint_kernel(kernel), x, self.axes(), self.groups)
-            return correlate(kernel, x, self.axes(), self.groups)
+        return self._applied(kernel, x, backwards=False)
 
     def adjoint(self, kernel: Array, y: Array) -> Array:
         """Return the adjoint (conjugate transpose) of `apply`, applied to an output.
@@ -340,13 +342,18 @@ class ConvGeometry:
         ----------
         kernel : array
             Kernel of the shape that the geometry was made for.
-        y : array, shape ``(c_out, *output_shape)``
-            Output, in the namespace and type of `kernel`.
+        y : array, shape ``(..., c_out, *output_shape)``
+            Outputs, in the namespace and type of `kernel`.
 
         Returns
         -------
-        array, shape ``(c_in, *input_shape)``
+        array, shape ``(..., c_in, *input_shape)``
             The adjoint at `y`. No rounding is accounted for.
+
+        Raises
+        ------
+        ValueError
+            As in `apply`.
 
         Examples
         --------
@@ -356,10 +363,32 @@ class ConvGeometry:
         >>> geometry.adjoint(np.asarray([[[1.0, 2.0]]]), y).tolist()
         [[2.0, 0.0, 1.0]]
         """
+        return self._applied(kernel, y, backwards=True)
+
+    def _applied(self, kernel: Array, x: Array, *, backwards: bool) -> Array:
+        """Return the operator, or its adjoint, at each of a batch."""
+        xp = libraries.namespace_of(kernel, name="kernel")
+        libraries.namespace_of(x, name="y" if backwards else "x")
+        _validate.one_size(self.input_shape, instead="conv_norm_bracket")
+        axes, dims = self.axes(), len(self.kernel_size)
+        _validate.taps(tuple(kernel.shape), self.kernel_size, groups=self.groups)
+        inputs = (int(kernel.shape[1]) * self.groups, *(a.size for a in axes))
+        outputs = (int(kernel.shape[0]), *(a.outputs for a in axes))
+        is_adjoint = self.transposed != backwards  # of the correlation
+        shape, found = (outputs, inputs) if is_adjoint else (inputs, outputs)
+        _validate.samples(tuple(x.shape), shape, name="y" if backwards else "x")
+        kernel = self._real_adjoint_kernel(kernel) if self.transposed else kernel
+        one = adjoint if is_adjoint else correlate
+        batch = tuple(x.shape[: -1 - dims])
         with libraries.plain_arithmetic(kernel):
-            if self.transposed:
-                return correlate(self._real_adjoint_kernel(kernel), y, self.axes(), self.groups)
-            return adjoint(kernel, y, self.axes(), self.groups)
+            if not batch:
+                return one(kernel, x, axes, self.groups)
+            each = xp.reshape(x, (math.prod(batch), *shape))
+            results = [one(kernel, each[b, ...], axes, self.groups) for b in range(each.shape[0])]
+            if not results:
+                device = libraries.device_of(x)
+                return xp.zeros((*batch, *found), dtype=x.dtype, device=device)
+            return xp.reshape(xp.stack(results), (*batch, *found))
 
     def _real_adjoint_kernel(self, kernel: Array) -> Array:
         """Return the kernel whose correlation has the transposed convolution as its adjoint."""

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gramnorm._arrays import limits
+from gramnorm._arrays import limits, threads
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm._conv import factored
 from gramnorm._conv.symbol import Symbol
-from gramnorm._matrix.gram import GramChain
+from gramnorm._matrix.gram import GramChain, GramChains
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import down, up
@@ -161,9 +161,16 @@ class _SharpenedNorms:
 
     def __init__(self, symbol: Symbol, numerators: HostInts, denominators: HostInts) -> None:
         self._error = symbol.error
-        blocks = symbol.at(numerators, denominators)
-        self._chain = GramChain(blocks)
-        low, high = sums.square(blocks)
+
+        def begun(part: slice) -> tuple[GramChain, tuple[HostFloats, HostFloats]]:
+            blocks = symbol.at(numerators[part], denominators)
+            return GramChain(blocks), sums.square(blocks)
+
+        each = operations(symbol)
+        parts = threads.parts(len(numerators), each, like=symbol.taps)
+        found = threads.shared_if_worth(begun, parts, len(numerators) * each)
+        self._chain = GramChains([chain for chain, _ in found])
+        low, high = np.concatenate([squares for _, squares in found], axis=1)
         # ||F||_F / sqrt(q) <= ||F|| <= ||F||_F: vectors are done with it
         self._bracket = down(np.sqrt(low / min(symbol.block_shape))), up(np.sqrt(high))
         self._is_first = True
@@ -194,13 +201,18 @@ class _SharpenedNorms:
 
 def limit(symbol: Symbol) -> int:
     """Return how many frequencies a search may evaluate."""
+    least, most = limits.SEARCH_EVALUATIONS
+    return min(max(least, int(limits.SEARCH_OPERATIONS / operations(symbol))), most)
+
+
+def operations(symbol: Symbol) -> float:
+    """Return about what one frequency costs."""
     p, q = max(symbol.block_shape), min(symbol.block_shape)
     count, axes = symbol.offsets.shape
-    # per frequency: sum over taps, about three Gram products and passes over the entries; phases
+    # sum over taps, about three Gram products and passes over the entries; phases
     entries = 8.0 * float(symbol.blocks * p * q * (count + 3 * q + limits.ENTRY_OPERATIONS))
-    cost = entries + limits.PHASE_OPERATIONS * count * axes
-    least, most = limits.SEARCH_EVALUATIONS
-    return min(max(least, int(limits.SEARCH_OPERATIONS / cost)), most)
+    phases: float = limits.PHASE_OPERATIONS * count * axes
+    return entries + phases
 
 
 def chunks(index: HostInts, symbol: Symbol) -> Iterator[HostInts]:

@@ -10,7 +10,14 @@ from gramnorm._arrays import autodiff, crossing, dtypes, libraries, sparse_input
 from gramnorm._arrays.types import Array, DType
 from gramnorm._matrix import choose, gradients, sparse
 from gramnorm._matrix.gram import fixed_steps
-from gramnorm._results import NormBracket, attainable, differentiable, result_dtype, to_bracket
+from gramnorm._results import (
+    NormBracket,
+    attainable,
+    differentiable,
+    result_dtype,
+    to_bracket,
+    upper_array,
+)
 
 __all__ = [
     "gram_iteration",
@@ -150,7 +157,7 @@ def matrix_norm_bracket(
     a, values = _checked(x)
     out = result_dtype(values)
     gap = _gap(rtol, out)
-    with libraries.plain_arithmetic(values):
+    with libraries.plain_arithmetic(a):
         found = choose.bracket(a, rtol=attainable(gap), dtype=out)
         pair = choose.unit_vectors(a, rtol=attainable(gap)) if vectors else ()
     batch = tuple(a.shape[:-2])
@@ -281,11 +288,11 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
 
 
 def _checked(x: Array) -> tuple[Array, Array]:
-    """Return checked matrices, sparse ones as SciPy's or CuPy's, and an array of their library."""
+    """Return checked matrices to compute with, sparse ones as SciPy's or CuPy's, and one of their library."""
     if not sparse_inputs.is_any_sparse(x):
         a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
         _validate.matrices(a, name="x")
-        return a, a
+        return crossing.at_home(a), a
     _validate.sparse(x)
     entries, like = sparse_inputs.entries_and_like(x)
     return entries, _validate.concrete_argument(like, name="x", instead="gram_iteration")
@@ -299,10 +306,15 @@ def _gap(rtol: float | None, dtype: DType) -> float:
 def _upper(x: Array, *, rtol: float | None) -> Array:
     a, values = _checked(x)
     out = result_dtype(values)
-    with libraries.plain_arithmetic(values):
+    with libraries.plain_arithmetic(a):
         found = choose.bracket(a, rtol=attainable(_gap(rtol, out)), dtype=out)
-    return crossing.from_host(found.upper.reshape(a.shape[:-2]), dtype=out, like=values)
+    return upper_array(found.upper.reshape(a.shape[:-2]), dtype=out, like=values)
 
 
 def _gradient(a: Array, bound: Array, *, rtol: float | None) -> Array:
-    return gradients.of_norm(a, bound, rtol=attainable(_gap(rtol, result_dtype(a))))
+    gap = attainable(_gap(rtol, result_dtype(a)))
+    home = crossing.at_home(a)
+    found = gradients.of_norm(home, crossing.at_home(bound), rtol=gap)
+    if home is a:
+        return found
+    return crossing.from_host(found, dtype=gradients.gradient_dtype(a), like=a)

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from gramnorm._arrays import crossing, dtypes, libraries, limits
+from gramnorm._arrays import crossing, dtypes, libraries, limits, threads
 from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
 from gramnorm._matrix import ritz, sparse
 from gramnorm._matrix.certificate import bracket_matrix
@@ -88,10 +88,15 @@ def _bracket_unscaled(a: Array, *, rtol: float) -> Bounds[float] | None:
 
 def _bracket_one_by_one(a: Array, *, rtol: float, dtype: DType) -> Bounds[HostFloats]:
     scaled = scaling.normalise(a, dtype=libraries.namespace(a).float64)
-    each = (_upright(scaled.values[k, ...]) for k in range(scaled.active.size))
-    found = of_stack(
-        bracket_matrix(b, frobenius2=sums.one_square_above(b), rtol=rtol) for b in each
-    )
+
+    def bracketed(k: int) -> Bounds[float]:
+        b = _upright(scaled.values[k, ...])
+        return bracket_matrix(b, frobenius2=sums.one_square_above(b), rtol=rtol)
+
+    every = range(scaled.active.size)
+    is_shared = isinstance(a, np.ndarray) and min(a.shape[1:]) <= limits.SHARED_COLUMNS
+    several = is_shared and scaled.active.size > 1
+    found = of_stack(threads.shared(bracketed, every) if several else map(bracketed, every))
     return Bounds(*scaling.restore(found.lower, found.upper, scaled, dtype=dtype), found.cost)
 
 

@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits, linalg
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits, linalg, threads
 from gramnorm._arrays.types import Array, HostBools, HostFloats, HostInts
 from gramnorm._matrix import moments
 from gramnorm._results import Bounds, result_dtype
@@ -96,7 +96,7 @@ def _safe_sqrt(x: Array) -> Array:
 def bracket_by_iteration(a: Array, *, rtol: float) -> Bounds[HostFloats]:
     """Advance the Gram iteration of each matrix of a stack until its bounds are narrow enough."""
     found = Bounds(np.zeros(a.shape[0]), np.full(a.shape[0], np.inf))
-    chain, rest = GramChain(a), np.arange(a.shape[0])
+    chain, rest = GramChains.of(a), np.arange(a.shape[0])
     # in exact arithmetic the log of the gap is at most 2 ln(q) / 2^t after t steps
     most = 2 + max(0, math.ceil(math.log2(8 * math.log(1 + min(a.shape[1:])) / rtol)))
     while rest.size and found.cost < most:
@@ -139,8 +139,14 @@ class GramChain:
         self._plateau: HostBools = np.zeros(a.shape[0], dtype=np.bool_)
         self.noise: HostFloats = np.zeros(a.shape[0])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrices whose product comes next."""
+        return tuple(self._iterate.shape[1:])
+
     def keep(self, chosen: HostInts) -> None:
         """Continue with the chosen matrices only."""
+        self.noise = self.noise[chosen]
         self._iterate = crossing.select(self._iterate, chosen)
         self._levels = [(s[chosen], eps[chosen]) for s, eps in self._levels]
         self._rank, self._plateau = self._rank[chosen], self._plateau[chosen]
@@ -230,6 +236,57 @@ class GramChain:
             lower = down(np.sqrt(np.maximum(lower - up(eps), 0.0) / scale))
         self.noise = 2 * noise + 2.0**-48  # and the nudges: this one decides, it proves nothing
         return Bounds(lower, upper, 1)
+
+
+class GramChains:
+    """Chains of the parts of a stack, which the cores share."""
+
+    def __init__(self, chains: list[GramChain]) -> None:
+        self._chains = chains
+
+    @classmethod
+    def of(cls, a: Array) -> GramChains:
+        """Cut the stack `a` into parts."""
+        parts = threads.parts(a.shape[0], product_operations(a.shape[1:]), like=a)
+        return cls([GramChain(a[part, ...]) for part in parts])
+
+    @property
+    def noise(self) -> HostFloats:
+        """The noise of all matrices, in order."""
+        return np.concatenate([chain.noise for chain in self._chains])
+
+    def keep(self, chosen: HostInts) -> None:
+        """Continue with the chosen matrices only."""
+        going, start = [], 0
+        for chain in self._chains:
+            stop = start + len(chain.noise)
+            own = chosen[(chosen >= start) & (chosen < stop)] - start
+            if own.size:
+                chain.keep(own)
+                going.append(chain)
+            start = stop
+        self._chains = going
+
+    def advance(self) -> Bounds[HostFloats]:
+        """Form one more Gram product of each matrix; return the bounds that they prove."""
+        work = sum(len(c.noise) * product_operations(c.shape) for c in self._chains)
+        # a single product is left to the BLAS and its threads
+        few = len(self._chains) == 1 and len(self._chains[0].noise) == 1
+        found = threads.shared_if_worth(GramChain.advance, self._chains, 0.0 if few else work)
+        if len(found) == 1:
+            return found[0]
+        lower, upper = (np.concatenate(side) for side in zip(*map(_ends, found), strict=True))
+        return Bounds(lower, upper, 1)
+
+
+def _ends(found: Bounds[HostFloats]) -> tuple[HostFloats, HostFloats]:
+    return found.lower, found.upper
+
+
+def product_operations(shape: tuple[int, int]) -> float:
+    """Return about what the Gram product of one matrix, and the passes over it, cost."""
+    p, q = max(shape), min(shape)
+    return 8.0 * q * (p * q + limits.ENTRY_OPERATIONS * q)
 
 
 def _sizes(gram: Array) -> tuple[Array, Array, Array]:

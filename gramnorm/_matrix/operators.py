@@ -68,7 +68,7 @@ def operator_norm_lower_bound(
     Raises
     ------
     TypeError
-        If `A` lacks ``shape``, ``matvec`` or ``rmatvec``.
+        If `A` lacks ``shape``, ``matvec`` or ``rmatvec``, or does not implement the latter.
     ValueError
         If `rtol` or `maxiter` is not positive, or a product is not finite.
 
@@ -107,7 +107,7 @@ def operator_norm_lower_bound(
     def normal(v: HostNumbers) -> HostNumbers:
         # scaled, so that squares neither over- nor underflow
         image = _times_power_of_two(_finite(A.matvec(v)), -size)
-        return _times_power_of_two(_finite(A.rmatvec(image)), -size)
+        return _times_power_of_two(_finite(_adjoint_product(A, image)), -size)
 
     # the image of the start also tells whether the operator is complex
     begin = normal(start)
@@ -205,7 +205,7 @@ def _bracket_non_negative(A: Operator, rtol: float) -> tuple[float, float, int]:
         return _times_power_of_two(_non_negative(A.matvec(x), x, "matvec"), -size)
 
     def backward(x: HostFloats) -> HostFloats:
-        return _times_power_of_two(_non_negative(A.rmatvec(x), x, "rmatvec"), -size)
+        return _times_power_of_two(_non_negative(_adjoint_product(A, x), x, "rmatvec"), -size)
 
     # the terms of a sum are the operator's own affair
     m = NonNegative(forward, backward, 0, 0, columns, max(rows, columns))
@@ -231,6 +231,18 @@ def _non_negative(y: npt.NDArray[Any], x: HostFloats, name: str) -> HostFloats:
         )
         raise ValueError(msg)
     return np.asarray(y, dtype=np.float64)
+
+
+def _adjoint_product(A: Operator, y: HostNumbers) -> npt.NDArray[Any]:
+    """Return A^H y, if the operator has that product and not its name only."""
+    try:
+        return A.rmatvec(y)
+    except NotImplementedError:
+        msg = (
+            "A.rmatvec is not implemented: without the product with the conjugate transpose the "
+            f"iteration cannot start; make the {type(A).__name__} with rmatvec="
+        )
+        raise TypeError(msg) from None
 
 
 def _check(A: Operator) -> None:

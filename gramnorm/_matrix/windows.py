@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -83,9 +83,9 @@ def _by_factor(gram: Rows, level: float) -> float:
     choices = [gram, gram[order][:, order].tocsr()]
     windows = [Window.of(s) for s in choices]
     best = int(windows[1].work < windows[0].work)
-    if not (windows[best].work <= limits.WINDOW_WORK and windows[best].side ** 2 <= limits.WINDOW):
+    if not windows[best].is_affordable:
         return math.inf
-    return eigenvalue_bound(choices[best], windows[best], level)
+    return eigenvalue_bound(SparseRows(choices[best]), windows[best], level)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,11 @@ class Window:
         """Return the window of a sparse Hermitian matrix."""
         last = np.arange(s.shape[0])
         np.maximum.at(last, s.indices, np.repeat(last, np.diff(s.indptr)))
+        return cls.reaching(last)
+
+    @classmethod
+    def reaching(cls, last: HostInts) -> Window:
+        """Return the window of a matrix with the `last` row of entries given for each column."""
         width = int(np.max(last - np.arange(len(last)), initial=0))
         block = limits.WINDOW_BLOCK * (1 if width < limits.WIDE_WINDOW else 4)
         starts = np.arange(0, len(last), block)
@@ -131,15 +136,51 @@ class Window:
         """The operations of a factorisation."""
         return float(np.sum(self.heights.astype(np.float64) ** 2) * self.block)
 
+    @property
+    def is_affordable(self) -> bool:
+        """Whether a factorisation takes little enough time and memory."""
+        return self.work <= limits.WINDOW_WORK and self.side**2 <= limits.WINDOW
 
-def eigenvalue_bound(s: Rows, window: Window, level: float) -> float:
-    """Return an upper bound on a sparse Hermitian matrix's eigenvalues, near `level` or inf."""
+
+class Banded(Protocol):
+    """A Hermitian host matrix whose entries are read block by block."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its entries."""
+
+    @property
+    def order(self) -> int:
+        """Its rows, and columns."""
+
+    @property
+    def size(self) -> float:
+        """An upper bound on its Frobenius norm."""
+
+    def block(self, first: int, stop: int, left: int, right: int) -> HostNumbers:
+        """Return the rows from `first` to `stop` of the columns from `left` to `right`."""
+
+
+class SparseRows:
+    """A sparse Hermitian matrix in compressed rows."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self.dtype, self.order = rows, rows.dtype, int(rows.shape[0])
+        self.size = sums.host_norm(rows.data)[1]
+
+    def block(self, first: int, stop: int, left: int, right: int) -> HostNumbers:
+        """Return the rows from `first` to `stop` of the columns from `left` to `right`."""
+        return np.asarray(self._rows[first:stop, left:right].toarray())
+
+
+def eigenvalue_bound(s: Banded, window: Window, level: float) -> float:
+    """Return an upper bound on the eigenvalues of a Hermitian matrix, near `level` or inf."""
     with np.errstate(over="ignore", invalid="ignore"):  # a useless R ends as inf or NaN, hence inf
         measured = _factorise(s, window, level)
     if measured is None:
         return math.inf
     defect, size = measured
-    prec, n, side, block = precision_of(s.dtype), s.shape[0], window.side, window.block
+    prec, n, side, block = precision_of(s.dtype), s.order, window.side, window.block
     # an entry is a difference of one product for each block column in the window; see Theorem 6
     count = -(-side // block) + 2
     # sums of squares in one stage for each panel; 2 numbers if complex
@@ -148,7 +189,7 @@ def eigenvalue_bound(s: Rows, window: Window, level: float) -> float:
         4.0 * n * side * prec.tiny,
     )
     defect, size = (up((x + lost) / (1 - relative)) for x in (defect, size))
-    entry = up(sums.host_norm(s.data)[1] + level * math.sqrt(n))
+    entry = up(s.size + level * math.sqrt(n))
     rounding = (
         (prec.kappa(block) + prec.gamma(count)) * size
         + prec.gamma(count) * entry
@@ -158,7 +199,7 @@ def eigenvalue_bound(s: Rows, window: Window, level: float) -> float:
     return bound if math.isfinite(bound) else math.inf
 
 
-def _factorise(s: Rows, window: Window, level: float) -> tuple[float, float] | None:
+def _factorise(s: Banded, window: Window, level: float) -> tuple[float, float] | None:
     """Return the computed squared norms of D and R, from the blocks formed.
 
     None if there is no R.
@@ -167,9 +208,9 @@ def _factorise(s: Rows, window: Window, level: float) -> tuple[float, float] | N
     defect, size, known = 0.0, 0.0, 0
     for k, stop in enumerate(window.reach.tolist()):
         start = k * window.block
-        width, height = min(window.block, s.shape[0] - start), stop - start
+        width, height = min(window.block, s.order - start), stop - start
         if stop > known:
-            entering = -s[known:stop, start:stop].toarray()
+            entering = -s.block(known, stop, start, stop)
             entering[np.arange(stop - known), np.arange(known - start, height)] += level
             square[known - start : height, :height] = entering
             known = stop

@@ -24,7 +24,7 @@ from gramnorm._conv.symbol import Symbol, polyphase
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._matrix.choose import bracket_stack
 from gramnorm._rescaling import phase_box, row_scales, strides_without_dilation
-from gramnorm._results import attainable, result_dtype
+from gramnorm._results import attainable, result_dtype, upper_array
 from gramnorm._rigour import scaling, sums
 from gramnorm._rigour.model import precision_of, up, working_dtype
 
@@ -63,11 +63,11 @@ class Convolution:
         certifies nothing, or leaves that to `matrix_norm_bound`, gains nothing from a longer type
         than its own.
         """
-        a, out = self.kernel, result_dtype(self.kernel)
+        a, out = crossing.at_home(self.kernel), result_dtype(self.kernel)
         xp = libraries.namespace(a)
         if 0 in a.shape:
-            return crossing.from_host(np.zeros(()), dtype=out, like=a)
-        work = working_dtype(a, math.inf, 1.0) if in_float64 else out
+            return crossing.from_host(np.zeros(()), dtype=out, like=self.kernel)
+        work = working_dtype(a, math.inf, 1.0) if in_float64 else result_dtype(a)
         gain = math.sqrt(math.prod(self.geometry.kernel_size) * self.copies())
         with libraries.plain_arithmetic(a):
             stack = xp.reshape(a, (1, a.shape[0], -1))
@@ -76,10 +76,12 @@ class Convolution:
             if scaled.active.size:
                 found[0] = method(xp.reshape(scaled.values, a.shape), self)
             lower, upper = scaling.restore(found, found, scaled, dtype=out)
-        value = upper if side == "upper bound" else lower
+        if side == "upper bound":
+            return upper_array(upper.reshape(()), dtype=out, like=self.kernel)
+        value = lower
         if side in ("exact", "estimate") and scaled.active.size:  # to nearest, without a margin
             value = np.ldexp(found, scaled.exponents.astype(np.int64))
-        return crossing.from_host(value.reshape(()), dtype=out, like=a)
+        return crossing.from_host(value.reshape(()), dtype=out, like=self.kernel)
 
 
 def _taps(kernel: Array, conv: Convolution, strides: tuple[int, ...]) -> tuple[Array, HostInts]:

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, probes
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._matrix.bounds import matrix_norm_bound
-from gramnorm._results import NormBracket, result_dtype
+from gramnorm._results import NormBracket, result_dtype, upper_array
 from gramnorm._rigour.fractions import float_above, largest, length_above, product_above, sum_above
 from gramnorm._rigour.model import round_outward
 
@@ -385,10 +385,7 @@ def _rows(x: Array) -> list[list[float]]:
 def _upper_bounds(host: HostFloats, x: Array) -> Array:
     """Return upper bounds as an array beside `x`, rounded up to its type."""
     _, rounded = round_outward(host, host, dtype=x.dtype)
-    if probes.flushes_subnormals(x, x.dtype):  # a positive bound must not be read as zero there
-        tiny = dtypes.finfo(x.dtype).smallest_normal
-        rounded = np.where((rounded > 0) & (rounded < tiny), tiny, rounded)
-    return crossing.from_host(rounded, dtype=x.dtype, like=x)
+    return upper_array(rounded, dtype=x.dtype, like=x)
 
 
 def _negative(name: str, got: str) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from gramnorm._arrays import libraries
+from gramnorm import _validate
+from gramnorm._arrays import libraries, threads
 from gramnorm.report import Row, bound_layer, failed_row
-from gramnorm.report.files.contents import Contents, ReadError, one_line, printable, selected
+from gramnorm.report.files.contents import Contents, Layer, ReadError, one_line, printable, selected
 from gramnorm.report.files.readers import read_path, read_stream
 from gramnorm.report.files.sidecar import described, read_sidecar
 from gramnorm.report.network import constant_of
@@ -78,7 +79,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.plot_symbol is not None:
         require_symbol(contents.layers)
     choices = {key: getattr(options, key) for key in ("input_shape", "padding_mode", "rtol")}
-    rows = _rows(contents, **choices, place=place)
+    rows = _rows(contents, backend=options.backend, **choices, place=place)
     as_stated = options.input_shape in (None, "file") and options.padding_mode is None
     report = Report(
         source=SHIPPED if options.file is None else options.file,
@@ -124,13 +125,18 @@ def _contents(options: argparse.Namespace) -> Contents:
     return selected(contents, options.include, options.exclude)
 
 
-def _rows(contents: Contents, **choices: Any) -> list[Row]:
-    """Bound layer by layer; those that could not be read come last."""
-    rows = []
-    with progress(contents.layers, sys.stderr) as step:
-        for layer in contents.layers:
+def _rows(contents: Contents, backend: str, **choices: Any) -> list[Row]:
+    """Bound the layers, as many at a time as there are cores; those that could not be read come last."""
+    layers = contents.layers
+    with progress(layers, sys.stderr) as step:
+
+        def row_of(layer: Layer) -> Row:
             step(layer.name)
-            rows.append(bound_layer(layer, **choices))
+            return bound_layer(layer, **choices)
+
+        # a layer alone has all threads of the BLAS; what is on a device waits there in any case
+        several = backend == "numpy" and len(layers) > 1
+        rows = threads.shared(row_of, layers) if several else [*map(row_of, layers)]
     return rows + [failed_row(name, reason) for name, reason in contents.failed.items()]
 
 
@@ -140,7 +146,7 @@ def _place(backend: str, device: str | None) -> Callable[[np.ndarray[Any, Any]],
     try:
         place(np.ones((1, 1), np.float32))
     except ImportError as error:
-        msg = f'--backend {backend} needs the package {backend}: pip install "gramnorm[{libraries.BACKENDS[backend]}]"'
+        msg = f"--backend {backend} needs the package {backend}: {_validate.install(libraries.BACKENDS[backend])}"
         raise MissingPackageError(msg) from error
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         msg = f"--backend {backend} cannot use the device {device or 'it takes by itself'}: {one_line(error)}"

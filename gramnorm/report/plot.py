@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from gramnorm import _validate
 from gramnorm._rigour.decimals import decimal_text
 from gramnorm._rigour.fractions import product_above
 from gramnorm.report import Row, limits
@@ -50,7 +51,7 @@ def require_plots(*paths: str | None) -> None:
         try:
             import matplotlib.figure  # noqa: F401, PLC0415
         except ImportError as error:
-            msg = 'plots need the package matplotlib: pip install "gramnorm[plot]"'
+            msg = f"plots need the package matplotlib: {_validate.install('plot')}"
             raise MissingPackageError(msg) from error
 
 

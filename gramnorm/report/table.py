@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
+from gramnorm import _validate
 from gramnorm._rigour.decimals import decimal_text, relative_gap_above
 from gramnorm._rigour.fractions import product_above
 from gramnorm.report import Row
@@ -117,7 +118,7 @@ def require_rich() -> None:
     try:
         import rich.table  # noqa: F401, PLC0415
     except ImportError as error:
-        msg = 'the table needs the package rich: pip install "gramnorm[report]", or use --json, --csv or --markdown'
+        msg = f"the table needs the package rich: {_validate.install('report')}, or use --json, --csv or --markdown"
         raise MissingPackageError(msg) from error
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import gramnorm as gn
 from gramnorm._arrays import limits
-from gramnorm._conv import circle, every_size, finite_lower
+from gramnorm._conv import circle, every_size, finite_banded, finite_lower
 from gramnorm._conv.geometry import Axis, ConvGeometry
 from tests.harness import oracles
 from tests.harness.convolutions import ask, bound, compiles, stored_dtype
@@ -154,6 +154,7 @@ def no_matrices(monkeypatch):
     monkeypatch.setattr(limits, "ASSEMBLED_AT_ONCE", 0)
     monkeypatch.setattr(limits, "ASSEMBLED_CHEAPLY", 0)
     monkeypatch.setattr(limits, "ASSEMBLED", 0)
+    monkeypatch.setattr(limits, "WINDOW_WORK", 0)
     monkeypatch.setattr(limits, "FULL_GRID", 0)
 
 
@@ -404,8 +405,43 @@ def test_blocks_and_products_are_counted(monkeypatch, no_matrices, groups):
         )
     for name in ("correlate", "adjoint"):
         counted(finite_lower, name, "products", lambda *_: 1)
+    counted(finite_banded, "eigenvalue_bound", "products", lambda *_: 1)
     kernel = some((2 * groups, 2, 3, 3), "float64")
     # two parts, of one search for the supremum
     bracket = gn.conv_norm_bracket(kernel, (12, 13), dilation=2, groups=groups, rtol=1e-6)
     assert min(spent.values()) > 0
     assert bracket.n_products == sum(spent.values())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_apply_and_adjoint_take_batches(be, transposed):
+    if compiles(be):
+        pytest.skip("a compilation per shape")
+    kernel = be.asarray(some((4, 2, 3)))
+    geometry = ConvGeometry.of((4, 2, 3), 5, stride=2, groups=2, transposed=transposed)
+    inputs, outputs = (4, *geometry.input_shape), (4, *geometry.output_shape)
+    for shape, found, run in (
+        (inputs, outputs, geometry.apply),
+        (outputs, inputs, geometry.adjoint),
+    ):
+        x = some((2, 3, *shape), seed=1)
+        y = be.to_numpy(run(kernel, be.asarray(x)))
+        assert y.shape == (2, 3, *found)
+        for index in np.ndindex(2, 3):
+            one = be.to_numpy(run(kernel, be.asarray(x[index])))
+            np.testing.assert_array_equal(y[index], one)
+        none = run(kernel, be.asarray(np.zeros((0, 2, *shape))))
+        assert be.to_numpy(none).shape == (0, 2, *found)
+
+
+def test_apply_and_adjoint_name_the_shape_they_want():
+    kernel = some((4, 2, 3))
+    geometry = ConvGeometry.of((4, 2, 3), 5, stride=2, groups=2)
+    with pytest.raises(ValueError, match=r"x must have the shape \(\.\.\., 4, 5\)"):
+        geometry.apply(kernel, np.ones((4, 6)))
+    with pytest.raises(ValueError, match=r"y must have the shape \(\.\.\., 4, 3\)"):
+        geometry.adjoint(kernel, np.ones((4, 5)))
+    with pytest.raises(ValueError, match=r"kernel must have the shape \(c_out, c_in / groups, 3\)"):
+        geometry.apply(some((4, 2, 2)), np.ones((4, 5)))
+    with pytest.raises(ValueError, match="input_shape must be given"):
+        ConvGeometry.of((4, 2, 3)).apply(kernel, np.ones((2, 5)))

@@ -18,6 +18,7 @@ class Backend:
     device: Any = None
     has_float64: bool = True
     readonly: bool = False
+    with_numpy: bool = True
 
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
         """Return a fresh array of the named dtype; without float64, values are narrowed."""
@@ -58,10 +59,20 @@ BACKENDS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "torch": (*TORCH, {"device": "cpu"}, ""),
     "jax32": ("jax", "jax.numpy", {"has_float64": False}, ""),
     "jax": ("jax", "jax.numpy", {}, ""),
+    # computed as on a device: not with NumPy
+    "torch-device": (*TORCH, {"device": "cpu", "with_numpy": False}, ""),
+    "jax32-device": ("jax", "jax.numpy", {"has_float64": False, "with_numpy": False}, ""),
+    "jax-device": ("jax", "jax.numpy", {"with_numpy": False}, ""),
     "cupy": ("cupy", "array_api_compat.cupy", {}, "cuda.runtime.getDeviceCount"),
     "torch-cuda": (*TORCH, {"device": "cuda"}, "cuda.device_count"),
 }
 
 
-# Computed as another one is: tested if named.
-TWINS = {"numpy-readonly": "numpy", "strict": "strict-device1"}
+# Computed as another one is, or what another one is for: tested if named.
+TWINS = {
+    "numpy-readonly": "numpy",
+    "strict": "strict-device1",
+    "torch-device": "torch",
+    "jax32-device": "jax32",
+    "jax-device": "jax",
+}

@@ -36,7 +36,15 @@ DENSE, QUICK_DENSE = 50_000, 1_500  # arrays as they are made, see `made_dense`
 TOLERANCES = (None, None, 0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-11, 1e-14)
 # JAX compiles anew for each shape, strict is slow: few shapes there.
 FEW_SHAPES = ((4, 4), (3, 7), (12, 5))
-SHARES = {"numpy": 0.7, "torch": 0.1, "jax": 0.1, "array_api_strict": 0.1}
+# "-device": computed with the library itself, as on a device, and not with NumPy.
+SHARES = {
+    "numpy": 0.6,
+    "torch": 0.1,
+    "torch-device": 0.1,
+    "jax": 0.05,
+    "jax-device": 0.05,
+    "array_api_strict": 0.1,
+}
 TIGHT = 1e-12  # closer than this to a float64 reference, balls decide
 MODES = {"every": 0.26, "circular": 0.16, "zeros": 0.2, "reflect": 0.1, "replicate": 0.1,
          "transposed": 0.18}  # fmt: skip
@@ -62,10 +70,11 @@ class Library:
 
 
 def libraries() -> list[str]:
-    return [name for name in SHARES if importlib.util.find_spec(name)]
+    return [name for name in SHARES if importlib.util.find_spec(name.removesuffix("-device"))]
 
 
 def open_library(name: str) -> Library:
+    name = name.removesuffix("-device")
     if name == "jax":
         importlib.import_module("jax").config.update("jax_enable_x64", True)
         return Library(importlib.import_module("jax.numpy"))
@@ -74,8 +83,15 @@ def open_library(name: str) -> Library:
 
 def forget_compilations(name: str) -> None:
     """Free what JAX keeps of every shape it has met: gigabytes, after many kernels."""
-    if name == "jax":
+    if name.startswith("jax"):
         importlib.import_module("jax").clear_caches()
+
+
+def way_of(name: str) -> contextlib.AbstractContextManager[Any]:
+    """Compute as a name of `SHARES` says."""
+    from gramnorm._arrays import libraries  # noqa: PLC0415
+
+    return mock.patch.object(libraries, "HOST_WITH_NUMPY", not name.endswith("-device"))
 
 
 # --------------------------------------------------------------------------------------- counts
@@ -235,9 +251,9 @@ def matrix_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -
         library = str(rng.choice(present, p=shares / shares.sum()))
         draw = rng.uniform()
         singly = bool(rng.uniform() < 0.4)
-        if library in ("jax", "array_api_strict"):
+        if library in ("jax-device", "array_api_strict"):
             shape, count = FEW_SHAPES[rng.integers(len(FEW_SHAPES))], 244
-            singly = singly and library != "jax"
+            singly = singly and library != "jax-device"
         elif draw < 0.05:
             shape, count = tuple(int(i) for i in rng.integers(13, 65, 2)), 16
         elif draw < 0.06:
@@ -261,7 +277,7 @@ def matrix_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -
             TOLERANCES[rng.integers(len(TOLERANCES))],
             inject,
             singly,
-            certified=library != "jax" and bool(rng.uniform() < 0.3),
+            certified=library != "jax-device" and bool(rng.uniform() < 0.3),
         )
 
 
@@ -545,13 +561,14 @@ def judge_by_symbol(case: Case, lower: float, upper: float) -> tuple[bool, bool,
 def kernel_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -> Iterator[Any]:
     """Yield tasks until `total` kernels are reached; JAX, which compiles each shape, gets 1 %."""
     rng = np.random.default_rng((seed, 3))
-    shares = np.asarray([SHARES[name] * (0.1 if name == "jax" else 1) for name in present])
+    less = {"jax-device": 0.1}
+    shares = np.asarray([SHARES[name] * less.get(name, 1) for name in present])
     made = 0
     for index in itertools.count():
         if made >= total:
             return
         library = str(rng.choice(present, p=shares / shares.sum()))
-        count = min(2 if library == "jax" else 20, total - made)
+        count = min(2 if library == "jax-device" else 20, total - made)
         made += count
         yield KernelTask((seed, 4, index), library, count, inject)
 
@@ -641,7 +658,7 @@ def sparse_tasks(total: int, seed: int, inject: float) -> Iterator[Any]:
 
 def _run(task: MatrixTask | KernelTask | SparseTask) -> Report:
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), way_of(getattr(task, "library", "numpy")):
             return task.run()
     except Exception:
         return Report(failures=[f"raised in {task}\n{traceback.format_exc()}"])
@@ -665,7 +682,7 @@ def survey(
         *matrix_tasks(matrices, seed, inject, present),
         *kernel_tasks(kernels, seed, inject, present),
         *sparse_tasks(sparse if "numpy" in present else 0, seed, inject),
-        *dense_tasks(dense, seed, present),
+        *dense_tasks(dense, seed, [name for name in present if not name.endswith("-device")]),
     ]
     report = Report()
     if jobs == 1:
@@ -701,7 +718,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dense = (QUICK_DENSE if args.quick else DENSE) if args.dense is None else args.dense
     only = args.backends.split(",") if args.backends else None
     if args.quick and only is None:
-        only = [name for name in libraries() if name != "jax"]  # minutes of compilation
+        only = [name for name in libraries() if name != "jax-device"]  # minutes of compilation
     start = time.perf_counter()
     report = survey(matrices, kernels, args.seed, args.jobs, args.inject, only, sparse, dense)
     report.print()

@@ -37,7 +37,7 @@ def test_every_public_function_that_takes_an_array_is_drawn():
 
 
 def test_every_layout_and_type_is_drawn():
-    for library in soundness.libraries():
+    for library in set(soundness.libraries()) & set(made_dense.SHARES):
         cases = [made_dense.drawn(np.random.default_rng(seed), library) for seed in range(1000)]
         assert {case.layout for case in cases} == set(made_dense.layouts(library))
         assert {case.dtype for case in cases} == set(made_dense.TYPES[library])

@@ -239,8 +239,8 @@ def test_the_window_proves_what_a_dense_factorisation_proves():
         top = np.linalg.eigvalsh(gram.toarray())[-1]
         with mock.patch.object(limits, "WINDOW_BLOCK", block):
             window = windows.Window.of(gram)
-            above = windows.eigenvalue_bound(gram, window, top * (1 + 1e-9))
-            below = windows.eigenvalue_bound(gram, window, top * (1 - 1e-3))
+            above = windows.eigenvalue_bound(windows.SparseRows(gram), window, top * (1 + 1e-9))
+            below = windows.eigenvalue_bound(windows.SparseRows(gram), window, top * (1 - 1e-3))
         assert top <= above <= top * (1 + 2e-9) + 1e-300
         assert below > top * (1 - 1e-12)  # no proof of what is false
 
@@ -310,9 +310,9 @@ def test_a_factor_that_is_not_checked_is_found(monkeypatch):
     wrong = lambda column: np.asarray(np.linalg.qr(column)[0])  # noqa: E731
     monkeypatch.setattr(windows, "_panel", wrong)
     window = windows.Window.of(gram)
-    assert windows.eigenvalue_bound(gram, window, top / 2) >= top * (1 - 1e-12)
+    assert windows.eigenvalue_bound(windows.SparseRows(gram), window, top / 2) >= top * (1 - 1e-12)
     monkeypatch.setattr(linalg, "square_sum", lambda _: 0.0)
-    assert windows.eigenvalue_bound(gram, window, top / 2) < top
+    assert windows.eigenvalue_bound(windows.SparseRows(gram), window, top / 2) < top
 
 
 def test_the_rounding_of_moduli_is_needed_at_a_tight_bound():

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gramnorm._arrays import libraries
+from gramnorm._arrays import libraries, threads
+from gramnorm.report import cli
 from tests.harness.reports import run, run_json, some, write_npz
 
 pty = pytest.importorskip("pty", reason="needs terminals of POSIX")
@@ -30,6 +32,54 @@ def network(tmp_path: Path) -> Path:
         layers={"a|b_*c*": {"groups": 2}, "bad": {"groups": 7}},
         **{"a|b_*c*": some(4, 1, 3, 3), "bad": some(4, 2, 3), "out, last.w": some(3, 4)},
     )
+
+
+class TestSeveralLayersAtOnce:
+    @pytest.mark.parametrize("cores", [1, 2, 3])
+    def test_rows_keep_order_errors_and_numbers_and_at_most_so_many_are_at_work(
+        self, cores: int, network: Path, capsys: Any, monkeypatch: Any
+    ) -> None:
+        _, alone = run_json(capsys, network)
+        lock, at_work, most = threading.Lock(), 0, 0
+        met = threading.Barrier(cores)
+        bound = cli.bound_layer
+
+        def watched(layer: Any, **choices: Any) -> Any:
+            nonlocal at_work, most
+            with lock:
+                at_work += 1
+                most = max(most, at_work)
+            if cores > 1 and at_work <= cores:
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    met.wait(2 if most < cores else 0)
+            row = bound(layer, **choices)
+            with lock:
+                at_work -= 1
+            return row
+
+        monkeypatch.setattr(threads, "cores", lambda: cores)
+        monkeypatch.setattr(cli, "bound_layer", watched)
+        code, found = run_json(capsys, network)
+        assert code == 1
+        assert most == cores
+        names = ("name", "lower", "upper", "converged", "error")
+        for ours, theirs in zip(found["layers"], alone["layers"], strict=True):
+            assert [ours[name] for name in names] == [theirs[name] for name in names]
+        assert [bool(row["error"]) for row in found["layers"]] == [False, True, False]
+
+    def test_an_interruption_starts_no_further_layer(
+        self, network: Path, capsys: Any, monkeypatch: Any
+    ) -> None:
+        began = []
+
+        def interrupted(layer: Any, **_: Any) -> Any:
+            began.append(layer.name)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(threads, "cores", lambda: 1)
+        monkeypatch.setattr(cli, "bound_layer", interrupted)
+        assert run(capsys, "report", network)[0] == 130
+        assert len(began) == 1
 
 
 class TestForms:

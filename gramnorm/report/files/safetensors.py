@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from gramnorm import _validate
 from gramnorm.report.files.contents import ReadError, Stored, check_total, one_line, widened
 from gramnorm.report.files.names import harmless
 
@@ -67,7 +68,7 @@ def read_safetensors(stream: IO[bytes]) -> Stored:
     try:
         import safetensors  # noqa: PLC0415
     except ImportError as error:
-        msg = 'safetensors files need the package safetensors: pip install "gramnorm[safetensors]"'
+        msg = f"safetensors files need the package safetensors: {_validate.install('safetensors')}"
         raise ReadError(msg) from error
     content = stream.read()
     try:

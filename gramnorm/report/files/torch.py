@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from gramnorm import _validate
 from gramnorm.report.files.contents import (
     ReadError,
     Stored,
@@ -139,7 +140,7 @@ def _load(stream: IO[bytes]) -> Any:
     try:
         import torch  # noqa: PLC0415
     except ImportError as error:
-        msg = 'PyTorch checkpoints need the package torch: pip install "gramnorm[torch]"'
+        msg = f"PyTorch checkpoints need the package torch: {_validate.install('torch')}"
         raise ReadError(msg) from error
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _FIRST_SAFE:
         msg = (

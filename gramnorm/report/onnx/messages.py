@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gramnorm import _validate
 from gramnorm.report.files import contents as limits
 from gramnorm.report.files.contents import ReadError, damage_is, widened
 from gramnorm.report.onnx.nodes import NotUnderstoodError, Values, require
@@ -33,7 +34,7 @@ def package() -> Any:
         import onnx  # noqa: PLC0415
         import onnx.numpy_helper  # noqa: PLC0415
     except ImportError as error:
-        msg = 'reading .onnx needs the package onnx: pip install "gramnorm[onnx]"'
+        msg = f"reading .onnx needs the package onnx: {_validate.install('onnx')}"
         raise ReadError(msg) from error
     return onnx
 

@@ -1,0 +1,119 @@
+"""What a call costs in each library on the CPU, and beside other processes.
+
+The same bounds of new values: the first call of a process, which imports and compiles, and later ones of the same
+shape; in NumPy while other processes occupy cores.  Each library gets a process of its own, with default settings.
+"""
+
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import gramnorm as gn
+from benchmarks.devices import AbsentError, Device
+from benchmarks.kernels import gaussian
+from benchmarks.tables import Table
+
+Work = tuple[tuple[int, ...], Callable[[Any], Any]]
+WORK: dict[str, Work] = {
+    "16 x 16 x 3 x 3, every size": ((16, 16, 3, 3), gn.conv_norm_bound),
+    "8 x 8 x 3 x 3, zeros, 14 x 14": (
+        (8, 8, 3, 3),
+        lambda kernel: gn.conv_norm_bound(kernel, (14, 14), padding=1),
+    ),
+    "64 x 64": ((64, 64), gn.matrix_norm_bound),
+    "16 x 16": ((16, 16), gn.matrix_norm_bound),
+    "256 x (64 x 64)": ((256, 64, 64), gn.matrix_norm_bound),
+}
+BUSY: dict[str, Work] = {
+    **WORK,
+    "64 x 64 x 3 x 3, every size": ((64, 64, 3, 3), gn.conv_norm_bound),
+    "8 x (512 x 512)": ((8, 512, 512), gn.matrix_norm_bound),
+}
+LATER = 5
+OTHERS = (0, 1, 6)
+"""Processes beside ours."""
+NEVER_RESTS = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+
+
+def libraries(_: Device) -> Iterator[Table]:
+    """Time first and later calls in NumPy, PyTorch and JAX, on the CPU."""
+    found: dict[str, dict[str, list[float]]] = {}
+    notes = []
+    for library in ("numpy", "torch", "jax"):
+        command = [sys.executable, "-m", "benchmarks.hosts", library]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            notes.append(f"{library}: {done.stderr.strip().rpartition(chr(10))[2]}")
+            continue
+        for line in done.stdout.splitlines():
+            name, first, later = line.split("\t")
+            found.setdefault(name, {})[library] = [float(first), float(later)]
+    rows = [
+        {"work": name, "library": library, "first [ms]": 1e3 * first, "later [ms]": 1e3 * later}
+        | {"later, of NumPy's": later / each["numpy"][1]}
+        for name, each in found.items()
+        for library, (first, later) in each.items()
+    ]
+    yield Table("libraries", "The same bounds in each library on the CPU, float64", rows, notes)
+
+
+def busy(device: Device) -> Iterator[Table]:
+    """Time the same work alone and beside one and six processes that never rest."""
+    if device.name != "numpy":
+        msg = "cores are what NumPy works with"
+        raise AbsentError(msg)
+    rows: list[dict[str, Any]] = [{"work": name} for name in BUSY]
+    for others in OTHERS:
+        beside = [subprocess.Popen([sys.executable, "-c", NEVER_RESTS]) for _ in range(others)]
+        try:
+            for row, (shape, bound) in zip(rows, BUSY.values(), strict=True):
+                wall, cpu = _medians(shape, bound)
+                row |= {f"wall [ms], {others} beside": 1e3 * wall}
+                row |= {f"CPU [ms], {others} beside": 1e3 * cpu}
+        finally:
+            for process in beside:
+                process.kill()
+                process.wait()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Table("busy", f"Beside busy processes, {cores} cores, default settings, float64", rows)
+
+
+def _medians(shape: tuple[int, ...], bound: Callable[[Any], Any]) -> tuple[float, float]:
+    """Return the median wall and CPU seconds of a call after the first."""
+    wall, cpu = [], []
+    for seed in range(1 + LATER):
+        x = gaussian(shape, seed)
+        began = time.perf_counter(), time.process_time()
+        bound(x)
+        wall.append(time.perf_counter() - began[0])
+        cpu.append(time.process_time() - began[1])
+    return statistics.median(wall[1:]), statistics.median(cpu[1:])
+
+
+def _first_and_later(library: str) -> None:
+    """Print the seconds of the first call and the median of later ones, each with other values."""
+    importlib.import_module(library)
+    if library == "jax":
+        importlib.import_module("jax").config.update("jax_enable_x64", True)
+    moved = {"numpy": "numpy.asarray", "torch": "torch.from_numpy", "jax": "jax.numpy.asarray"}
+    module, _, name = moved[library].rpartition(".")
+    move = getattr(importlib.import_module(module), name)
+    for work, (shape, bound) in WORK.items():
+        seconds = []
+        for seed in range(1 + LATER):
+            x = move(np.asarray(gaussian(shape, seed)))
+            began = time.perf_counter()
+            float(np.max(np.asarray(bound(x))))
+            seconds.append(time.perf_counter() - began)
+        print(f"{work}\t{seconds[0]}\t{statistics.median(seconds[1:])}")
+
+
+if __name__ == "__main__":
+    _first_and_later(sys.argv[1])

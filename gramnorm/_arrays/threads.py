@@ -1,0 +1,143 @@
+"""Parts of a computation shared among the cores, one thread of the BLAS each.
+
+A BLAS with several threads wakes all of them for every product, however small; the spinning costs more than the
+product, and with other programs beside, a hundred times more.  So many small products are shared part by part
+instead, and a large single one is left to the BLAS.  Parts and the order of their results do not depend on the number
+of threads, and so no bit of a result does.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextvars
+import functools
+import itertools
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from gramnorm._arrays import limits
+from gramnorm._arrays.types import Array
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+_is_shared: contextvars.ContextVar[bool] = contextvars.ContextVar("is_shared", default=False)
+
+
+def cores() -> int:
+    """Return how many threads this process may use: its affinity, its cgroup's quota, OMP_NUM_THREADS."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    found = len(affinity(0)) if affinity else os.cpu_count() or 1
+    # a list names the levels of nested regions
+    word = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    asked = int(word) if word.isdecimal() else 0
+    return max(min(found, asked or found, _quota()), 1)
+
+
+@functools.cache
+def _quota(file: str = "/sys/fs/cgroup/cpu.max") -> int:
+    """Return how many cores the control group of this process may keep busy, as containers are given."""
+    try:
+        quota, period = Path(file).read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no control group, or "max"
+        return sys.maxsize
+
+
+@functools.cache
+def _blas(*_loaded: str) -> list[Any]:
+    """Return the BLAS libraries in this process: NumPy's, and SciPy's own when that is loaded."""
+    import threadpoolctl  # when first used: it costs a tenth of our own import
+
+    found = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    return list(found.lib_controllers)
+
+
+class _OneThreadEach(threading.local):
+    """A context in which the BLAS uses one thread for what this thread asks of it.
+
+    OpenBLAS keeps a number for the process and, in newer versions, one for each thread that sets its
+    own.  So each thread sets and restores for itself, to what the first one found: where there is one
+    number only, threads that overlap may see it restored too early, which costs time and no more.
+    """
+
+    found: ClassVar[list[int]] = []
+    inside: ClassVar[int] = 0
+    lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return
+        self._libraries = _blas(*(["scipy"] if "scipy.linalg" in sys.modules else []))
+        with self.lock:
+            if not self.inside:
+                type(self).found = [library.get_num_threads() for library in self._libraries]
+            type(self).inside += 1
+        for library in self._libraries:
+            library.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
+        with self.lock:
+            type(self).inside -= 1
+        for library, count in zip(self._libraries, self.found, strict=False):
+            library.set_num_threads(count)
+
+
+one_thread_each = _OneThreadEach()
+
+
+def parts(count: int, operations: float, *, like: Array) -> list[slice]:
+    """Cut so many tasks beside the array `like`, of so many operations each, into parts worth sharing.
+
+    Only NumPy's arrays are shared: settings of other libraries belong to the thread that made them.
+    """
+    most = min(limits.SHARED_PARTS, count) if isinstance(like, np.ndarray) else 1
+    number = max(1, min(most, int(count * operations / limits.SHARED_OPERATIONS)))
+    ends = [count * k // number for k in range(number + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
+def shared_if_worth(
+    function: Callable[[Part], Result], parts: Sequence[Part], operations: float
+) -> list[Result]:
+    """Return what `shared` does; at once, if so many operations are too few to keep the BLAS to one thread."""
+    if operations < limits.ONE_THREAD_OPERATIONS:
+        return [function(part) for part in parts]
+    if operations < limits.SHARED_OPERATIONS:
+        with one_thread_each:
+            return [function(part) for part in parts]
+    return shared(function, parts)
+
+
+def shared(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """Return ``[function(part) for part in parts]``; what is called within a part shares nothing further."""
+    if _is_shared.get():
+        return [function(part) for part in parts]
+
+    def alone(part: Part) -> Result:
+        _is_shared.set(True)
+        with one_thread_each:
+            return function(part)
+
+    workers = min(cores(), len(parts))
+    with one_thread_each:
+        if workers < 2:
+            return [function(part) for part in parts]
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            # np.errstate and the like are contexts: each part gets a copy of the caller's
+            contexts = [contextvars.copy_context() for _ in parts]
+            return list(pool.map(lambda c, p: c.run(alone, p), contexts, parts))
