@@ -12,7 +12,7 @@ from typing import Any
 from gramnorm._arrays import crossing, dtypes, libraries
 from gramnorm._arrays.types import Array
 
-PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+PADDING_MODES = ("zeros", "circular", "reflect", "replicate", "symmetric")
 
 _MOST = 2**31  # so that products of two of them fit in 64 bits
 
@@ -244,7 +244,7 @@ def continuation(
             )
             raise ValueError(msg)
         return
-    if mode in ("reflect", "replicate"):
+    if mode in ("reflect", "replicate", "symmetric"):
         why = f"padding_mode={mode!r}: how often a sample is repeated depends on the size"
     elif mode == "circular" and max(stride) > 1:
         why = (
@@ -274,7 +274,8 @@ def transposed(
     has_size: bool,
 ) -> None:
     """Check the arguments of a transposed convolution."""
-    if mode in ("reflect", "replicate") or (mode == "circular" and padding is not None):
+    repeats = mode in ("reflect", "replicate", "symmetric")
+    if repeats or (mode == "circular" and padding is not None):
         msg = (
             "a transposed convolution takes padding_mode='zeros', or 'circular' with padding=None, "
             f"got padding_mode={mode!r}, padding={padding!r}"

@@ -171,6 +171,10 @@ START_RTOL = 1e-2
 # 1 to 16 channels: 4 ms against 22 to 43 ms for the other bounds.
 ASSEMBLED_AT_ONCE = 256
 
+# The same where cubes of sides, over all groups, stay below the cube of this: 128 channels at 2 x 2
+# take 23 ms and not 290, 64 at 4 x 4 33 and not 147, 16 at 8 x 8 32 and not 78.
+ASSEMBLED_CHEAPLY = 1024
+
 # Side of an operator whose matrix is the last resort.  16 channels at 16 x 16, 3 x 3 taps, have
 # just that: 1.5 s for a gap of 6e-4, and the Gram matrix takes 128 MiB, twice that if complex.
 ASSEMBLED = 4096

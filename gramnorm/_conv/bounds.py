@@ -166,8 +166,11 @@ def conv_norm_bracket(
         output ``o`` starts at sample ``stride * o``, one output for each of the ``ceil(n /
         stride)`` multiples of the stride below n. If padding is given, the periodic input is
         extended by it, as in PyTorch, and outputs may repeat or be missing.
-    padding_mode : {"zeros", "circular", "reflect", "replicate"}, optional
-        What lies beyond the input.
+    padding_mode : {"zeros", "circular", "reflect", "replicate", "symmetric"}, optional
+        What lies beyond the input. The mirror of "reflect" is the last sample, which is not
+        repeated (NumPy and PyTorch "reflect", SciPy "mirror"); that of "symmetric" lies half a
+        sample further, so that it is (NumPy "symmetric", SciPy "reflect"). "replicate" is "edge" in
+        NumPy and "nearest" in SciPy, "circular" is "wrap" in NumPy and "grid-wrap" in SciPy.
     dilation : int or sequence of int, optional
         Distance between taps per axis.
     groups : int, optional
@@ -199,9 +202,9 @@ def conv_norm_bracket(
         is of the wrong kind.
     ValueError
         If shapes or sizes do not fit together, `rtol` is not positive, or the operator is
-        undefined: reflect or replicate padding without `input_shape` or of a transposed
-        convolution, reflect padding that exceeds the input, output padding of an ordinary
-        convolution.
+        undefined: reflect, replicate or symmetric padding without `input_shape` or of a
+        transposed convolution, reflect padding that exceeds the input, output padding of an
+        ordinary convolution.
 
     See Also
     --------
@@ -220,9 +223,10 @@ def conv_norm_bracket(
     size. *Zero padding at a given size*: the least of the supremum, a bound from scalar Toeplitz
     matrices that know the size (Theorem 12), and the Gram matrix, which is factorised along its
     band where the operator is large (section 4); `lower` comes from a plane wave under a window and
-    from Golub-Kahan steps on the operator. *Reflect, replicate, and circular padding that is not
-    the above*: the Gram matrix, too; where a factorisation would take more than some seconds, the
-    supremum times the square root of how often a sample is repeated (Theorem 13), which is loose.
+    from Golub-Kahan steps on the operator. *Reflect, replicate, symmetric, and circular padding
+    that is not the above*: the Gram matrix, too; where a factorisation would take more than some
+    seconds, the supremum times the square root of how often a sample is repeated (Theorem 13),
+    which is loose.
 
     *Vectors.* With T for the convolution of the kernel as stored, and the vectors as returned,
     ``lower <= Re(left^H T right) / (||left|| ||right||)``; the two lengths are 1 up to the rounding

@@ -38,8 +38,7 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     axes = tuple(i if i.outputs == a.outputs else a for i, a in zip(inside, axes, strict=True))
     continued = any(a.mode != "zeros" for a in axes)
     parts = [axes] if continued else [*itertools.product(*(a.parts() for a in axes))]
-    most = limits.ASSEMBLED_AT_ONCE
-    large = [part for part in parts if not finite_matrix.is_affordable(wide, part, most=most)]
+    large = [part for part in parts if not finite_matrix.is_cheap(wide, part)]
     found = [finite_matrix.bracket(wide, part, rtol=rtol) for part in parts if part not in large]
     if large:
         # half the gap asked for: what the size takes away is seen beside the rest

@@ -37,6 +37,14 @@ def is_affordable(taps: Array, axes: Sequence[Axis], *, most: int) -> bool:
     )
 
 
+def is_cheap(taps: Array, axes: Sequence[Axis]) -> bool:
+    """Say whether the matrix costs less than the bounds that do not need it."""
+    side = min(_sides(taps, axes))
+    is_little = taps.shape[1] * side**3 <= limits.ASSEMBLED_CHEAPLY**3
+    most = limits.ASSEMBLED_CHEAPLY if is_little else limits.ASSEMBLED_AT_ONCE
+    return is_affordable(taps, axes, most=most)
+
+
 def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     """Bracket the norm of the operator with taps (T, groups, c_out, c_in); the cost is products."""
     real = dtypes.real_dtype(taps.dtype)

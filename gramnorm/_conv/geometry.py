@@ -62,6 +62,9 @@ class Axis:
         if self.mode == "reflect":
             mirrored = np.abs(position)
             return np.asarray(np.where(mirrored >= n, 2 * (n - 1) - mirrored, mirrored))
+        if self.mode == "symmetric":  # 2 n samples, a period, hold each one twice
+            folded = position % (2 * n)
+            return np.asarray(np.minimum(folded, 2 * n - 1 - folded))
         return np.asarray(np.where((position >= 0) & (position < n), position, -1))
 
     def links(self) -> HostFloats:
@@ -89,6 +92,8 @@ class Axis:
         hi = max(last - (n - 1), 0)
         if self.mode == "replicate":
             return 1 + (lo + hi if n == 1 else max(lo, hi))
+        if self.mode == "symmetric":
+            return min(2 * -(-(last + lo + 1) // (2 * n)), 1 + lo + hi)
         both = max(1, n - 1 - hi) <= min(lo, n - 2)
         return 3 if both else 2 if lo or hi else 1
 
@@ -199,7 +204,7 @@ class ConvGeometry:
         Taps, step between outputs and spacing of the taps, per spatial axis.
     groups : int
         Number of independent blocks of channels.
-    padding_mode : {"zeros", "circular", "reflect", "replicate"}
+    padding_mode : {"zeros", "circular", "reflect", "replicate", "symmetric"}
         How the input is continued.
     pads : tuple of (lo, hi), or None
         Samples of padding per axis; None for the same-size circular operator or any amount of

@@ -45,7 +45,7 @@ def depthwise(size, dead, channels=8):
 
 
 @pytest.mark.parametrize("dead", DEAD.values(), ids=DEAD)
-@pytest.mark.parametrize("padding_mode", ["zeros", "circular", "replicate", "reflect"])
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular", "replicate", "reflect", "symmetric"])
 def test_a_dead_channel_beside_others_changes_nothing(dead, padding_mode):
     """At this size each group is a Gram matrix with more than `SQUARING_COLUMNS` rows."""
     kernel, size = depthwise((30, 30), dead)

@@ -201,7 +201,11 @@ def test_lower_bounds_hold_and_are_near_for_every_geometry(be, name):
         shape, options = split(geometry)
         kernel = random_kernel(seed, shape, stored_dtype(be, ("float64", "complex128")[seed % 2]))
         size = tuple(4 + s for s in oracles.per_axis(options.get("stride", 1), len(shape) - 2))
-        modes = ("zeros", "circular", "reflect", "replicate") if be.id == "numpy" else ("zeros",)
+        modes = (
+            ("zeros", "circular", "reflect", "replicate", "symmetric")
+            if be.id == "numpy"
+            else ("zeros",)
+        )
         for mode in modes:
             mine = options | {"padding_mode": mode, "padding": None if mode == "circular" else 1}
             bound = value(be, name, kernel, size, iterations=30, **mine)

@@ -15,7 +15,7 @@ from gramnorm._conv.geometry import Axis, ConvGeometry
 from tests.harness import oracles
 from tests.harness.convolutions import ask, bound, compiles, stored_dtype
 
-MODES = ("zeros", "circular", "reflect", "replicate")
+MODES = ("zeros", "circular", "reflect", "replicate", "symmetric")
 
 
 def some(shape, dtype="float64", seed=0):
@@ -152,6 +152,7 @@ def test_small_operators_are_bracketed_and_converge(be, operator, kind):
 def no_matrices(monkeypatch):
     """Take away what makes small operators exact: they go the way of large ones."""
     monkeypatch.setattr(limits, "ASSEMBLED_AT_ONCE", 0)
+    monkeypatch.setattr(limits, "ASSEMBLED_CHEAPLY", 0)
     monkeypatch.setattr(limits, "ASSEMBLED", 0)
     monkeypatch.setattr(limits, "WINDOW_WORK", 0)
     monkeypatch.setattr(limits, "FULL_GRID", 0)
@@ -235,6 +236,7 @@ KNOWN = {
 }  # fmt: skip
 AT_A_SIZE = {
     "replicate": (np.ones((1, 1, 3)), {"input_shape": 1, "padding_mode": "replicate"}, 3.0),
+    "symmetric": (np.ones((1, 1, 3)), {"input_shape": 2, "padding_mode": "symmetric"}, 3.0),
     "reflect": (np.ones((1, 1, 3)), {"input_shape": 2, "padding_mode": "reflect"}, 3.0),
     "over-padded circle": (
         np.ones((1, 1, 1)), {"input_shape": 4, "padding": 2, "padding_mode": "circular"}, math.sqrt(2)),
@@ -359,6 +361,9 @@ def test_a_filter_bank_has_one_or_three_axes(be):
 REFUSED = {
     "reflect of every size": ({"padding_mode": "reflect"}, "input_shape must be given"),
     "replicate of every size": ({"padding_mode": "replicate"}, "input_shape must be given"),
+    "symmetric of every size": ({"padding_mode": "symmetric"}, "input_shape must be given"),
+    "transposed symmetric": (
+        {"input_shape": (4, 4), "transposed": True, "padding_mode": "symmetric"}, "transposed convolution takes"),
     "reflect by too much": ({"input_shape": (3, 3), "padding": 3, "padding_mode": "reflect"}, "padding must be less"),
     "over-padding of every size": ({"padding": 2, "padding_mode": "circular"}, "input_shape must be given"),
     "output_padding": ({"output_padding": 1, "stride": 2}, "output_padding is for transposed=True"),

@@ -398,6 +398,10 @@ def beyond(i: int, n: int, padding_mode: str) -> int | None:
         return -i if i < 0 else 2 * (n - 1) - i
     if padding_mode == "replicate":
         return 0 if i < 0 else n - 1
+    if padding_mode == "symmetric":  # the mirror lies half a sample beyond
+        while not 0 <= i < n:
+            i = -1 - i if i < 0 else 2 * n - 1 - i
+        return i
     return None
 
 

@@ -64,6 +64,7 @@ def test_zero_padding_is_the_correlation_of_scipy(shape, taps, stride, dilation,
     [
         ("reflect", "reflect", ((4, 0), (1, 3))),
         ("replicate", "edge", ((9, 1), (0, 6))),
+        ("symmetric", "symmetric", ((9, 1), (3, 11))),
         ("circular", "wrap", ((13, 2), (1, 9))),
     ],
 )
