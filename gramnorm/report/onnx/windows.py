@@ -114,8 +114,7 @@ def conv(node: Node) -> Effect:
         "padding": tuple(w.pads for w in windows),
     }
     if transposed:
-        given = "output_shape" in node.attributes
-        require(not given, "output_shape, which leaves the padding open")
+        require("output_shape" not in node.attributes, "output_shape leaves the padding open")
         extra = node.integers("output_padding", (0,) * axes)
         geometry |= {"transposed": True, "output_padding": extra}
     at_size: dict[str, Any] = {"input_shape": sizes} if sizes is not None else {}
@@ -134,8 +133,7 @@ def conv(node: Node) -> Effect:
         spatial = found or _spatial(node, x.shape[2:], windows, geometry)
         shape = (x.shape[0], outputs, *spatial)
     if transposed and _is_same(node):
-        odd = any(before != after for before, after in geometry["padding"])
-        if odd:  # runtimes differ about the side
+        if any(lo != hi for lo, hi in geometry["padding"]):  # runtimes differ about the side
             geometry["padding_of_size"], at_size = True, {}
     elif _is_same(node) and (sizes is None or max(geometry["stride"]) > 1):
         geometry["padding_of_size"] = True  # at another size it is another
