@@ -133,8 +133,8 @@ class NormBracket:
     Notes
     -----
     A bracket of a stack is indexed like an array of its shape, ``bracket[3]`` or ``bracket[...,
-    0]``, has a length and is iterated along its first axis. ``f"{bracket:.4g}"`` shows four digits of
-    each bound, rounded outward.
+    0]``, has a length and is iterated along its first axis. ``f"{bracket:.4g}"`` shows four digits
+    of each bound, rounded outward.
     """
 
     lower: Array
@@ -231,7 +231,10 @@ def to_bracket(
 
 
 def upper_array(host: HostFloats, *, dtype: DType, like: Array) -> Array:
-    """Return upper bounds that `dtype` represents beside `like`; what is positive is read so there."""
+    """Return upper bounds that `dtype` represents beside `like`.
+
+    What is positive is read so there.
+    """
     tiny = dtypes.finfo(dtype).smallest_normal
     subnormal = (host > 0) & (host < tiny)
     if np.any(subnormal) and probes.flushes_subnormals(like, dtype):

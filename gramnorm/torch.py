@@ -283,8 +283,8 @@ class SpectralBound(nn.Module):
     `torch.nn.utils.parametrize.remove_parametrizations` after training. Autograd differentiates
     "divide" once. "rescale" never waits for the device and can be recorded by `torch.func`,
     `torch.jit.trace` and `torch.export` (not with ``strict=True``), not by the ONNX exporter of
-    TorchScript; "divide" looks at the values, so all of them are refused. Before an export make the weight permanent by
-    ``remove_parametrizations(module, "weight")``.
+    TorchScript; "divide" looks at the values, so all of them are refused. Before an export make the
+    weight permanent by ``remove_parametrizations(module, "weight")``.
 
     Examples
     --------

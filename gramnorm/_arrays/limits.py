@@ -199,7 +199,8 @@ WINDOW_INPUTS, WINDOW_READS = 2**17, 2**22
 # rtol = 1e-3; three times that for tighter ones and for clusters.
 GOLUB_KAHAN_STEPS = 60
 
-# Golub-Kahan iterations for vectors, each from where the last one ended: one is enough at rtol = 1e-3.
+# Golub-Kahan iterations for vectors, each from where the last one ended: one is enough at rtol =
+# 1e-3.
 VECTOR_RESTARTS = 8
 
 # Share of a generic vector in the start: enough that rounding does not hide a direction which the

@@ -1,9 +1,9 @@
 """Parts of a computation shared among the cores, one thread of the BLAS each.
 
-A BLAS with several threads wakes all of them for every product, however small; the spinning costs more than the
-product, and with other programs beside, a hundred times more.  So many small products are shared part by part
-instead, and a large single one is left to the BLAS.  Parts and the order of their results do not depend on the number
-of threads, and so no bit of a result does.
+A BLAS with several threads wakes all of them for every product, however small; the spinning costs
+more than the product, and with other programs beside, a hundred times more.  So many small products
+are shared part by part instead, and a large single one is left to the BLAS.  Parts and the order of
+their results do not depend on the number of threads, and so no bit of a result does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ _is_shared: contextvars.ContextVar[bool] = contextvars.ContextVar("is_shared", d
 
 
 def cores() -> int:
-    """Return how many threads this process may use: its affinity, its cgroup's quota, OMP_NUM_THREADS."""
+    """Return how many threads this process may use.
+
+    Its affinity, its cgroup's quota, OMP_NUM_THREADS.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
     found = len(affinity(0)) if affinity else os.cpu_count() or 1
     # a list names the levels of nested regions
@@ -63,9 +66,10 @@ def _blas(*_loaded: str) -> list[Any]:
 class _OneThreadEach(threading.local):
     """A context in which the BLAS uses one thread for what this thread asks of it.
 
-    OpenBLAS keeps a number for the process and, in newer versions, one for each thread that sets its
-    own.  So each thread sets and restores for itself, to what the first one found: where there is one
-    number only, threads that overlap may see it restored too early, which costs time and no more.
+    OpenBLAS keeps a number for the process and, in newer versions, one for each thread that sets
+    its own.  So each thread sets and restores for itself, to what the first one found: where there
+    is one number only, threads that overlap may see it restored too early, which costs time and no
+    more.
     """
 
     found: ClassVar[list[int]] = []
@@ -114,7 +118,10 @@ def parts(count: int, operations: float, *, like: Array) -> list[slice]:
 def shared_if_worth(
     function: Callable[[Part], Result], parts: Sequence[Part], operations: float
 ) -> list[Result]:
-    """Return what `shared` does; at once, if so many operations are too few to keep the BLAS to one thread."""
+    """Return what `shared` does.
+
+    At once, if so many operations are too few to keep the BLAS to one thread.
+    """
     if operations < limits.ONE_THREAD_OPERATIONS:
         return [function(part) for part in parts]
     if operations < limits.SHARED_OPERATIONS:
@@ -124,7 +131,10 @@ def shared_if_worth(
 
 
 def shared(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """Return ``[function(part) for part in parts]``; what is called within a part shares nothing further."""
+    """Return ``[function(part) for part in parts]``.
+
+    What is called within a part shares nothing further.
+    """
     if _is_shared.get():
         return [function(part) for part in parts]
 

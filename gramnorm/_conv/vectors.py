@@ -79,7 +79,10 @@ def attained(
 
 
 def _basis_pair(a: Array, geometry: ConvGeometry, known: float) -> Pair:
-    """Return the first unit vectors of the spaces, plus `known`: NaN where nothing attains a norm."""
+    """Return the first unit vectors of the spaces, plus `known`.
+
+    NaN where nothing attains a norm.
+    """
     c_out, c_in = int(a.shape[0]), int(a.shape[1]) * geometry.groups
     inputs: tuple[int, ...] = geometry.stride
     outputs: tuple[int, ...] = ()
@@ -92,7 +95,10 @@ def _basis_pair(a: Array, geometry: ConvGeometry, known: float) -> Pair:
 
 
 def _frequency(found: NormBracket, place: Place, geometry: ConvGeometry) -> HostFloats:
-    """Return the frequency of the wave: for every size as the caller reads it, exact on a circle."""
+    """Return the frequency of the wave.
+
+    For every size as the caller reads it, exact on a circle.
+    """
     if geometry.input_shape is None:
         return crossing.to_host(found.frequency)
     return np.zeros(0) if place.frequency is None else place.frequency
@@ -245,7 +251,10 @@ class _Correlation:
         return [g for g in order if sizes[g] > 0]
 
     def _parts(self, x: HostArray) -> list[HostArray]:
-        """Return what the operator takes of a complex wave: itself, or its parts that are not zero."""
+        """Return what the operator takes of a complex wave.
+
+        Itself, or its parts that are not zero.
+        """
         if np.iscomplexobj(self.kernel):
             return [x]
         largest = float(np.max(np.abs(x)))

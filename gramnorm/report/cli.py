@@ -126,7 +126,10 @@ def _contents(options: argparse.Namespace) -> Contents:
 
 
 def _rows(contents: Contents, backend: str, **choices: Any) -> list[Row]:
-    """Bound the layers, as many at a time as there are cores; those that could not be read come last."""
+    """Bound the layers, as many at a time as there are cores.
+
+    Those that could not be read come last.
+    """
     layers = contents.layers
     with progress(layers, sys.stderr) as step:
 

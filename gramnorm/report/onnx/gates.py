@@ -1,8 +1,8 @@
 """Products of a tensor with a function of itself, such as x sigmoid(x), as graphs write them out.
 
 A product of two computed tensors has no Lipschitz constant by itself.  But where both are functions
-of one number, entry by entry, the product is one, and has that of its largest slope (docs/theory.md,
-Lemma 22).  So along with a tensor goes what it is of others before it: a `Form`.
+of one number, entry by entry, the product is one, and has that of its largest slope
+(docs/theory.md, Lemma 22).  So along with a tensor goes what it is of others before it: a `Form`.
 """
 
 from collections.abc import Iterator
