@@ -262,6 +262,10 @@ and 22 at 48, 78 and 31 against 144 and 31 at 64."""
 WIDE_TABLE = 2**28
 """Bytes of the tables of lags of all groups: those of 512 x 512 x 3 x 3 take 28 MiB."""
 
+WIDE_LEAST = 2.0**-16
+"""Sum of the norms of taps, about 1 after scaling, below which squarings serve: squares of it are to
+be large beside the 2^-60 that a factorisation allows for underflow."""
+
 WIDE_CLIMBS = 2
 """Cells from which a local maximum is searched for: 1, 2 and 6 differ by less than the noise of the
 clock, and a second one makes a local maximum that is not the largest less likely."""

@@ -193,7 +193,7 @@ class Symbol:
     def squares(self) -> list[Squared]:
         """The squares of the blocks on the host if these are wide and their tables fit.
 
-        Else none.
+        Else none, and none of a tiny symbol.
         """
         count, blocks, _, q = self._tall.shape
         lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
@@ -204,7 +204,9 @@ class Symbol:
             return []
         host = crossing.host_array(self._tall)
         host = host.astype(np.float64 if self.real else np.complex128)
-        return [Squared(np.ascontiguousarray(host[:, k]), self.offsets) for k in range(blocks)]
+        found = [Squared(np.ascontiguousarray(host[:, k]), self.offsets) for k in range(blocks)]
+        # far below 1, where even scaled taps of subnormal kernels are, underflow would count
+        return found if max(one.sum_bound for one in found) > limits.WIDE_LEAST else []
 
     def flat_bound(self) -> float:
         """Return a bound on the norm at all frequencies, sharp for scaled unitary symbols."""

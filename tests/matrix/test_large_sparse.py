@@ -295,6 +295,7 @@ def with_zeros_in_w(monkeypatch):
     monkeypatch.setattr(non_negative.NonNegative, "images", at_zero)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", [without_signs, without_a_part, with_zeros_in_w])
 def test_a_mutation_is_found(monkeypatch, mutation):
     mutation(monkeypatch)

@@ -52,10 +52,18 @@ NORMALISED = [
 ]
 
 
+def skip_unless_known(version: int) -> None:
+    """Skip where the package does not know operators of a version, and so reads none of it."""
+    newest = pytest.importorskip("onnx").defs.onnx_opset_version()
+    if newest < version:
+        pytest.skip(f"this onnx knows operators up to version {newest}")
+
+
 @pytest.mark.parametrize(("op", "shape", "scale", "more", "version"), NORMALISED)
 def test_normalisation_is_steepest_without_variance(
     read: Any, op: str, shape: Any, scale: Any, more: Any, version: int
 ) -> None:
+    skip_unless_known(version)
     gamma = some(*np.atleast_1d(scale))
     arrays = {"g": gamma} | ({} if op.startswith("RMS") else {"b": some(*gamma.shape)})
     nodes = node(op, " ".join(["x", *arrays]), epsilon=0.25, **more)
@@ -178,12 +186,16 @@ def test_refusals_say_why(read: Any) -> None:
     assert "breaks Lipschitz continuity" in str(found.reason)
     found = constant(read, built(node("Transpose", "x", "t"), node("MatMul", "x t"), shape=(3, 3)))
     assert "as attention does" in str(found.reason)
-    found = constant(read, built(node("Attention", "x x x"), shape=(1, 3, 3, 3), version=23))
-    assert "dot-product attention" in str(found.reason)
     found = constant(
         read, built(node("MaxPool", "x", kernel_shape=[2], auto_pad="ELSE"), shape=(1, 1, 4))
     )
     assert "b'" not in str(found.reason)
+
+
+def test_attention_is_refused_by_its_name(read: Any) -> None:
+    skip_unless_known(23)
+    found = constant(read, built(node("Attention", "x x x"), shape=(1, 3, 3, 3), version=23))
+    assert "dot-product attention" in str(found.reason)
 
 
 WRITTEN = {
