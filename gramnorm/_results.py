@@ -218,10 +218,11 @@ def to_bracket(
 ) -> NormBracket:
     """Return bounds that `dtype` represents in the namespace and on the device of `like`."""
     xp = libraries.namespace(like)
+    found = dataclasses.replace(found, upper=_readable(found.upper, dtype=dtype, like=like))
     done = converged(found, rtol).reshape(shape)
     return NormBracket(
         lower=crossing.from_host(found.lower.reshape(shape), dtype=dtype, like=like),
-        upper=upper_array(found.upper.reshape(shape), dtype=dtype, like=like),
+        upper=crossing.from_host(found.upper.reshape(shape), dtype=dtype, like=like),
         converged=xp.asarray(done, dtype=xp.bool, device=libraries.device_of(like)),
         n_products=found.cost,
         frequency=None
@@ -231,15 +232,17 @@ def to_bracket(
 
 
 def upper_array(host: HostFloats, *, dtype: DType, like: Array) -> Array:
-    """Return upper bounds that `dtype` represents beside `like`.
+    """Return upper bounds that `dtype` represents beside `like`."""
+    return crossing.from_host(_readable(host, dtype=dtype, like=like), dtype=dtype, like=like)
 
-    What is positive is read so there.
-    """
+
+def _readable(host: HostFloats, *, dtype: DType, like: Array) -> HostFloats:
+    """Return upper bounds none of which is positive here and read as zero beside `like`."""
     tiny = dtypes.finfo(dtype).smallest_normal
     subnormal = (host > 0) & (host < tiny)
     if np.any(subnormal) and probes.flushes_subnormals(like, dtype):
-        host = np.where(subnormal, tiny, host)
-    return crossing.from_host(host, dtype=dtype, like=like)
+        return np.where(subnormal, tiny, host)
+    return host
 
 
 def differentiable(

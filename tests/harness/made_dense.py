@@ -32,7 +32,11 @@ TYPES = {
     "jax": (*FLOATS, "bfloat16", *INTEGERS),
     "array_api_strict": FLOATS[1:] + INTEGERS,
 }
-NO_ARRAY = {"NormBracket", "classical"}  # the result, and a module whose methods are listed
+NO_ARRAY = {
+    "NormBracket",
+    "__version__",
+    "classical",
+}  # the result, and a module whose methods are listed
 
 Made = tuple[Any, np.ndarray]
 """An array of a library, and the numbers that it holds."""
