@@ -166,7 +166,8 @@ def pair_grams(taps: Array, axes: Sequence[Axis], count: int) -> tuple[Array, li
 
 def gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
     """Bound the spectral norm of the error of each Gram matrix (docs/theory.md, section 4)."""
-    count, _, inner, _ = taps.shape
+    # A^H A sums over outputs, A A^H over inputs
+    count, inner = taps.shape[0], taps.shape[2 if _is_tall(taps, axes) else 3]
     sizes = [a.taps for a in axes]
     prec = precision_of(taps.dtype)
     uses = np.ones(())

@@ -9,6 +9,7 @@ import gramnorm as gn
 from gramnorm._arrays import limits
 from gramnorm._conv import finite, finite_banded, finite_matrix
 from gramnorm._conv.geometry import ConvGeometry
+from gramnorm._rigour.model import precision_of
 from tests.harness import oracles
 
 MODES = ("zeros", "circular", "reflect", "replicate")
@@ -96,6 +97,16 @@ def test_rounding_of_the_entries_counts(monkeypatch):
     missed = np.linalg.norm(found - reference.block(0, n * m, 0, n * m), 2)
     assert 0 < missed <= errors[0]
     assert 0 < np.linalg.norm(grams[0] - wide[0], 2) <= errors[0]
+
+
+@pytest.mark.parametrize("channels", [(2, 400), (400, 2)])
+def test_the_error_counts_the_channels_that_are_summed_over(channels):
+    kernel = drawn((*channels, 3), "float32")
+    taps = kernel.transpose(2, 0, 1).reshape(3, 1, *channels)
+    axes = ConvGeometry.of(kernel.shape, (5,), padding=1).axes()
+    _, errors = finite_matrix.gram_matrix(taps, axes)
+    norm = oracles.sigma(oracles.conv_matrix(kernel.astype(np.float64), (5,), 1))
+    assert errors[0] >= precision_of(taps.dtype).kappa(400) * float(norm) ** 2
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])
