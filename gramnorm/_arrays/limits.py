@@ -175,6 +175,10 @@ ASSEMBLED_AT_ONCE = 256
 # take 23 ms and not 290, 64 at 4 x 4 33 and not 147, 16 at 8 x 8 32 and not 78.
 ASSEMBLED_CHEAPLY = 1024
 
+# Times rtol above the lower bound, for the factorisation of a band: where it proves the gap asked
+# for, and where it leaves less than the repetition of samples does, if the lower bound is poor.
+BAND_GAPS = 0.8, 40.0
+
 # Side of an operator whose matrix is the last resort.  16 channels at 16 x 16, 3 x 3 taps, have
 # just that: 1.5 s for a gap of 6e-4, and the Gram matrix takes 128 MiB, twice that if complex.
 ASSEMBLED = 4096

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gramnorm._arrays import crossing, libraries
+from gramnorm._arrays import crossing, libraries, limits
 from gramnorm._arrays.types import Array, HostFloats, HostNumbers
 from gramnorm._conv import finite_matrix
 from gramnorm._conv.geometry import Axis
@@ -26,10 +26,6 @@ from gramnorm._matrix.windows import Window, eigenvalue_bound
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import up
-
-GAPS = 0.8, 40.0
-"""Times rtol above the lower bound: where a factorisation proves the gap asked for, and where it
-leaves less than the repetition of samples does, if the lower bound is poor."""
 
 
 def bracket(taps: Array, axes: Sequence[Axis], lower: float, *, rtol: float) -> Bounds[float]:
@@ -41,12 +37,14 @@ def bracket(taps: Array, axes: Sequence[Axis], lower: float, *, rtol: float) -> 
     nothing = Bounds(0.0, math.inf)
     if not (lower > 0 and libraries.is_on_cpu(taps) and finite_matrix.has_little_band(taps, axes)):
         return nothing
-    grams = _grams(taps, axes)
-    window = _window(grams[0])
+    links = finite_matrix.oriented_links(taps, axes)
+    products = finite_matrix.link_products(links[-1]).reshape(-1, *(links[-1].shape[2],) * 2)
+    window = _window(products, min(finite_matrix.sides(taps, axes)) // products.shape[1])
     if not window.is_affordable:
         return nothing
+    grams = _grams(taps, axes, products)
     errors = finite_matrix.gram_error(taps, axes, grams[0].order).tolist()
-    for gap in GAPS:
+    for gap in limits.BAND_GAPS:
         level, bounds = up(lower**2) * (1 + 2 * gap * rtol), [0.0]
         for gram, error in zip(grams, errors, strict=True):
             if bounds[-1] < math.inf:
@@ -102,15 +100,12 @@ class _Gram:
         ]
 
 
-def _grams(taps: Array, axes: Sequence[Axis]) -> list[_Gram]:
+def _grams(taps: Array, axes: Sequence[Axis], products: HostFloats) -> list[_Gram]:
     """Return the Gram matrix of each group, with the points of the last axis outermost."""
-    pairs, links = finite_matrix.pair_grams(taps, axes, len(axes) - 1)
-    host = crossing.host_array(pairs)
+    host = crossing.host_array(finite_matrix.pair_grams(taps, axes, len(axes) - 1))
     points = range(5, host.ndim, 2)
     host = host.transpose(0, 1, 2, 3, *points, 4, *(i + 1 for i in points))
     count, side = axes[-1].taps ** 2, math.prod(host.shape[3 : 4 + len(points)])
-    n = links[-1].shape[2]
-    products = finite_matrix.link_products(links[-1]).reshape(count, n, n)
     return [_Gram(products, h.reshape(count, side, side)) for h in host]
 
 
@@ -127,10 +122,9 @@ def _narrowest_last(taps: Array, axes: Sequence[Axis]) -> tuple[Array, tuple[Axi
     return xp.reshape(moved, tuple(taps.shape)), tuple(axes[a] for a in order)
 
 
-def _window(gram: _Gram) -> Window:
-    """Return the window of a band of blocks."""
-    n, m = gram.links.shape[1], gram.pairs.shape[1]
-    present = np.any(gram.links != 0, axis=0)
+def _window(products: HostFloats, m: int) -> Window:
+    """Return the window of a band of blocks of order m, from the products L_k^T L_l (k k, n, n)."""
+    n, present = products.shape[1], np.any(products != 0, axis=0)
     last = np.where(present, np.arange(n)[:, None], 0).max(axis=0)
     last = np.maximum(last, np.arange(n))
     return Window.reaching(np.repeat((last + 1) * m - 1, m))

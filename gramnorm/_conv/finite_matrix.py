@@ -29,7 +29,7 @@ from gramnorm._rigour.model import down, precision_of, up
 
 def is_affordable(taps: Array, axes: Sequence[Axis], *, most: int) -> bool:
     """Say whether an operator with a side of at most `most` fits in little memory as a matrix."""
-    if min(_sides(taps, axes)) > most:
+    if min(sides(taps, axes)) > most:
         return False
     return (
         _can_be_gathered(taps, axes)
@@ -39,7 +39,7 @@ def is_affordable(taps: Array, axes: Sequence[Axis], *, most: int) -> bool:
 
 def is_cheap(taps: Array, axes: Sequence[Axis]) -> bool:
     """Say whether the matrix costs less than the bounds that do not need it."""
-    side = min(_sides(taps, axes))
+    side = min(sides(taps, axes))
     is_little = taps.shape[1] * side**3 <= limits.ASSEMBLED_CHEAPLY**3
     most = limits.ASSEMBLED_CHEAPLY if is_little else limits.ASSEMBLED_AT_ONCE
     return is_affordable(taps, axes, most=most)
@@ -88,19 +88,19 @@ def gathered_matrix(taps: Array, axes: Sequence[Axis]) -> Array:
     return xp.reshape(entries, (groups, c_out * table.shape[0], c_in * table.shape[1]))
 
 
-def _sides(taps: Array, axes: Sequence[Axis]) -> tuple[int, int]:
+def sides(taps: Array, axes: Sequence[Axis]) -> tuple[int, int]:
     """Return the rows and columns of the operator of a group."""
     _, _, c_out, c_in = taps.shape
     return c_out * math.prod(a.outputs for a in axes), c_in * math.prod(a.size for a in axes)
 
 
 def _is_tall(taps: Array, axes: Sequence[Axis]) -> bool:
-    rows, columns = _sides(taps, axes)
+    rows, columns = sides(taps, axes)
     return columns <= rows
 
 
 def _can_be_gathered(taps: Array, axes: Sequence[Axis]) -> bool:
-    rows, columns = _sides(taps, axes)
+    rows, columns = sides(taps, axes)
     # the indices take as much again
     fits = taps.shape[1] * rows * columns <= limits.ASSEMBLED_ENTRIES / 2
     return fits and all(a.coincidences() == 1 for a in axes)
@@ -129,24 +129,29 @@ def _largest_step(taps: Array, axes: Sequence[Axis], count: int) -> float:
 def gram_matrix(taps: Array, axes: Sequence[Axis]) -> tuple[Array, HostFloats]:
     """Return the Gram matrix of each group on the smaller side, and bounds on their errors."""
     xp = libraries.namespace(taps)
-    pairs, links = pair_grams(taps, axes, len(axes))
-    groups, c, _, *points = pairs.shape
+    pairs = pair_grams(taps, axes, len(axes))
+    groups, _, _, *points = pairs.shape
     half = range(3, 3 + len(points), 2)
     gram = xp.permute_dims(pairs, (0, 1, *half, 2, *(i + 1 for i in half)))
-    q = c * math.prod(link.shape[2] for link in links)
+    q = min(sides(taps, axes))
     return xp.reshape(gram, (groups, q, q)), gram_error(taps, axes, q)
 
 
-def pair_grams(taps: Array, axes: Sequence[Axis], count: int) -> tuple[Array, list[HostFloats]]:
+def oriented_links(taps: Array, axes: Sequence[Axis]) -> list[HostFloats]:
+    """Return the links (taps, rows, points) of each axis, with the points on the smaller side."""
+    links = [axis.links() for axis in axes]
+    return links if _is_tall(taps, axes) else [link.swapaxes(1, 2) for link in links]
+
+
+def pair_grams(taps: Array, axes: Sequence[Axis], count: int) -> Array:
     """Return the Gram matrices of pairs of taps, summed over those of the first `count` axes.
 
     Of shape (groups, *(k, k) of the other axes, c, c, *(points, points) of these), on the smaller
-    side; and the links that lead to it.
+    side.
     """
-    xp = libraries.namespace(taps)
-    links = [axis.links() for axis in axes]
+    xp, links = libraries.namespace(taps), oriented_links(taps, axes)
     if not _is_tall(taps, axes):  # A A^H is the Gram matrix of A^H
-        taps, links = linalg.adjoint(taps), [link.swapaxes(1, 2) for link in links]
+        taps = linalg.adjoint(taps)
     terms, groups, inner, c = taps.shape
     sizes, dims = [a.taps for a in axes], len(axes)
     rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, inner, terms * c))
@@ -161,7 +166,7 @@ def pair_grams(taps: Array, axes: Sequence[Axis], count: int) -> tuple[Array, li
         gram = linalg.matmul(gram, moved)
     points = [n for link in links[:count] for n in (link.shape[2],) * 2]
     left = [k for k in sizes[count:] for _ in range(2)]
-    return xp.reshape(gram, (groups, *left, c, c, *points)), links
+    return xp.reshape(gram, (groups, *left, c, c, *points))
 
 
 def gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
