@@ -22,7 +22,7 @@ from gramnorm._arrays import autodiff, crossing, dtypes, libraries, linalg
 from gramnorm._arrays.types import Array, DType
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.symbol import phases, polyphase
-from gramnorm._matrix.gram import divisor
+from gramnorm._matrix.fixed_steps import divisor
 from gramnorm._results import result_dtype
 from gramnorm._rigour.model import HOST_UNIT, down, precision_of, working_dtype
 

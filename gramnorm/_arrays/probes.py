@@ -8,8 +8,9 @@ import math
 import array_api_compat as compat
 import numpy as np
 
+from gramnorm._arrays.autodiff import without_gradient
 from gramnorm._arrays.crossing import from_host, to_host
-from gramnorm._arrays.dtypes import components
+from gramnorm._arrays.dtypes import components, is_floating
 from gramnorm._arrays.libraries import device_of, namespace
 from gramnorm._arrays.linalg import matmul
 from gramnorm._arrays.types import Array, Device, DType, HostBools, Namespace
@@ -60,13 +61,21 @@ def nonzero_by_bits(x: Array) -> HostBools:
 
     Where subnormals are flushed even ``x == 0`` holds for them; the bit patterns do not lie.
     """
-    xp = namespace(x)
-    kinds = {2: "int16", 4: "int32", 8: "int64"}
     if not hasattr(x, "view"):  # no way to look: they may all be
         return np.ones(x.shape[0], dtype=np.bool_)
-    found = np.zeros(x.shape[0], dtype=np.bool_)
+    return np.asarray(to_host(is_nonzero(x)) != 0)
+
+
+def is_nonzero(x: Array) -> Array:
+    """Say for each of a stack of matrices whether it has a non-zero entry, by its bits if it can."""
+    xp = namespace(x)
+    x = without_gradient(x)
+    if not is_floating(x.dtype) or not hasattr(x, "view"):
+        return xp.any(x if x.dtype == xp.bool else x != 0, axis=(-2, -1))
+    kinds = {2: "int16", 4: "int32", 8: "int64"}
+    found = []
     for part in components(x):
         bits = part.view(getattr(xp, kinds[part.dtype.itemsize]))
         magnitude = xp.bitwise_left_shift(bits, xp.ones_like(bits))  # -0.0 is zero as well
-        found |= to_host(xp.any(magnitude != 0, axis=(-2, -1))) != 0
-    return found
+        found.append(xp.any(magnitude != 0, axis=(-2, -1)))
+    return found[0] if len(found) == 1 else found[0] | found[1]

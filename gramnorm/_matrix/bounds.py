@@ -8,8 +8,7 @@ from functools import partial
 from gramnorm import _validate
 from gramnorm._arrays import autodiff, crossing, dtypes, libraries, sparse_inputs
 from gramnorm._arrays.types import Array, DType
-from gramnorm._matrix import choose, gradients, sparse
-from gramnorm._matrix.gram import fixed_steps
+from gramnorm._matrix import choose, fixed_steps, gradients, sparse
 from gramnorm._results import (
     NormBracket,
     attainable,
@@ -234,7 +233,7 @@ def matrix_norm_value_and_grad(
         bound = _upper(a, rtol=rtol)
         return bound, _gradient(a, bound, rtol=rtol)
     count = _validate.positive_int(steps, name="steps", least=0)
-    bound = fixed_steps(a, steps=count)
+    bound = fixed_steps.norm_bound(a, steps=count)
     return bound, gradients.of_fixed_steps(a, bound, steps=count)
 
 
@@ -284,7 +283,7 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
     a = _validate.array_argument(x, name="x")
     _validate.matrices(a, name="x")
     count = _validate.positive_int(steps, name="steps", least=0)
-    return fixed_steps(a, steps=count)
+    return fixed_steps.norm_bound(a, steps=count)
 
 
 def _checked(x: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""The fixed-step functions: exact Schatten norms, gradients, jit, no rounding margin."""
+"""The fixed-step functions: Schatten norms, never below the norm, gradients, compilers."""
 
 import importlib
 import itertools
@@ -17,6 +17,11 @@ STEPS = range(9)
 
 def eps(be):
     return float(np.finfo("float64" if be.has_float64 else "float32").eps)
+
+
+def margin(be, *sides):
+    """Return the relative excess that the rounding of a few products of this size may cost."""
+    return (24 + 12 * max(sides)) * eps(be)
 
 
 def stored_dtype(be, dtype):
@@ -48,8 +53,8 @@ def test_gram_iteration_is_the_schatten_norm(be, dtype, shape):
     x = be.asarray(a)
     for steps in STEPS if shape != (1, 1) else (0, 8):
         exact = schatten(a, steps)
-        # Each product of order q errs by about q roundings, and is halved by each root after it.
-        assert abs(value(be, x, steps) / exact - 1) <= 8 * max(shape) * eps(be), steps
+        assert oracles.sigma(a) <= value(be, x, steps)
+        assert -margin(be, *shape) <= value(be, x, steps) / exact - 1 <= margin(be, *shape), steps
 
 
 def test_gram_iteration_decreases_to_sigma_and_never_beyond(be):
@@ -58,7 +63,7 @@ def test_gram_iteration_decreases_to_sigma_and_never_beyond(be):
     values = [float(value(be, x, steps)) for steps in STEPS]
     slack = 100 * eps(be)
     assert all(b <= v * (1 + slack) for v, b in itertools.pairwise(values))
-    assert values[-1] >= oracles.sigma(a) * (1 - slack)
+    assert values[-1] >= oracles.sigma(a)
     assert values[0] == pytest.approx(np.linalg.norm(a), rel=slack)
 
 
@@ -71,7 +76,7 @@ def test_gram_iteration_takes_stacks(be):
     assert out.dtype == x.dtype
     for i in np.ndindex(2, 3):
         exact = schatten(a[i], 5)
-        assert abs(be.to_numpy(out)[i] / exact - 1) <= 50 * eps(be)
+        assert abs(be.to_numpy(out)[i] / exact - 1) <= margin(be, 4, 3)
 
 
 @pytest.mark.parametrize("power", [-900, -300, 300, 900])
@@ -91,7 +96,8 @@ def test_gram_iteration_of_zero_is_zero(be):
 def test_gram_iteration_of_an_orthogonal_matrix_halves_the_logarithm(be):
     a = np.eye(8, dtype=stored_dtype(be, "float64"))
     for steps in STEPS:
-        assert value(be, be.asarray(a), steps) == pytest.approx(8 ** (0.5 ** (steps + 1)), rel=1e-6)
+        exact = 8 ** (0.5 ** (steps + 1))
+        assert value(be, be.asarray(a), steps) == pytest.approx(exact, rel=margin(be, 8))
 
 
 def test_gram_iteration_hides_no_nan(be):
@@ -100,7 +106,7 @@ def test_gram_iteration_hides_no_nan(be):
     with np.errstate(all="ignore"):
         out = value(be, be.asarray(a), 4)
     assert math.isnan(out[0])
-    assert out[1] == pytest.approx(3.0)
+    assert out[1] == pytest.approx(3.0, rel=margin(be, 3))
 
 
 @pytest.mark.parametrize("steps", [-1, 1.5, "3", None])
@@ -149,7 +155,9 @@ def test_conv_gram_iteration_is_the_maximum_over_the_grid(be, taps, shape, dilat
         assert out.shape == ()
         assert be.is_at_home(out)
         exact = conv_exact(kernel, shape, steps, dilation, groups)
-        assert float(be.to_numpy(out)) == pytest.approx(exact, rel=200 * eps(be))
+        # blocks at frequencies carry the error of their phases as well
+        assert conv_exact(kernel, shape, 20, dilation, groups) <= float(be.to_numpy(out))
+        assert float(be.to_numpy(out)) == pytest.approx(exact, rel=600 * eps(be))
 
 
 def test_conv_gram_iteration_of_zero_and_of_vanishing_frequencies(be):
@@ -157,7 +165,7 @@ def test_conv_gram_iteration_of_zero_and_of_vanishing_frequencies(be):
     zero = gn.conv_gram_iteration(be.asarray(np.zeros((2, 2, 3), dtype)), (5,), steps=4)
     assert float(be.to_numpy(zero)) == 0
     edge = gn.conv_gram_iteration(be.asarray(np.asarray([[[1, -1]]], dtype)), (6,), steps=4)
-    assert float(be.to_numpy(edge)) == pytest.approx(2.0, rel=20 * eps(be))
+    assert 2.0 <= float(be.to_numpy(edge)) <= 2.0 * (1 + 200 * eps(be))
 
 
 # ------------------------------------------------------------------------------- transforms
