@@ -318,8 +318,8 @@ SMALL_SIDE = 384
 the signs does."""
 
 LONG_SUM = 4096
-"""Terms of a float32 product that are added up before others: a tall matrix loses 5e-4 of its stable
-rank by rounding at most, and the partial products are hardly slower than the whole."""
+"""Terms of a float32 product that are added up before others: a tall matrix loses at most 5e-4 of
+its stable rank by rounding, and the partial products are hardly slower than the whole."""
 
 BATCH = 2**18
 """Entries whose ends are joined at a time: 20 MiB; fewer make the passes over all rows and columns

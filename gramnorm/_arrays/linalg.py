@@ -79,7 +79,9 @@ def as_computed(x: Array) -> Array:
         return x
     import jax
 
-    return jax.lax.optimization_barrier(x) if isinstance(x, jax.core.Tracer) else x
+    if not isinstance(x, jax.core.Tracer):
+        return x
+    return jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
 
 
 def gram_matrix(a: Array) -> Array:

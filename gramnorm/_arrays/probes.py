@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 
@@ -37,9 +38,18 @@ def float32_products_are_exact(x: Array) -> bool:
 
 @functools.cache
 def _product_probe(xp: Namespace, device: Device) -> bool:
-    a = xp.full((64, 64), 1.0 + 2.0**-12, dtype=xp.float32, device=device)
-    product = to_host(matmul(a, a))
+    with _outside_of_jit(xp):
+        a = xp.full((64, 64), 1.0 + 2.0**-12, dtype=xp.float32, device=device)
+        product = to_host(matmul(a, a))
     return bool(np.all(np.abs(product - 64.0 * (1.0 + 2.0**-12) ** 2) < 64 * 2.0**-18))
+
+
+def _outside_of_jit(xp: Namespace) -> contextlib.AbstractContextManager[object]:
+    if not compat.is_jax_namespace(xp):
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.ensure_compile_time_eval()
 
 
 def flushes_subnormals(x: Array, dtype: DType) -> bool:

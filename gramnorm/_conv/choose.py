@@ -183,10 +183,9 @@ def _fixed_step_error(taps: Array, geometry: ConvGeometry) -> Array:
     squares = autodiff.without_gradient(xp.permute_dims(taps, (1, 0, 2, 3)))
     squares = xp.reshape(squares, (groups, count, p * q))
     size = fixed_steps.frobenius_above(squares)
-    return (
-        size * (1.001 * math.sqrt(count) * (relative + of_scaling))
-        + 1.001 * math.sqrt(2.0 * p * q) * (underflow + count * lost)
-    )
+    return size * (1.001 * math.sqrt(count) * (relative + of_scaling)) + 1.001 * math.sqrt(
+        2.0 * p * q
+    ) * (underflow + count * lost)
 
 
 def _blocks_on_circle(taps: Array, geometry: ConvGeometry, *, half: bool) -> Array:

@@ -56,8 +56,9 @@ def scaled(a: Array) -> tuple[Array, Array]:
 def scaling_loss(b: Array) -> tuple[float, float]:
     """Return what `scaled` does to an entry: a relative error, and what may underflow."""
     prec = precision_of(b.dtype)
-    # the conversion of an integer and a quotient; or a root, its inverse, and two products twice
-    return (12 * prec.unit, 4 * prec.tiny / prec.unit) if prec.complex else (3 * prec.unit, prec.tiny)
+    if prec.complex:  # a root and its inverse twice, and two products
+        return 12 * prec.unit, 4 * prec.tiny / prec.unit
+    return 3 * prec.unit, prec.tiny  # the conversion of an integer, a quotient
 
 
 def restored(value: Array, peak: Array, a: Array, *, gain: float) -> Array:
@@ -118,12 +119,12 @@ def gram_values(a: Array, *, steps: int) -> Array:
         # Lemma 1, over the trace: |Q - P^H P| <= kappa |P|^H |P|, whose norm is at most ||P||_F^2
         kappa = prec.kappa(inner)
         loss = kappa + 2 * prec.gamma(q + 2)
-        errors.append((kappa / (1 - loss) if loss < 0.5 else math.inf, 3 * q * prec.underflow(inner)))
+        relative = kappa / (1 - loss) if loss < 0.5 else math.inf
+        errors.append((relative, 3 * q * prec.underflow(inner)))
         diagonal = dtypes.real_part(xp.linalg.diagonal(autodiff.without_gradient(gram)))
         trace = xp.sum(diagonal, axis=-1)
-        trace = xp.where(trace > 0, trace, xp.ones_like(trace))  # a zero matrix stays zero
-        traces.append(trace)
-        a = gram * xp.astype((1 / trace)[..., None, None], a.dtype)
+        traces.append(xp.where(trace > 0, trace, xp.ones_like(trace)))  # zero stays zero
+        a = gram * xp.astype((1 / traces[-1])[..., None, None], a.dtype)
     bound = frobenius_above(a)
     quotient = 1 + 3 * prec.unit * math.sqrt(q)  # relative to each entry, as in `norm_bound`
     nudge = 1 + _ROUNDINGS * prec.unit
@@ -133,7 +134,7 @@ def gram_values(a: Array, *, steps: int) -> Array:
 
 
 def _product(a: Array) -> tuple[Array, int]:
-    """Return A^H A, and the number of terms in a sum: less than there are rows, if these are many."""
+    """Return A^H A, and the terms in a sum: less than there are rows, if these are many."""
     xp = libraries.namespace(a)
     *stack, rows, q = a.shape
     length = max(limits.LONG_SUM, q)
@@ -152,7 +153,7 @@ def frobenius_above(a: Array) -> Array:
     """Return upper bounds on the Frobenius norms (Lemma 3)."""
     xp = libraries.namespace(a)
     prec = precision_of(a.dtype)
-    relative = sums.loss(*a.shape[-2:], prec)
+    relative = sums.loss(a.shape[-2], a.shape[-1], prec)
     above = 1 / (1 - relative) if relative < 1 else math.inf
     lost = 2 * math.prod(a.shape[-2:]) * prec.tiny
     return xp.sqrt(sums.inner_product(a, a) * above + lost) * (1 + _ROUNDINGS * prec.unit)

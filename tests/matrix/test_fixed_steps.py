@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
+from gramnorm._conv import choose
+from gramnorm._matrix import fixed_steps
+from gramnorm._rigour import sums
+from gramnorm._rigour.model import Precision
 from tests.harness import oracles
 from tests.harness.families import FAMILIES, KERNELS
 
@@ -267,3 +271,91 @@ def test_jax_jit_and_grad_of_the_convolution(jax):
         slope = conv_exact(kernel + shift, (5,), 3) - conv_exact(kernel - shift, (5,), 3)
         assert gradient[i] == pytest.approx(slope / (2 * step), abs=1e-7)
     assert np.all(np.isfinite(np.asarray(jax.grad(norm)(jnp.zeros((2, 2, 3))))))
+
+
+# ------------------------------------------------------------ arithmetic that errs as it may
+
+TALL = np.outer(np.linspace(1, 2, 600), np.linspace(2, 1, 400))
+KERNEL = np.linspace(1, 2, 400).reshape(1, 1, 400)
+
+
+def none(*_):
+    return 0.0
+
+
+def gamma(n):
+    return n * 2.0**-53 / (1 - n * 2.0**-53)
+
+
+def kappa(n, *, is_complex):
+    return 1.6 * gamma(2 * (n + 4)) if is_complex else gamma(n)
+
+
+def shortened(function, relative):
+    """Return a function whose non-negative arrays come out smaller by so much."""
+    return lambda *args, **options: function(*args, **options) * (1 - relative(*args))
+
+
+@pytest.fixture
+def worst(monkeypatch):
+    """Let products, sums, scaling and symbols err by all that the rounding model allows."""
+
+    def product_loss(a):
+        return kappa(a.shape[-2], is_complex=np.iscomplexobj(a))
+
+    def sum_loss(a, _):
+        return gamma(2 * sum(a.shape[-2:]) + 8)
+
+    def scaled_short(a, *, scaled=fixed_steps.scaled):
+        values, peak = scaled(a)
+        return values * (1 - (12 if np.iscomplexobj(a) else 3) * 2.0**-53), peak
+
+    def blocks_short(taps, geometry, *, half, blocks=choose._blocks_on_circle):
+        found = blocks(taps, geometry, half=half)
+        moduli = np.sum(np.abs(taps), axis=0)
+        return found - kappa(taps.shape[0], is_complex=True) * moduli * np.exp(1j * np.angle(found))
+
+    products = shortened(fixed_steps.linalg.gram_matrix, product_loss)
+    monkeypatch.setattr(fixed_steps.linalg, "gram_matrix", products)
+    monkeypatch.setattr(sums, "inner_product", shortened(sums.inner_product, sum_loss))
+    monkeypatch.setattr(fixed_steps, "scaled", scaled_short)
+    monkeypatch.setattr(choose, "_blocks_on_circle", blocks_short)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+@pytest.mark.parametrize("a", [TALL, TALL.T, TALL * (1 + 0.0j)], ids=["tall", "wide", "complex"])
+def test_no_arithmetic_of_the_model_ends_below(worst, a, steps):
+    norm = oracles.sigma(a)
+    assert gn.gram_iteration(a, steps=steps) >= norm
+    with worst.context() as forgotten:
+        forgotten.setattr(sums, "loss", none)
+        if steps < 2:  # later roots make the error of the last sum small
+            assert gn.gram_iteration(a, steps=steps) < norm
+    worst.setattr(Precision, "kappa", none)
+    if steps:
+        assert gn.gram_iteration(a, steps=steps) < norm
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+def test_no_symbol_of_the_model_ends_below(worst, steps):
+    norm = np.linalg.norm(np.sum(KERNEL, axis=-1), 2)
+    assert gn.conv_gram_iteration(KERNEL, 400, steps=steps) >= norm * (1 + 1e-15)
+    worst.setattr(choose, "symbol_loss", lambda *_: (0.0, 0.0))
+    assert gn.conv_gram_iteration(KERNEL, 400, steps=steps) < norm
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("power", [-148, -126, -100, -20, 0, 60, 126])
+def test_scaling_errs_by_what_is_counted(dtype, power):
+    rng = np.random.default_rng(power + 148)
+    a = (FAMILIES["gaussian"](rng, 60, 50, dtype) * np.float32(0.25)).astype(dtype)
+    with np.errstate(under="ignore"):
+        a = (a * 2.0**power).astype(dtype)  # subnormal numbers where the power is small
+        values, peak = fixed_steps.scaled(a)
+    exact = a.astype("complex128") / max(float(peak), 2.0**-126)
+    relative, lost = fixed_steps.scaling_loss(values)
+    for part in "real", "imag":
+        wrong = np.abs(getattr(values - exact, part))
+        assert np.all(wrong <= relative * np.abs(getattr(exact, part)) + lost)
+        assert np.all(wrong <= 2**-20 * np.abs(getattr(exact, part)) + 2.0**-100)
