@@ -306,6 +306,7 @@ def test_torch_compiles_fixed_steps_into_one_graph(name, dtype):
     assert torch.allclose(exported.module()(x.detach()), eager.detach(), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which PyTorch hides, or so it means to
 def test_torch_leaves_its_graph_for_a_search():
     torch = pytest.importorskip("torch")
     x = torch.tensor(some((3, 4)), requires_grad=True)

@@ -9,9 +9,8 @@ import math
 import array_api_compat as compat
 import numpy as np
 
-from gramnorm._arrays.autodiff import without_gradient
 from gramnorm._arrays.crossing import from_host, to_host
-from gramnorm._arrays.dtypes import components, is_floating
+from gramnorm._arrays.dtypes import components
 from gramnorm._arrays.libraries import device_of, namespace
 from gramnorm._arrays.linalg import matmul
 from gramnorm._arrays.types import Array, Device, DType, HostBools, Namespace
@@ -73,19 +72,33 @@ def nonzero_by_bits(x: Array) -> HostBools:
     """
     if not hasattr(x, "view"):  # no way to look: they may all be
         return np.ones(x.shape[0], dtype=np.bool_)
-    return np.asarray(to_host(is_nonzero(x)) != 0)
+    xp = namespace(x)
+    found = [to_host(xp.any(is_nonzero(part), axis=(-2, -1))) != 0 for part in components(x)]
+    return np.asarray(np.any(found, axis=0))
+
+
+def largest_modulus(x: Array) -> Array:
+    """Return the largest modulus of each matrix of a real stack: NaN or inf where there is one.
+
+    Non-negative numbers are in the order of their bits, and these tell subnormal numbers apart
+    where comparisons take them for zeros.
+    """
+    xp = namespace(x)
+    moduli = xp.abs(x)
+    if not hasattr(x, "view"):
+        return xp.max(moduli, axis=(-2, -1))
+    bits = xp.max(moduli.view(_integer_like(x)), axis=(-2, -1))
+    return bits.view(x.dtype)
 
 
 def is_nonzero(x: Array) -> Array:
-    """Say for each of a stack of matrices whether it has a non-zero entry, by its bits if it can."""
+    """Say for each real number whether it is neither 0 nor -0, by its bits where these can be read."""
+    if not hasattr(x, "view"):
+        return x != 0
     xp = namespace(x)
-    x = without_gradient(x)
-    if not is_floating(x.dtype) or not hasattr(x, "view"):
-        return xp.any(x if x.dtype == xp.bool else x != 0, axis=(-2, -1))
-    kinds = {2: "int16", 4: "int32", 8: "int64"}
-    found = []
-    for part in components(x):
-        bits = part.view(getattr(xp, kinds[part.dtype.itemsize]))
-        magnitude = xp.bitwise_left_shift(bits, xp.ones_like(bits))  # -0.0 is zero as well
-        found.append(xp.any(magnitude != 0, axis=(-2, -1)))
-    return found[0] if len(found) == 1 else found[0] | found[1]
+    bits = x.view(_integer_like(x))
+    return xp.bitwise_left_shift(bits, xp.ones_like(bits)) != 0
+
+
+def _integer_like(x: Array) -> DType:
+    return getattr(namespace(x), {2: "int16", 4: "int32", 8: "int64"}[x.dtype.itemsize])

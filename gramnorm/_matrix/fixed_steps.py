@@ -69,6 +69,7 @@ def restored(value: Array, peak: Array, a: Array, *, gain: float) -> Array:
     xp = libraries.namespace(value)
     out = result_dtype(a)
     info, unit = dtypes.finfo(out), precision_of(out).unit
+    is_nonzero = probes.is_nonzero(peak)
     value, peak = (xp.astype(x, out, copy=False) for x in (value, peak))
     # subnormal results are rounded to whole quanta, subnormal entries may be read as zeros
     least = xp.where(peak < info.smallest_normal, peak, xp.full_like(peak, info.smallest_normal))
@@ -77,18 +78,18 @@ def restored(value: Array, peak: Array, a: Array, *, gain: float) -> Array:
     lost = xp.where(flushed, xp.full_like(peak, 1.001 * gain * info.smallest_normal), quantum)
     zero = xp.zeros_like(peak)
     found = xp.where(peak > 0, divisor(peak) * (value * (1 + 12 * unit)), zero) + lost
-    found = xp.where(probes.is_nonzero(a), found, zero)
+    found = xp.where(is_nonzero, found, zero)
     return xp.where(xp.isfinite(peak), found, peak)
 
 
 def peaks(a: Array) -> Array:
     """Return the largest component of each matrix, as a constant for differentiation."""
     xp = libraries.namespace(a)
-    found = [
-        xp.max(xp.abs(autodiff.without_gradient(part)), axis=(-2, -1))
-        for part in dtypes.components(a)
-    ]
-    return found[0] if len(found) == 1 else xp.maximum(*found)
+    parts = dtypes.components(autodiff.without_gradient(a))
+    found = [probes.largest_modulus(part) for part in parts]
+    return (
+        found[0] if len(found) == 1 else probes.largest_modulus(xp.stack(found, axis=-1)[..., None])
+    )
 
 
 def divisor(peak: Array) -> Array:
