@@ -44,21 +44,14 @@ def scaled(a: Array) -> tuple[Array, Array]:
     real = working_dtype(a, 0.0, 1.0)  # its own, unless products would be in reduced precision
     a = xp.astype(a, dtypes.complex_dtype(real) if dtypes.is_complex(a.dtype) else real, copy=False)
     peak = peaks(a)
-    by = divisor(peak)[..., None, None]
-    if not dtypes.is_complex(a.dtype):
-        return a / by, peak
-    # complex division squares its divisor, whose inverse may be subnormal; those of its root are
-    # neither
-    root = xp.astype(1 / xp.sqrt(by), a.dtype)
-    return a * root * root, peak
+    # compilers multiply by the inverse of a scalar anyway, and complex division squares it
+    return a * xp.astype(1 / divisor(peak)[..., None, None], a.dtype), peak
 
 
 def scaling_loss(b: Array) -> tuple[float, float]:
     """Return what `scaled` does to an entry: a relative error, and what may underflow."""
     prec = precision_of(b.dtype)
-    if prec.complex:  # a root and its inverse twice, and two products
-        return 12 * prec.unit, 4 * prec.tiny / prec.unit
-    return 3 * prec.unit, prec.tiny  # the conversion of an integer, a quotient
+    return 4 * prec.unit, prec.tiny  # the conversion of an integer, an inverse, a product
 
 
 def restored(value: Array, peak: Array, a: Array, *, gain: float) -> Array:
@@ -93,15 +86,16 @@ def peaks(a: Array) -> Array:
 
 
 def divisor(peak: Array) -> Array:
-    """Return what to divide arrays with largest component `peak` by.
+    """Return what to divide arrays with largest component `peak` by, a number with a normal inverse.
 
     1 where nothing is to scale.
     """
     xp = libraries.namespace(peak)
-    # complex division by a subnormal number overflows
-    least = xp.full_like(peak, float(xp.finfo(peak.dtype).smallest_normal))
+    tiny = dtypes.finfo(peak.dtype).smallest_normal
+    least, most = xp.full_like(peak, tiny), xp.full_like(peak, 1 / tiny)
     usable = xp.isfinite(peak) & (peak > 0)
-    return xp.where(usable, xp.where(peak > least, peak, least), xp.ones_like(peak))
+    inside = xp.where(peak > least, xp.where(peak < most, peak, most), least)
+    return xp.where(usable, inside, xp.ones_like(peak))
 
 
 def gram_values(a: Array, *, steps: int) -> Array:
