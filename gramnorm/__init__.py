@@ -18,6 +18,7 @@ from gramnorm._matrix.bounds import (
 from gramnorm._matrix.operators import operator_norm_bracket, operator_norm_lower_bound
 from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
 from gramnorm._results import NormBracket
+from gramnorm._tracking import Tracked, start_tracking, track_norm
 from gramnorm.network import (
     block_norm_bound,
     network_bound,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvGeometry",
     "NormBracket",
+    "Tracked",
     "__version__",
     "block_norm_bound",
     "classical",
@@ -50,5 +52,7 @@ __all__ = [
     "product_bound",
     "residual_bound",
     "spectral_rescaling",
+    "start_tracking",
     "sum_bound",
+    "track_norm",
 ]

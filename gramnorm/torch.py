@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from gramnorm import _validate
@@ -34,8 +34,9 @@ from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
 from gramnorm._rigour.model import precision_of
+from gramnorm._tracking import Tracked, start_tracking, track_norm
 
-__all__ = ["SpectralBound", "layer_norms", "lipschitz_penalty"]
+__all__ = ["NormTracker", "SpectralBound", "layer_norms", "lipschitz_penalty"]
 
 _DENSE = (nn.Linear,)
 _CONVOLUTIONS = (
@@ -136,10 +137,24 @@ def layer_norms(
     >>> list(norms), bool(norms["2"] >= torch.linalg.matrix_norm(model[2].weight.double(), ord=2))
     (['0', '2'], True)
     """
-    _check_model(model)
-    shapes = dict(input_shapes or {})
-    _check_names(model, shapes, skip)
     _validate.tolerance(rtol, default=1.0)
+    shapes = dict(input_shapes or {})
+
+    def bound(name: str, module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, _bound(weight, _geometry(module), shapes.get(name), rtol))
+
+    return _norms(model, shapes, skip, bound)
+
+
+def _norms(
+    model: nn.Module,
+    shapes: Mapping[str, int | Sequence[int]],
+    skip: Collection[str],
+    norm_of: Callable[[str, nn.Module, torch.Tensor], torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Return what `norm_of` says of every layer and its weight, by name."""
+    _check_model(model)
+    _check_names(model, shapes, skip)
     norms = {}
     for name, module in _layers(model, skip):
         if isinstance(module, _BATCH_NORMS):
@@ -151,7 +166,7 @@ def layer_norms(
                 remedy = f"input_shapes must give that of {_label(name, module)}"
                 _check_every_size(weight, geometry, remedy)
             with _named(name, module):
-                norms[name] = _bound(weight, geometry, shape, rtol)
+                norms[name] = norm_of(name, module, weight)
     return norms
 
 
@@ -161,6 +176,7 @@ def lipschitz_penalty(
     input_shapes: Mapping[str, int | Sequence[int]] | None = None,
     skip: Collection[str] = (),
     rtol: float = 1e-2,
+    tracker: NormTracker | None = None,
 ) -> torch.Tensor:
     """Return the sum of the logarithms of certified upper bounds on the norms of layers.
 
@@ -179,6 +195,9 @@ def lipschitz_penalty(
     rtol : float, optional
         Relative gap asked for: by default a loose one, since a penalty needs the direction of the
         gradient more than the value.
+    tracker : NormTracker, optional
+        Follows the norms of the layers of `model` instead of certifying them, at a small part of
+        the price: estimates from below. `input_shapes`, `skip` and `rtol` are then its own.
 
     Returns
     -------
@@ -199,7 +218,7 @@ def lipschitz_penalty(
     Notes
     -----
     **Guarantee.** The bounds are those of `layer_norms`; the logarithms and their sum are rounded
-    to nearest.
+    to nearest. With a `tracker` there is none.
 
     Its cost does not depend on the batch or the images, and beside small ones it is the larger part
     of a step: then take it in one step of k, times k. Gradients of convolutions are computed by
@@ -223,9 +242,125 @@ def lipschitz_penalty(
     >>> bool(0 <= penalty < 0.01), bool(layer.weight.grad.trace() > 0.9)
     (True, True)
     """
-    norms = layer_norms(model, input_shapes=input_shapes, skip=skip, rtol=rtol).values()
+    if tracker is None:
+        norms = layer_norms(model, input_shapes=input_shapes, skip=skip, rtol=rtol).values()
+    else:
+        norms = tracker(model).values()
     logs = [torch.log(torch.where(norm == 0, torch.ones_like(norm), norm)) for norm in norms]
     return sum(logs[1:], logs[0]) if logs else torch.zeros(())
+
+
+class NormTracker(nn.Module):
+    """Follows the norms of the layers of a model through training, from below.
+
+    Parameters
+    ----------
+    certify_every : int, optional
+        Calls after which the place where a norm is attained is searched again: the first one, and
+        every so many.
+    input_shapes, skip : optional
+        As in `layer_norms`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At a call, as in `layer_norms`; ValueError for `certify_every` less than 1.
+
+    See Also
+    --------
+    lipschitz_penalty : Takes it as `tracker`.
+    gramnorm.track_norm : What is done for a layer.
+
+    Notes
+    -----
+    **Guarantee.** Between two searches a value is at most the norm of its layer, up to rounding, and
+    nothing tells how far below; see `gramnorm.track_norm`. Of batch normalisation it is the upper
+    bound of `layer_norms`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gramnorm.torch import NormTracker, lipschitz_penalty
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> tracker = NormTracker(certify_every=50)
+    >>> lipschitz_penalty(model, tracker=tracker).backward()
+    >>> model[0].weight.grad.shape
+    torch.Size([4, 4])
+    """
+
+    def __init__(
+        self,
+        *,
+        certify_every: int = 100,
+        input_shapes: Mapping[str, int | Sequence[int]] | None = None,
+        skip: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self.certify_every = _validate.positive_int(certify_every, name="certify_every")
+        self.input_shapes = dict(input_shapes or {})
+        self.skip = skip
+        self._followed: dict[str, _Followed] = {}
+
+    def forward(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the estimates by name, as `layer_norms` does its bounds."""
+
+        def follow(name: str, module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+            if name not in self._followed:
+                shape = self.input_shapes.get(name)
+                self._followed[name] = _Followed(module, weight, shape, self.certify_every)
+            return cast(torch.Tensor, self._followed[name](weight))
+
+        return _norms(model, self.input_shapes, self.skip, follow)
+
+
+class _Followed(nn.Module):
+    """The norm of one layer, tracked from one search to the next.
+
+    The buffers are real: communication libraries know no other.
+    """
+
+    frequency: torch.Tensor
+    vector: torch.Tensor
+
+    def __init__(
+        self,
+        module: nn.Module,
+        weight: torch.Tensor,
+        input_shape: int | Sequence[int] | None,
+        every: int,
+    ) -> None:
+        super().__init__()
+        keywords = _geometry(module)
+        self.geometry = None
+        if keywords is not None:
+            self.geometry = ConvGeometry.of(tuple(weight.shape), input_shape, **keywords)
+        self.every, self.age = every, 0
+        state = start_tracking(weight.detach(), self.geometry)
+        self.register_buffer("frequency", state.frequency.clone())
+        self.register_buffer("vector", _real(state.vector).clone())
+        self.is_complex = state.vector.is_complex()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a search looks at values
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the estimate, and keep what the next one starts from."""
+        work = torch.float64 if weight.dtype in (torch.float64, torch.complex128) else torch.float32
+        if self.age % self.every == 0:
+            state = start_tracking(weight.detach(), self.geometry)
+        else:
+            vector = self.vector.to(work)
+            vector = torch.view_as_complex(vector) if self.is_complex else vector.clone()
+            state = Tracked(self.frequency.to(work), vector)
+        value, state = track_norm(
+            weight, state, self.geometry, steps=int(self.age % self.every > 0)
+        )
+        self.age += 1
+        self.frequency.copy_(state.frequency)
+        self.vector.copy_(_real(state.vector))
+        return cast(torch.Tensor, value)
+
+
+def _real(x: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 class SpectralBound(nn.Module):
@@ -254,6 +389,10 @@ class SpectralBound(nn.Module):
     input_shape : int or sequence of int, optional
         Samples of the input of a convolution per spatial axis, for "divide"; by default the bound
         holds for every size.
+    certify_every : int, optional
+        In training, certify the norm of "divide" only every so many accesses to the weight, and
+        follow it by `gramnorm.track_norm` between: one step then costs little more than without a
+        bound. By default every access is certified.
 
     Raises
     ------
@@ -275,7 +414,10 @@ class SpectralBound(nn.Module):
     **Guarantee.** The norm of the layer's linear part with the weight returned, as stored, is at
     most `bound`: for every finite weight and every size of the input (or for `input_shape`),
     rounding included, under the rounding model of the theory page. The margin for rounding is a
-    constant for differentiation.
+    constant for differentiation. With `certify_every` that holds in evaluation mode and wherever
+    gradients are off (`torch.no_grad`, ``remove_parametrizations``, saving a weight); in training
+    mode the weight is divided by an estimate from below, and exceeds the bound by what the estimate
+    misses: see the benchmarks for how much that is.
 
     The parametrization has no parameters: ``parametrizations.weight.original`` in a state dict is
     the weight before it. It is computed at each access to ``module.weight``;
@@ -307,6 +449,7 @@ class SpectralBound(nn.Module):
         steps: int = 3,
         rtol: float | None = None,
         input_shape: int | Sequence[int] | None = None,
+        certify_every: int | None = None,
     ) -> None:
         super().__init__()
         if not _is_kind(module, _DENSE + _CONVOLUTIONS):
@@ -335,10 +478,20 @@ class SpectralBound(nn.Module):
         elif input_shape is not None:
             msg = f"input_shape is for convolutions, got {input_shape!r} for a Linear"
             raise ValueError(msg)
+        self.followed = None
+        if certify_every is not None:
+            every = _validate.positive_int(certify_every, name="certify_every")
+            if method != "divide":
+                msg = f"certify_every is for method='divide', got {method!r}"
+                raise ValueError(msg)
+            self.followed = _Followed(module, weight, input_shape, every)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight that keeps to the bound."""
         _check_traceable(weight, self.method)
+        if self.followed is not None and self.training and torch.is_grad_enabled():
+            over = self.followed(weight) / self.bound
+            return cast(torch.Tensor, weight / over.clamp(min=1.0).to(weight.dtype))
         if self.method == "divide":
             norm = _bound(weight, self._geometry, self.input_shape, self.rtol)
             if float(norm.detach()) <= self.bound:

@@ -1,0 +1,130 @@
+"""Norms followed through small changes: never above the norm, seldom far below, and cheap."""
+
+import numpy as np
+import pytest
+
+import gramnorm as gn
+from tests.harness import oracles
+from tests.harness.convolutions import stored_dtype
+
+CONVOLUTIONS = {
+    "3 x 3": ((6, 5, 3, 3), {}),
+    "stride": ((6, 5, 3, 3), {"stride": (2, 1)}),
+    "dilation": ((6, 3, 3, 3), {"dilation": 2, "groups": 2}),
+    "one axis": ((4, 4, 5), {}),
+    "one tap": ((6, 4, 1, 1), {}),
+    "unread phases": ((4, 4, 2), {"stride": 3}),
+    "transposed": ((6, 3, 4), {"stride": 2, "transposed": True}),
+}
+
+
+def change(x, rng, size):
+    scale = size / np.sqrt(x[0].size)
+    return (x + scale * rng.standard_normal(x.shape)).astype(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("size", [None, 7], ids=["every size", "one size"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_norm_of_a_convolution_is_followed_from_below(be, name, size, dtype):
+    if be.id.startswith("jax") and name not in ("stride", "one axis"):
+        pytest.skip("a compilation per shape")
+    shape, options = CONVOLUTIONS[name]
+    rng = np.random.default_rng(0)
+    geometry = gn.ConvGeometry.of(shape, size, **options)
+    kernel = change(np.zeros(shape, stored_dtype(be, dtype)), rng, 1.0)
+    state = gn.start_tracking(be.asarray(kernel), geometry)
+    for _ in range(30):
+        kernel = change(kernel, rng, 0.005)
+        value, state = gn.track_norm(be.asarray(kernel), state, geometry, steps=2)
+    bracket = gn.conv_norm_bracket(kernel, size, **options)
+    assert be.is_at_home(value)
+    assert value.shape == ()
+    assert 0.99 * bracket.lower <= float(be.to_numpy(value)) <= bracket.upper * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_the_norm_of_a_matrix_is_followed_from_below(be, dtype):
+    rng = np.random.default_rng(1)
+    x = change(np.zeros((30, 20), stored_dtype(be, dtype)), rng, 1.0)
+    state = gn.start_tracking(be.asarray(x))
+    for _ in range(30):
+        x = change(x, rng, 0.005)
+        value, state = gn.track_norm(be.asarray(x), state)
+    assert state.vector.shape == (1, 20)
+    norm = oracles.sigma(x)
+    assert 0.99 * norm <= float(be.to_numpy(value)) <= norm * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_no_step_lowers_the_value(name):
+    shape, options = CONVOLUTIONS[name]
+    rng = np.random.default_rng(2)
+    geometry = gn.ConvGeometry.of(shape, **options)
+    state = gn.start_tracking(rng.standard_normal(shape), geometry)
+    other = rng.standard_normal(shape)
+    values = [float(gn.track_norm(other, state, geometry, steps=0)[0])]
+    for _ in range(100):
+        value, state = gn.track_norm(other, state, geometry)
+        values.append(float(value))
+    assert np.all(np.diff(values) >= -1e-12 * values[-1])
+    # from a place that has nothing to do with it to a local maximum, at least
+    bracket = gn.conv_norm_bracket(other, **options)
+    assert 0.5 * bracket.lower <= values[-1] <= bracket.upper
+
+
+def test_the_gradient_is_that_of_the_norm():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    for shape, geometry in (((5, 4), None), ((4, 3, 3), gn.ConvGeometry.of((4, 3, 3)))):
+        x = torch.tensor(rng.standard_normal(shape), requires_grad=True)
+        value, state = gn.track_norm(x, gn.start_tracking(x, geometry), geometry, steps=30)
+        (gradient,) = torch.autograd.grad(value, x)
+        norm_of = gn.matrix_norm_value_and_grad if geometry is None else gn.conv_norm_value_and_grad
+        norm, expected = norm_of(x.detach().numpy(), rtol=1e-9)
+        assert abs(float(value.detach()) / norm - 1) < 1e-6
+        assert np.allclose(gradient.numpy(), expected, atol=1e-3)
+        assert not state.vector.requires_grad
+
+
+def test_jax_follows_inside_of_a_compiled_step():
+    jax = pytest.importorskip("jax")
+    kernel = jax.numpy.asarray(np.random.default_rng(4).standard_normal((4, 3, 3, 3)), "float32")
+    geometry = gn.ConvGeometry.of(kernel.shape)
+
+    @jax.jit
+    def step(kernel, state):
+        norm = jax.value_and_grad(lambda k: gn.track_norm(k, state, geometry), has_aux=True)
+        (value, state), gradient = norm(kernel)
+        return kernel - 0.01 * gradient, state, value
+
+    state, first = gn.start_tracking(kernel, geometry), float(gn.conv_norm_bound(kernel))
+    for _ in range(20):
+        kernel, state, value = step(kernel, state)
+    assert 0.99 * gn.conv_norm_bracket(kernel).lower <= value < first - 0.1
+
+
+def test_zero_and_nan(be):
+    zero = be.asarray(np.zeros((3, 2, 3)))
+    geometry = gn.ConvGeometry.of((3, 2, 3))
+    value, _ = gn.track_norm(zero, gn.start_tracking(zero, geometry), geometry)
+    assert float(be.to_numpy(value)) == 0
+    broken = be.asarray(np.full((3, 2, 3), np.nan))
+    state = gn.start_tracking(be.asarray(np.ones((3, 2, 3))), geometry)
+    assert np.isnan(be.to_numpy(gn.track_norm(broken, state, geometry)[0]))
+
+
+def test_errors_say_what_does_not_fit():
+    x = np.ones((3, 2, 3))
+    geometry = gn.ConvGeometry.of(x.shape)
+    state = gn.start_tracking(x, geometry)
+    with pytest.raises(ValueError, match="geometry"):
+        gn.start_tracking(x)
+    with pytest.raises(TypeError, match="geometry must be a ConvGeometry"):
+        gn.track_norm(x, state, {"stride": 2})
+    with pytest.raises(ValueError, match="kernel"):
+        gn.track_norm(np.ones((3, 2, 5)), state, geometry)
+    with pytest.raises(ValueError, match="state"):
+        gn.track_norm(np.ones((3, 4, 3)), state, gn.ConvGeometry.of((3, 4, 3)))
+    with pytest.raises(TypeError, match="Tracked"):
+        gn.track_norm(x, state.vector, geometry)
