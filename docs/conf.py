@@ -48,6 +48,9 @@ html_theme_options = {
     # one line from 960 pixels, below which the theme folds all of it into a menu
     "header_links_before_dropdown": 6,
     "navbar_align": "left",
+    "navbar_persistent": ["search-button"],
+    # a function's page has one heading
+    "secondary_sidebar_items": {"generated/*": []},
 }
 html_show_sourcelink = False
 html_static_path = ["_static"]
@@ -89,6 +92,7 @@ def mathml(node, *, as_block):
     # bars are fences here, not relations with space around them; and of two, the one that carries an
     # index would be drawn at another height if it could grow
     converted = converted.replace("<mo>‖</mo>", '<mo stretchy="false">‖</mo>')
+    converted = re.sub(r"<mo>\u2236</mo>\s*<mo>=</mo>", "<mo>≔</mo>", converted)
     return re.sub(r"<mo([^>]*)>([|‖])</mo>", r'<mo\1 lspace="0" rspace="0">\2</mo>', converted)
 
 
