@@ -49,8 +49,8 @@ html_theme_options = {
     "header_links_before_dropdown": 6,
     "navbar_align": "left",
     "navbar_persistent": ["search-button"],
-    # a function's page has one heading
-    "secondary_sidebar_items": {"generated/*": []},
+    # all pages but those of functions, which have one heading and need the room
+    "secondary_sidebar_items": {"[!g]**": ["page-toc"], "g[!e]**": ["page-toc"]},
 }
 html_show_sourcelink = False
 html_static_path = ["_static"]

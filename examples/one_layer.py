@@ -5,9 +5,8 @@ One layer, three answers
 The last layer of the network that comes with `gramnorm`, in float32 as it is stored: what does power iteration, a
 singular value decomposition in float32 and `gramnorm` say of its norm?
 
-Power iteration is below the norm after any number of steps.  The decomposition is right up to rounding, on either
-side: of random layers of the same shape about half get a number below their norm, which as a Lipschitz constant is
-wrong.  `gramnorm` returns two numbers with the norm between them, for every layer.
+Power iteration climbs to the norm from below.  The decomposition is right up to rounding, on either side: of random
+layers of the same shape about half get a number below their norm, which as a Lipschitz constant is wrong.  `gramnorm` returns two numbers with the norm between them, for every layer.
 """
 
 import argparse

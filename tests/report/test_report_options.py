@@ -336,8 +336,9 @@ cli.program()
 """
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"], ["--markdown"]])
+@pytest.mark.parametrize(
+    ("cores", "form"), [(1, []), (2, []), (2, ["--json"]), (1, ["--csv"]), (2, ["--markdown"])]
+)
 def test_interrupt_prints_the_finished_rows_at_once(
     tmp_path: Path, cores: int, form: list[str]
 ) -> None:
