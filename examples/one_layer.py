@@ -6,7 +6,8 @@ The last layer of the network that comes with `gramnorm`, in float32 as it is st
 singular value decomposition in float32 and `gramnorm` say of its norm?
 
 Power iteration climbs to the norm from below.  The decomposition is right up to rounding, on either side: of random
-layers of the same shape about half get a number below their norm, which as a Lipschitz constant is wrong.  `gramnorm` returns two numbers with the norm between them, for every layer.
+layers of the same shape about half get a number below their norm, which as a Lipschitz constant is wrong.  `gramnorm`
+returns two numbers with the norm between them, for every layer.
 """
 
 import argparse
