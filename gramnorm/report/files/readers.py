@@ -35,7 +35,11 @@ _PICKLE = b"\x80"
 
 
 def read_path(
-    path: str | os.PathLike[str], *, stated: Collection[str] = (), layout: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    stated: Collection[str] = (),
+    layout: str | None = None,
+    entry: str | None = None,
 ) -> Contents:
     """
     Read the layers of a file: ``.npz``, ``.npy``, safetensors, a PyTorch checkpoint, or ``.onnx``.
@@ -49,6 +53,8 @@ def read_path(
     layout : str or None
         How kernels are stored, one of `gramnorm.report.layouts.LAYOUTS`; None to go by names and
         shapes.
+    entry : str or None
+        Which of several dicts to read: its keys with dots between, or "." for all of them.
 
     Returns
     -------
@@ -69,10 +75,11 @@ def read_path(
             raise ReadError(msg)
         with path.open("rb") as stream:
             if path.suffix.lower() != ".onnx":
-                return read_stream(stream, path.name, stated=stated, layout=layout)
-            if layout is not None:
-                msg = "--layout is not for a graph, which states it itself"
-                raise ReadError(msg)
+                return read_stream(stream, path.name, stated=stated, layout=layout, entry=entry)
+            for option, value in (("--layout", layout), ("--entry", entry)):
+                if value is not None:
+                    msg = f"{option} is not for a graph, which states what its weights are"
+                    raise ReadError(msg)
             return read_onnx(stream, path.parent)
     except (ReadError, OSError, ValueError) as error:  # ValueError: a null character in the name
         msg = f"cannot read {str(path)!r}: {one_line(error)}"
@@ -80,7 +87,12 @@ def read_path(
 
 
 def read_stream(
-    stream: IO[bytes], name: str, *, stated: Collection[str] = (), layout: str | None = None
+    stream: IO[bytes],
+    name: str,
+    *,
+    stated: Collection[str] = (),
+    layout: str | None = None,
+    entry: str | None = None,
 ) -> Contents:
     """
     Read the layers of an open file of any of these kinds.
@@ -91,7 +103,7 @@ def read_stream(
         Open for reading, seekable.
     name : str
         The name of the file; without its suffix that of an array which has none of its own.
-    stated, layout
+    stated, layout, entry
         As in `read_path`.
 
     Returns
@@ -108,7 +120,7 @@ def read_stream(
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     check_total(size)
-    stored, description = _read(stream, Path(name), head, size)
+    stored, description = _read(stream, Path(name), head, size, entry)
     stored = folded(stored)
     stated = {*stated, *description.geometry}
     contents = marked(understood(stored, stated=stated, layout=layout), stored)
@@ -122,14 +134,18 @@ def read_stream(
     return contents
 
 
-def _read(stream: IO[bytes], name: Path, head: bytes, size: int) -> tuple[Stored, Description]:
-    """Choose the reader; only ``.npz`` files can say what their arrays are."""
+def _read(
+    stream: IO[bytes], name: Path, head: bytes, size: int, entry: str | None
+) -> tuple[Stored, Description]:
+    """Choose the reader; some formats can say what their arrays are."""
     nothing = Description({})
     if head.startswith(_ZIP):
         with damage_is("a damaged zip file"), zipfile.ZipFile(stream) as archive:
             if is_checkpoint(archive):
-                return read_torch(archive, stream, name.stem), nothing
+                return read_torch(archive, stream, name.stem, entry=entry), nothing
+            _refuse_entry(entry)
             return read_npz(archive)
+    _refuse_entry(entry)
     if head.startswith(npy.MAGIC_PREFIX):
         return read_npy(stream, name.stem, size), nothing
     if is_safetensors(head, size):
@@ -141,3 +157,9 @@ def _read(stream: IO[bytes], name: Path, head: bytes, size: int) -> tuple[Stored
             "save the state_dict again with a newer torch)"
         )
     raise ReadError(msg)
+
+
+def _refuse_entry(entry: str | None) -> None:
+    if entry is not None:
+        msg = "--entry chooses among nested dicts, and this file has none: choose names with --include"
+        raise ReadError(msg)
