@@ -34,6 +34,10 @@ class ReadError(Exception):
     """A file that cannot be reported on; its text is one line for the user."""
 
 
+class NoLayersError(ReadError):
+    """A file that is sound, and holds no layer."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A weight array, and what is said about its use (`geometry` None: nothing)."""

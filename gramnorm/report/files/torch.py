@@ -146,17 +146,17 @@ def _check_members(archive: zipfile.ZipFile) -> None:
     check_total(sum(info.file_size for info in archive.infolist()))
 
 
-def _names(archive: zipfile.ZipFile) -> set[str]:
-    """Return the names in the program that build no tensors, such as "argparse.Namespace"."""
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    """Return the names in the program that build no tensors, such as "argparse Namespace"."""
     (program, *others) = [name for name in archive.namelist() if name.endswith(f"/{_PROGRAM}")]
     if others:
         msg = f"a damaged checkpoint: more than one {_PROGRAM}"
         raise ReadError(msg)
-    named, texts, calls = set(), {""}, 0
+    named, texts, calls = dict[str, None](), {""}, 0
     with damage_is("a damaged checkpoint"):
         for opcode, argument, _ in pickletools.genops(archive.read(program)):
             if opcode.name == "GLOBAL":
-                named.add(str(argument))
+                named[str(argument)] = None
             elif "GLOBAL" in opcode.name or opcode.name in ("INST", "EXT1", "EXT2", "EXT4"):
                 _refuse(opcode.name)
             calls += opcode.name == "REDUCE"
@@ -164,7 +164,7 @@ def _names(archive: zipfile.ZipFile) -> set[str]:
                 texts.add(argument if isinstance(argument, str) else argument.decode("latin1"))
     if _BYTES in named:
         _check_texts(texts, calls)
-    return named - {_BYTES}
+    return [n for n in named if n != _BYTES and not _BUILDS_TENSORS.fullmatch(n)]
 
 
 def _check_texts(texts: set[str], calls: int) -> None:
@@ -207,22 +207,21 @@ def _as_dict(*parts: Any) -> Any:
     return OrderedDict(pair for part in parts if isinstance(part, dict) for pair in part.items())
 
 
-def _stand_ins(named: set[str], unknown: set[str]) -> Iterator[tuple[Any, str]]:
+def _stand_ins(named: list[str], unknown: set[str]) -> Iterator[tuple[Any, str]]:
     """Return what to call in the place of each name; refuse those that PyTorch would call."""
-    for name in sorted(named):
-        if _BUILDS_TENSORS.fullmatch(name):
-            continue
+    foreign = [name for name in named if not _HARMLESS.fullmatch(name.replace(" ", "."))]
+    for name in named:
         module, _, rest = name.partition(" ")
         path = ".".join(_compat_pickle.NAME_MAPPING.get((module, rest), (module, rest)))
         if path not in unknown or (module in _BLOCKED and path != "builtins.int"):
-            _refuse(name.replace(" ", "."))
+            _refuse((foreign or [name])[0].replace(" ", "."))  # this one may be a detail of it
         if _IS_DICT.fullmatch(path):
             yield type(path, (), {"__new__": lambda _, *parts: _as_dict(*parts)}), path
         else:
             yield type(path, (_Unloaded,), {"label": path}), path
 
 
-def _load(stream: IO[bytes], named: set[str]) -> Any:
+def _load(stream: IO[bytes], named: list[str]) -> Any:
     """Return what PyTorch's restricted loader makes of the file, on the host."""
     try:
         import torch  # noqa: PLC0415
