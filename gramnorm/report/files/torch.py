@@ -153,7 +153,8 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
         msg = f"a damaged checkpoint: more than one {_PROGRAM}"
         raise ReadError(msg)
     named, texts, calls = dict[str, None](), {""}, 0
-    with damage_is("a damaged checkpoint"):
+    # pickletools warns of odd escapes in names, which PyTorch reads as they are, and then refuses
+    with damage_is("a damaged checkpoint"), warnings.catch_warnings(action="ignore"):
         for opcode, argument, _ in pickletools.genops(archive.read(program)):
             if opcode.name == "GLOBAL":
                 named[str(argument)] = None
