@@ -26,7 +26,9 @@ def main(limits: dict[str, int]) -> None:
         found, datasets = _listed(file, limits)
         sys.stdout.buffer.write(json.dumps(found).encode() + b"\n")
         for dataset in datasets:
-            sys.stdout.buffer.write(np.ascontiguousarray(dataset[()], _plain(dataset)).data)
+            values = np.ascontiguousarray(dataset[()])
+            values = values.view(np.uint16) if values.dtype.kind == "V" else values
+            sys.stdout.buffer.write(np.ascontiguousarray(values, _plain(dataset)).data)
     sys.stdout.buffer.flush()
 
 

@@ -35,7 +35,8 @@ def leaves(tree: Any, is_inner: Callable[[str, Any], bool]) -> list[tuple[Path, 
     Raises
     ------
     ReadError
-        If the dicts are nested too deep, or in themselves, or have too many entries.
+        If the dicts are nested too deep, or in themselves, or have too many entries, or two keys
+        are the same text.
     """
     found = []
     rest: list[tuple[Path, Any]] = [((), tree)]
@@ -52,7 +53,11 @@ def leaves(tree: Any, is_inner: Callable[[str, Any], bool]) -> list[tuple[Path, 
             msg = f"its dicts are nested more than {MAX_DEPTH} deep, or in themselves"
             raise ReadError(msg)
         else:
-            rest.extend(((*path, str(key)), inner) for key, inner in reversed(value.items()))
+            inside = {str(key): inner for key, inner in value.items()}
+            if len(inside) < len(value):
+                msg = "two entries have the same name: a number and its digits"
+                raise ReadError(msg)
+            rest.extend(((*path, key), inner) for key, inner in reversed(inside.items()))
     return found
 
 
