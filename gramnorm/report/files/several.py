@@ -97,7 +97,7 @@ def _networks(
     """Return by its name the files of each network, in order, and whether the user named it."""
     found: dict[str, tuple[list[Path], bool]] = {}
     for path in sorted(map(Path, paths)):
-        inside = [*_inside(path)] if path.is_dir() else [path]
+        inside = sorted(_inside(path)) if path.is_dir() else [path]
         for file in inside:
             shard = _SHARD.fullmatch(file.name)
             whole = file.with_name(f"{shard['start']}{shard['suffix']}") if shard else file
