@@ -101,9 +101,16 @@ class TestMsgpack:
         chunked = {"__msgpack_chunked_array__": True, "shape": shape, "chunks": chunks}
         (layer,) = read({"a": {"kernel": chunked}}).layers
         np.testing.assert_array_equal(layer.weight, array, strict=True)
-        for wrong in ({"shape": {"0": 5, "1": 5}}, {"chunks": {"1": array}}, {"chunks": 3}):
+        wrong: tuple[dict[str, Any], ...] = (
+            {"shape": {"0": 5, "1": 5}},
+            {"shape": {"0": -1, "1": 4}},
+            {"shape": array},
+            {"chunks": {"1": array}},
+            {"chunks": 3},
+        )
+        for part in wrong:
             with pytest.raises(ReadError, match="damaged"):
-                read({"a": {"kernel": chunked | wrong}})
+                read({"a": {"kernel": chunked | part}})
 
     def test_state_of_training_leaves_the_parameters(self) -> None:
         state = {"step": 3, "opt_state": {"0": {"mu": tree()["params"]}}, **tree()}

@@ -149,11 +149,14 @@ def _array(msgpack: Any, code: int, data: bytes) -> Any:
 
 def _joined(stated: dict[Any, Any]) -> Any:
     """Return the array that Flax cut into parts below a gibibyte."""
-    shape, chunks = (
-        [stated[key][str(i)] for i in range(len(stated[key]))] for key in ("shape", "chunks")
-    )
-    if not all(isinstance(chunk, np.ndarray) for chunk in chunks):
-        msg = "a part of an array is none"
+    parts = [stated.get(key) for key in ("shape", "chunks")]
+    if not all(isinstance(part, dict) for part in parts):
+        msg = "an array in parts without shape or parts"
+        raise ValueError(msg)
+    shape, chunks = ([part[str(i)] for i in range(len(part))] for part in parts)
+    sizes_known = all(isinstance(size, int) and size >= 0 for size in shape)
+    if not sizes_known or not all(isinstance(chunk, np.ndarray) for chunk in chunks):
+        msg = "an array in parts that do not fit"
         raise ValueError(msg)
     check_total(2 * sum(chunk.nbytes for chunk in chunks))
     return np.concatenate(chunks).reshape(shape)
