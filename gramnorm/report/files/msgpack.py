@@ -149,8 +149,8 @@ def _array(msgpack: Any, code: int, data: bytes) -> Any:
 
 def _joined(stated: dict[Any, Any]) -> Any:
     """Return the array that Flax cut into parts below a gibibyte."""
-    parts = [stated.get(key) for key in ("shape", "chunks")]
-    if not all(isinstance(part, dict) for part in parts):
+    parts = [part for key in ("shape", "chunks") if isinstance(part := stated.get(key), dict)]
+    if len(parts) < 2:
         msg = "an array in parts without shape or parts"
         raise ValueError(msg)
     shape, chunks = ([part[str(i)] for i in range(len(part))] for part in parts)
