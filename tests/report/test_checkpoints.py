@@ -113,6 +113,13 @@ class TestNested:
         found = read_path(saved({"net": state, "opt": adam.state_dict(), "optim": {"w": weight}}))
         assert names(found) == ["fc.weight"]
 
+    def test_what_stands_beside_may_be_called_like_what_is_within(
+        self, saved: Any, state: Any, torch: Any
+    ) -> None:
+        found = read_path(saved({"model": {**state, "step": torch.tensor(3)}, "step": 3}))
+        assert names(found) == ["fc.weight"]
+        assert found.skipped["step"] == "a counter, or indices"
+
     def test_two_paths_of_one_name_are_refused(self, saved: Any, state: Any, capsys: Any) -> None:
         path = saved({"a.b": state, "a": {"b": state}})
         code, _, err = run(capsys, "report", path, "--entry", "a.b")
@@ -225,9 +232,9 @@ class TestObjects:
         assert not Path("unpickled").exists()
 
     def test_stand_ins_are_gone_afterwards(self, saved: Any, state: Any, torch: Any) -> None:
-        before = torch.serialization.get_safe_globals()
+        before = {*torch.serialization.get_safe_globals()}
         read_path(saved({"model": state, "args": argparse.Namespace()}))
-        assert torch.serialization.get_safe_globals() == before
+        assert {*torch.serialization.get_safe_globals()} == before
 
 
 def _fail(*_: Any, **__: Any) -> Any:

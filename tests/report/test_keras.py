@@ -443,6 +443,11 @@ class TestChains:
         described, _ = model(*entries, kind="Functional", name="net")
         assert ("net" in keras_config.against(described)) != chain
 
+    def test_models_of_classes_of_ones_own(self) -> None:
+        described, _ = model(layer("Dense", "a", some(2, 2)), name="net")
+        for own in ({"module": "mine"}, {"class_name": "Mine"}):
+            assert "net" in keras_config.against(described | own)
+
     def test_a_layer_used_twice(self) -> None:
         once = [{"args": [{"config": {"keras_history": ["in", 0, 0]}}]}]
         again = [{"args": [{"config": {"keras_history": ["a", 0, 0]}}]}]

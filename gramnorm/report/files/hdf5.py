@@ -113,7 +113,8 @@ def _tree(content: bytes) -> Tree:
         place += flat.nbytes
         if tree.texts.get(path, {}).get("dtype") == "bfloat16" and dtype == "<u2":
             flat = widened(flat)
-        tree.arrays[path] = flat.astype(flat.dtype.newbyteorder("=")).reshape(shape)
+        flat = flat.astype(flat.dtype.newbyteorder("="), copy=False)
+        tree.arrays[path] = flat.reshape(shape)
         total += tree.arrays[path].nbytes  # of bfloat16 twice what the file has
         check_total(total)
     if place != len(values):

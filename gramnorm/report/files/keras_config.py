@@ -20,6 +20,7 @@ _NEUTRAL = re.compile(  # classes of norm 1 at most, whatever their arguments
     r"InputLayer|Flatten|Reshape|Permute|(Spatial|Gaussian|Alpha)?Dropout([123]D)?|GaussianNoise"
     r"|ActivityRegularization|Softmax|ZeroPadding[123]D|Cropping[123]D|Global(Average|Max)Pooling[123]D"
 )
+_MODELS = ("Sequential", "Functional", "Model")
 _COUNTED = re.compile(r"Dense|BatchNormalization|" + _CONVOLUTION.pattern)  # which have rows
 
 
@@ -83,10 +84,12 @@ def _parts(config: Any) -> list[dict[str, Any]] | None:
 
 def _is_of_keras(entry: dict[str, Any]) -> bool:
     """Say whether a class is one of Keras itself; older descriptions do not say."""
-    return (
-        entry.get("registered_name") is None
-        and re.fullmatch(r"(tf_)?keras(\..*)?", str(entry.get("module", "keras"))) is not None
-    )
+    return entry.get("registered_name") is None and _comes_with_keras(entry)
+
+
+def _comes_with_keras(entry: dict[str, Any]) -> bool:
+    module = str(entry.get("module", "keras"))
+    return re.fullmatch(r"(tf_)?keras(\..*)?", module) is not None
 
 
 def geometry(layer: Stated, word: str, shape: tuple[int, ...]) -> dict[str, Any] | str | None:
@@ -244,9 +247,11 @@ def _is_flat(layer: Stated) -> bool:
 
 def _is_chain(model: dict[str, Any]) -> bool:
     """Say whether each layer of a model reads the one output of one other."""
-    parts = _parts(model["config"]) or []
-    if model.get("class_name") == "Sequential":
+    if not _comes_with_keras(model) or model.get("class_name") not in _MODELS:
+        return False  # a class of the user's own may call its layers as it likes
+    if model["class_name"] == "Sequential":
         return True
+    parts = _parts(model["config"]) or []
     read: list[str] = []
     for entry in parts:
         nodes = entry.get("inbound_nodes")

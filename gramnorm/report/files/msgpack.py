@@ -18,10 +18,9 @@ from gramnorm.report.files.contents import (
     Stored,
     check_total,
     damage_is,
-    printable,
     widened,
 )
-from gramnorm.report.files.tree import chosen, leaves
+from gramnorm.report.files.tree import chosen, leaves, picked
 
 _NDARRAY, _SCALAR = 1, 3  # Flax's numbers of its extensions
 _CHUNKED = "__msgpack_chunked_array__"
@@ -71,12 +70,37 @@ def read_msgpack(stream: IO[bytes], *, entry: str | None = None) -> Stored:
     ReadError
         If the file is damaged or the library is missing.
     """
+    loaded = _unpacked(stream.read())
+    stored = Stored(layout="hwio")
+    ends = leaves(loaded, lambda _, value: _CHUNKED not in value)
+    dicts = {path[:depth] for path, _ in ends for depth in range(len(path))}
+    prefix = chosen(dicts, [()] if entry is None else list(dicts), entry)
+    if prefix:
+        stored.notes.append(f"read the entry {entry!r}")
+    own, beside = picked(ends, prefix, "/")
+    stored.others.update(beside)
+    total = 0
+    for name, value in own.items():
+        with damage_is(_DAMAGED):
+            end = _joined(value) if isinstance(value, dict) else value
+        if isinstance(end, np.ndarray):
+            total += end.nbytes
+            check_total(total)
+            stored.arrays[name] = end
+        elif isinstance(end, _Refused):
+            stored.unusable[name] = str(end)
+        else:
+            stored.others[name] = f"{type(end).__name__}, not an array"
+    return stored
+
+
+def _unpacked(content: bytes) -> dict[Any, Any]:
+    """Return the outermost map, with arrays or why there are none at its ends."""
     try:
         import msgpack  # noqa: PLC0415
     except ImportError as error:
         msg = f"msgpack files of Flax need the package msgpack: {_validate.install('flax')}"
         raise ReadError(msg) from error
-    content = stream.read()
     with damage_is(_DAMAGED):
         try:
             loaded = msgpack.unpackb(
@@ -91,32 +115,7 @@ def read_msgpack(stream: IO[bytes], *, entry: str | None = None) -> Stored:
         if not isinstance(loaded, dict):
             msg = "it is no map"
             raise ValueError(msg)
-    stored = Stored(layout="hwio")
-    ends = leaves(loaded, lambda _, value: _CHUNKED not in value)
-    dicts = {path[:depth] for path, _ in ends for depth in range(len(path))}
-    prefix = chosen(dicts, [()] if entry is None else list(dicts), entry)
-    if prefix:
-        stored.notes.append(f"read the entry {entry!r}")
-    total = 0
-    for path, value in ends:
-        name = "/".join(path[len(prefix) :])
-        if path[: len(prefix)] != prefix:
-            stored.others["/".join(path)] = f"beside the entry {entry!r}"
-            continue
-        if name in stored.arrays or name in stored.unusable or name in stored.others:
-            msg = f"two entries are called {printable(name)!r}"
-            raise ReadError(msg)
-        with damage_is(_DAMAGED):
-            end = _joined(value) if isinstance(value, dict) else value
-        if isinstance(end, np.ndarray):
-            total += end.nbytes
-            check_total(total)
-            stored.arrays[name] = end
-        elif isinstance(end, _Refused):
-            stored.unusable[name] = str(end)
-        else:
-            stored.others[name] = f"{type(end).__name__}, not an array"
-    return stored
+    return loaded
 
 
 class _Refused(str):

@@ -31,7 +31,7 @@ from gramnorm.report.files.contents import (
     one_line,
 )
 from gramnorm.report.files.names import SCALES, VARIANCES, harmless, parsed
-from gramnorm.report.files.tree import chosen, leaves
+from gramnorm.report.files.tree import chosen, leaves, picked
 
 _PROGRAM = "data.pkl"
 _BUILDS_TENSORS = re.compile(
@@ -104,10 +104,7 @@ def read_torch(
     loaded = _load(stream, _names(archive))
     stored = Stored(layout="oihw")
     total = 0
-    for key, value in _entries(loaded, name, entry, stored):
-        if key in stored.arrays or key in stored.unusable or key in stored.others:
-            msg = "two entries have the same name"  # a number and its digits, say
-            raise ReadError(msg)
+    for key, value in _entries(loaded, name, entry, stored).items():
         if not _is_tensor(value):
             reason = _about_object(key, value)
             (stored.unusable if reason else stored.others)[key] = (
@@ -252,12 +249,10 @@ def _load(stream: IO[bytes], named: list[str]) -> Any:
         raise ReadError(msg) from error
 
 
-def _entries(
-    loaded: Any, name: str, entry: str | None, stored: Stored
-) -> Iterator[tuple[str, Any]]:
-    """Return names and values of the dict to read, and note it if that is not the whole."""
+def _entries(loaded: Any, name: str, entry: str | None, stored: Stored) -> dict[str, Any]:
+    """Return the dict to read, and note it if that is not the whole."""
     if _is_tensor(loaded):
-        return iter([(name, loaded)])
+        return {name: loaded}
     if not isinstance(loaded, dict) or _hides(loaded):
         msg = f"it holds a {_kind(loaded)}, not a dict of tensors (nothing was run): {_NO_CODE}"
         raise ReadError(msg)
@@ -265,17 +260,10 @@ def _entries(
     dicts = {path[:depth] for path, _ in ends for depth in range(len(path))}
     prefix = chosen(dicts, dict.fromkeys(p[:-1] for p, v in ends if _is_weight(p[-1], v)), entry)
     if prefix:
-        title = ".".join(prefix)
-        stored.notes.append(f"read the entry {title!r} of the checkpoint")
-    beside = [path for path, _ in ends if path[: len(prefix)] != prefix]
-    for path in beside:
-        shared = next(i for i, key in enumerate(prefix) if path[i : i + 1] != (key,))
-        stored.others[".".join(path[: shared + 1])] = f"beside the entry {title!r}"
-    return (
-        (".".join(path[len(prefix) :]), value)
-        for path, value in ends
-        if path[: len(prefix)] == prefix
-    )
+        stored.notes.append(f"read the entry {'.'.join(prefix)!r} of the checkpoint")
+    own, beside = picked(ends, prefix, ".")
+    stored.others.update(beside)
+    return own
 
 
 def _is_optimizer(key: str, value: dict[Any, Any]) -> bool:

@@ -101,3 +101,45 @@ def chosen(paths: Collection[Path], candidates: Collection[Path], entry: str | N
         msg = f"it holds {len(found) or 'no'} dicts called {entry!r}; those with weights are {names or 'none'}"
         raise ReadError(msg)
     return found[0]
+
+
+def picked(
+    ends: list[tuple[Path, Any]], prefix: Path, separator: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """
+    Return what is in a dict by its name, and why what stands beside it is left out.
+
+    Parameters
+    ----------
+    ends : list of (tuple of str, object)
+        As `leaves` finds them.
+    prefix : tuple of str
+        The keys that lead to the dict.
+    separator : str
+        What stands between keys in a name.
+
+    Returns
+    -------
+    dict of str to object
+        The ends within the dict.
+    dict of str to str
+        The outermost of those beside it.
+
+    Raises
+    ------
+    ReadError
+        If two ends within have the same name.
+    """
+    own: dict[str, Any] = {}
+    beside: dict[str, str] = {}
+    for path, value in ends:
+        if path[: len(prefix)] == prefix:
+            name = separator.join(path[len(prefix) :])
+            if name in own:
+                msg = f"two entries have the same name, {printable(name)!r}"
+                raise ReadError(msg)
+            own[name] = value
+        else:
+            shared = next(i for i, key in enumerate(prefix) if path[i : i + 1] != (key,))
+            beside[separator.join(path[: shared + 1])] = f"beside the entry {'.'.join(prefix)!r}"
+    return own, {name: reason for name, reason in beside.items() if name not in own}
