@@ -68,7 +68,8 @@ class Layer:
         """Whether the norm depends on what nobody said: stride, dilation, groups."""
         if self.kind != "conv" or self.geometry is not None:
             return False
-        one_group = self.groups > 1 or self.weight.shape[0] == 1  # known, or the only possibility
+        # known, or the only possibility: Keras' depthwise kernels may be called like any other
+        one_group = self.groups > 1 or (self.weight.shape[0] == 1 and self.layout != "hwio")
         return not (one_group and math.prod(self.weight.shape[2:]) == 1)
 
 

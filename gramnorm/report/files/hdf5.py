@@ -36,7 +36,8 @@ class Tree:
     """What an HDF5 file holds, by path."""
 
     arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)  # why others are not read
+    failed: dict[str, str] = field(default_factory=dict)  # why numbers are not read
+    others: dict[str, str] = field(default_factory=dict)  # no arrays of numbers
     texts: dict[str, dict[str, str]] = field(default_factory=dict)  # attributes
 
 
@@ -102,7 +103,9 @@ def _tree(content: bytes) -> Tree:
     found = json.loads(line)
     if found["error"]:
         raise ReadError(found["error"])
-    tree = Tree(reasons=dict(found["reasons"]), texts=dict(found["texts"]))
+    tree = Tree(
+        failed=dict(found["failed"]), others=dict(found["others"]), texts=dict(found["texts"])
+    )
     place = total = 0
     for path, dtype, shape in found["arrays"]:
         if not _TYPE.fullmatch(dtype):

@@ -48,7 +48,7 @@ def _limit(limits: dict[str, int]) -> None:
 
 def _listed(file: Any, limits: dict[str, int]) -> tuple[dict[str, Any], list[Any]]:
     """Return what is in the file by its path, and the datasets to read."""
-    found: dict[str, Any] = {"arrays": [], "reasons": {}, "texts": {}, "error": None}
+    found: dict[str, Any] = {"arrays": [], "failed": {}, "others": {}, "texts": {}, "error": None}
     datasets, total, visits = [], 0, 0
     rest = [("", file)]
     while rest:
@@ -66,11 +66,13 @@ def _listed(file: Any, limits: dict[str, int]) -> tuple[dict[str, Any], list[Any
                 if isinstance(link, h5py.HardLink):
                     rest.append((inner, place[key]))
                 else:
-                    found["reasons"][inner] = "a link to elsewhere, which is not followed"
-        elif not isinstance(place, h5py.Dataset):
-            found["reasons"][path] = "no array"
+                    found["failed"][inner] = "a link to elsewhere, which is not followed"
+        elif not isinstance(place, h5py.Dataset) or place.shape is None:
+            found["others"][path] = "no array"
+        elif not _is_numeric(np.dtype(place.dtype)):
+            found["others"][path] = f"dtype {np.dtype(place.dtype).kind!r} is not numeric"
         elif reason := _reason_to_fail(place):
-            found["reasons"][path] = reason
+            found["failed"][path] = reason
         else:
             total += place.id.get_storage_size()
             if total > limits["bytes"]:
@@ -99,20 +101,24 @@ def _plain(dataset: Any) -> np.dtype[Any]:
     return np.dtype("<u2") if dtype.kind == "V" else dtype.newbyteorder("<")
 
 
+def _is_numeric(dtype: np.dtype[Any]) -> bool:
+    """Say whether entries are plain numbers, or two bytes each, as those of bfloat16."""
+    if dtype.kind == "V":
+        return dtype.itemsize == 2 and dtype.names is None
+    return dtype.kind in "fciub" and dtype.itemsize <= (16 if dtype.kind == "c" else 8)
+
+
 def _reason_to_fail(dataset: Any) -> str | None:
-    """Return why a dataset is not read, or None."""
+    """Return why the numbers of a dataset are not read, or None."""
     created = dataset.id.get_create_plist()
-    dtype = np.dtype(dataset.dtype)
     if created.get_layout() not in _CONTIGUOUS or created.get_external_count():
         return "stored in chunks or in other files: write it with h5py's create_dataset(name, data=...)"
-    half = dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None
-    if not (half or (dtype.kind in "fciub" and dtype.itemsize <= 8 * (1 + (dtype.kind == "c")))):
-        return f"dtype {dtype.kind!r} is not numeric"
-    if dataset.shape is None:
-        return "no array"
-    stated = dtype.itemsize * int(np.prod(dataset.shape, dtype=object))
-    if stated != dataset.id.get_storage_size():
-        return f"it states shape {dataset.shape} of {dtype}, {stated} bytes, but holds {dataset.id.get_storage_size()}"
+    stated = dataset.dtype.itemsize * int(np.prod(dataset.shape, dtype=object))
+    there = dataset.id.get_storage_size()
+    if stated != there:
+        return (
+            f"it states shape {dataset.shape} of {dataset.dtype}, {stated} bytes, but holds {there}"
+        )
     return None
 
 

@@ -19,8 +19,8 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO
 
 from gramnorm.report.files.contents import ReadError, Stored, check_total, damage_is
 from gramnorm.report.files.hdf5 import Tree, read_tree
@@ -112,44 +112,50 @@ def read_h5(stream: IO[bytes]) -> tuple[Stored, Description]:
 
 def _read(tree: Tree, config: str | bytes | None) -> tuple[Stored, Description]:
     """Return the arrays under names that say what they are, and what is known of them."""
-    model: dict[str, Any] = {}
-    if config is not None:
-        with damage_is("the description of the model in it is not JSON"):
-            loaded = json.loads(config)
-            model = loaded if isinstance(loaded, dict) else {}
-            layers = stated_layers(model)
-            obstacles = against(model)
-    else:
-        layers, obstacles = [], {}
-    of_keras = config is not None or any(
-        "layer_names" in texts or path.endswith("vars") for path, texts in tree.texts.items()
-    )
-    stored = Stored(layout="hwio" if of_keras else None)
-    description = Description({}, obstacles=obstacles, by_keras=True)
-    found = [*_named(tree, layers)]
+    layers, obstacles = _stated(config)
+    of_keras = config is not None or _is_of_keras(tree)
+    entries = [
+        *(_named(tree, layers) if of_keras else (_Entry(path, path) for path in tree.arrays))
+    ]
     places = {id(layer): place for place, layer in enumerate(layers)}
-    found.sort(key=lambda entry: places.get(id(entry.layer), len(places)))
-    there = {id(entry.layer) for entry in found}
+    entries.sort(key=lambda entry: places.get(id(entry.layer), len(places)))
+    there = {id(entry.layer) for entry in entries}
     for layer in layers:
         if has_weights(layer) and id(layer) not in there:
-            description.obstacles[layer.name] = f"{layer.kind}: its arrays are not in the file"
-    count = Counter(entry.name for entry in found)
-    found = [e if count[e.name] == 1 else replace(e, name=e.path) for e in found]
-    for entry in found:
+            obstacles[layer.name] = f"{layer.kind}: its arrays are not in the file"
+    stored = Stored(
+        layout="hwio" if of_keras else None, unusable=dict(tree.failed), others=dict(tree.others)
+    )
+    description = Description({}, obstacles=obstacles, by_keras=True)
+    count = Counter(entry.name for entry in entries)
+    for entry in entries:
+        name = entry.name if count[entry.name] == 1 else entry.path
+        values = tree.arrays[entry.path]
+        said = None if entry.layer is None else geometry(entry.layer, entry.word, values.shape)
         if entry.reason is not None:
-            stored.others[entry.name] = entry.reason
-            continue
-        stored.arrays[entry.name] = tree.arrays[entry.path]
-        if entry.layer is not None:
-            keywords = geometry(entry.layer, entry.word, tree.arrays[entry.path].shape)
-            if isinstance(keywords, str):
-                stored.unusable[entry.name] = keywords
-                del stored.arrays[entry.name]
-            elif keywords:
-                description.geometry[entry.name] = keywords
-    unread = stored.unusable if of_keras else stored.others
-    unread.update(tree.reasons)
+            stored.others[name] = entry.reason
+        elif isinstance(said, str):
+            stored.unusable[name] = said
+        else:
+            stored.arrays[name] = values
+            description.geometry.update({name: said} if said else {})
     return stored, description
+
+
+def _stated(config: str | bytes | None) -> tuple[list[Stated], dict[str, str]]:
+    """Return the layers that a description states, and what stands in the way of a product."""
+    if config is None:
+        return [], {}
+    with damage_is("the description of the model in it is not JSON"):
+        loaded = json.loads(config)
+        model = loaded if isinstance(loaded, dict) else {}
+        return stated_layers(model), against(model)
+
+
+def _is_of_keras(tree: Tree) -> bool:
+    """Say whether a file looks like one of Keras, in either of its ways."""
+    older = any("layer_names" in texts for texts in tree.texts.values())
+    return older or any(re.fullmatch(r"(.*/)?vars/\d+", path) for path in tree.arrays)
 
 
 @dataclass(frozen=True)
