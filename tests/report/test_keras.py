@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -603,6 +604,26 @@ class TestHostile:
             monkeypatch.setattr(hdf5, "_PROCESS", program)
             monkeypatch.setattr(hdf5.limits, "HDF5_SECONDS", 0.2)
             assert_refused(capsys, tmp_path / "x.h5", "a damaged HDF5 file")
+
+    def test_a_lower_limit_of_memory_is_kept(self, tmp_path: Path) -> None:
+        resource = pytest.importorskip("resource")
+        content = h5_bytes(lambda file: file.create_dataset("d/kernel", data=some(3, 2)))
+        (tmp_path / "x.h5").write_bytes(content)
+        most = json.dumps(
+            {"memory": 2**40, "seconds": 60, "bytes": 2**30, "depth": 9, "visits": 99, "text": 99}
+        )
+        with (tmp_path / "x.h5").open("rb") as stream:
+            ended = subprocess.run(
+                [sys.executable, "-P", str(hdf5._PROCESS), most],
+                stdin=stream,
+                capture_output=True,
+                check=False,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)),
+            )
+        assert ended.returncode == 0
+        assert json.loads(ended.stdout.partition(b"\n")[0])["arrays"] == [
+            ["d/kernel", "<f4", [3, 2]]
+        ]
 
     @pytest.mark.parametrize("count", [8, pytest.param(150, marks=pytest.mark.slow)])
     def test_damaged_files_are_read_or_refused_in_one_line(self, count: int) -> None:

@@ -43,7 +43,9 @@ def _limit(limits: dict[str, int]) -> None:
         (resource.RLIMIT_CPU, limits["seconds"]),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+        hard = resource.getrlimit(kind)[1]
+        unlimited = hard == resource.RLIM_INFINITY
+        resource.setrlimit(kind, (most if unlimited else min(most, hard), hard))
 
 
 def _listed(file: Any, limits: dict[str, int]) -> tuple[dict[str, Any], list[Any]]:
