@@ -1,4 +1,4 @@
-"""The command line: ``gramnorm report [FILE]``.
+"""The command line: ``gramnorm report [FILE ...]``.
 
 Exit codes: 0, every layer has a bound; 1, some layer has none; 2, the command or the file cannot be
 used, with one line on the standard error stream; 130, interrupted, with the rows that were finished
@@ -20,7 +20,8 @@ from gramnorm import _validate
 from gramnorm._arrays import libraries, threads
 from gramnorm.report import Row, bound_layer, failed_row
 from gramnorm.report.files.contents import Contents, ReadError, one_line, printable, selected
-from gramnorm.report.files.readers import read_path, read_stream
+from gramnorm.report.files.readers import read_stream
+from gramnorm.report.files.several import read_paths
 from gramnorm.report.files.sidecar import described, read_sidecar
 from gramnorm.report.network import constant_of
 from gramnorm.report.options import SHIPPED, parser, version
@@ -91,7 +92,7 @@ def _report(options: argparse.Namespace) -> int:
     rows, unfinished = _rows(contents, backend=options.backend, **choices, place=place)
     as_stated = options.input_shape in (None, "file") and options.padding_mode is None
     report = Report(
-        source=SHIPPED if options.file is None else options.file,
+        source=", ".join(options.files) or SHIPPED,
         version=version(),
         rows=rows,
         skipped=contents.skipped,
@@ -124,13 +125,13 @@ def _contents(options: argparse.Namespace) -> Contents:
     """Read the file and what describes it, and choose the layers asked for."""
     description = None if options.layers is None else read_sidecar(options.layers)
     stated = () if description is None else description.geometry.keys()
-    if options.file is None and options.layout is not None:
-        msg = "--layout says how the kernels of a FILE are stored, and there is none"
-        raise ReadError(msg)
+    about_files = {"layout": options.layout, "entry": options.entry}
+    for name, value in about_files.items():
+        if not options.files and value is not None:
+            msg = f"--{name} is about a FILE, and there is none"
+            raise ReadError(msg)
     contents = (
-        _shipped()
-        if options.file is None
-        else read_path(options.file, stated=stated, layout=options.layout)
+        read_paths(options.files, stated=stated, **about_files) if options.files else _shipped()
     )
     if description is not None:
         contents = described(contents, description, printable(options.layers))

@@ -34,6 +34,10 @@ class ReadError(Exception):
     """A file that cannot be reported on; its text is one line for the user."""
 
 
+class NoLayersError(ReadError):
+    """A file that is sound, and holds no layer."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A weight array, and what is said about its use (`geometry` None: nothing)."""
@@ -64,7 +68,8 @@ class Layer:
         """Whether the norm depends on what nobody said: stride, dilation, groups."""
         if self.kind != "conv" or self.geometry is not None:
             return False
-        one_group = self.groups > 1 or self.weight.shape[0] == 1  # known, or the only possibility
+        # known, or the only possibility: Keras' depthwise kernels may be called like any other
+        one_group = self.groups > 1 or (self.weight.shape[0] == 1 and self.layout != "hwio")
         return not (one_group and math.prod(self.weight.shape[2:]) == 1)
 
 

@@ -19,6 +19,7 @@ from gramnorm.report.files.contents import Contents, Layer, ReadError
 from gramnorm.report.network import Network, Step
 from gramnorm.report.onnx import constants, gates, messages
 from gramnorm.report.onnx.external import Beside
+from gramnorm.report.onnx.labels import label_numbered
 from gramnorm.report.onnx.nodes import (
     Effect,
     Fixed,
@@ -68,7 +69,9 @@ def read_onnx(stream: IO[bytes], folder: Path | None = None) -> Contents:
         If the package onnx is missing, or the file is damaged, too large, not in order, or
         keeps arrays in other files than those beside it.
     """
-    contents = _Walk(messages.parsed(stream), folder).contents()
+    model = messages.parsed(stream)
+    label_numbered(model)
+    contents = _Walk(model, folder).contents()
     failed = list(contents.failed.items())[:_MOST_NAMES]
     reasons = "; ".join(f"{name!r}: {reason}" for name, reason in failed)
     no_layer = f"there is no node {', '.join(_LAYERS)} with a stored weight in it"
