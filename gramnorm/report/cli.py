@@ -80,7 +80,8 @@ def _report(options: argparse.Namespace) -> int:
         require_symbol(contents.layers)
     choices = {key: getattr(options, key) for key in ("input_shape", "padding_mode", "rtol")}
     rows = _rows(contents, backend=options.backend, **choices, place=place)
-    as_stated = options.input_shape in (None, "file") and options.padding_mode is None
+    as_stated = contents.sized or options.input_shape in (None, "file")
+    as_stated = as_stated and options.padding_mode is None
     report = Report(
         source=SHIPPED if options.file is None else options.file,
         version=version(),
@@ -115,10 +116,11 @@ def _contents(options: argparse.Namespace) -> Contents:
     if options.file is None and options.layout is not None:
         msg = "--layout says how the kernels of a FILE are stored, and there is none"
         raise ReadError(msg)
+    spatial = options.input_shape if isinstance(options.input_shape, tuple) else None
     contents = (
         _shipped()
         if options.file is None
-        else read_path(options.file, stated=stated, layout=options.layout)
+        else read_path(options.file, stated=stated, layout=options.layout, spatial=spatial)
     )
     if description is not None:
         contents = described(contents, description, printable(options.layers))
@@ -135,6 +137,9 @@ def _rows(contents: Contents, backend: str, **choices: Any) -> list[Row]:
 
         def row_of(layer: Layer) -> Row:
             step(layer.name)
+            if contents.sized:  # its size follows from the network's, but where runtimes differ
+                known = layer.geometry is not None and "input_shape" in layer.geometry
+                return bound_layer(layer, **choices | {"input_shape": "file" if known else None})
             return bound_layer(layer, **choices)
 
         # a layer alone has all threads of the BLAS; what is on a device waits there in any case

@@ -35,7 +35,11 @@ _PICKLE = b"\x80"
 
 
 def read_path(
-    path: str | os.PathLike[str], *, stated: Collection[str] = (), layout: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    stated: Collection[str] = (),
+    layout: str | None = None,
+    spatial: tuple[int, ...] | None = None,
 ) -> Contents:
     """
     Read the layers of a file: ``.npz``, ``.npy``, safetensors, a PyTorch checkpoint, or ``.onnx``.
@@ -49,6 +53,8 @@ def read_path(
     layout : str or None
         How kernels are stored, one of `gramnorm.report.layouts.LAYOUTS`; None to go by names and
         shapes.
+    spatial : tuple of int or None
+        Sizes for those that a graph leaves open, as in `read_onnx`.
 
     Returns
     -------
@@ -73,7 +79,7 @@ def read_path(
             if layout is not None:
                 msg = "--layout is not for a graph, which states it itself"
                 raise ReadError(msg)
-            return read_onnx(stream, path.parent)
+            return read_onnx(stream, path.parent, spatial)
     except (ReadError, OSError, ValueError) as error:  # ValueError: a null character in the name
         msg = f"cannot read {str(path)!r}: {one_line(error)}"
         raise ReadError(msg) from error
