@@ -90,7 +90,8 @@ def _report(options: argparse.Namespace) -> int:
         require_symbol(contents.layers)
     choices = {key: getattr(options, key) for key in ("input_shape", "padding_mode", "rtol")}
     rows, unfinished = _rows(contents, backend=options.backend, **choices, place=place)
-    as_stated = options.input_shape in (None, "file") and options.padding_mode is None
+    as_stated = contents.sized or options.input_shape in (None, "file")
+    as_stated = as_stated and options.padding_mode is None
     report = Report(
         source=", ".join(options.files) or SHIPPED,
         version=version(),
@@ -130,8 +131,11 @@ def _contents(options: argparse.Namespace) -> Contents:
         if not options.files and value is not None:
             msg = f"--{name} is about a FILE, and there is none"
             raise ReadError(msg)
+    spatial = options.input_shape if isinstance(options.input_shape, tuple) else None
     contents = (
-        read_paths(options.files, stated=stated, **about_files) if options.files else _shipped()
+        read_paths(options.files, stated=stated, spatial=spatial, **about_files)
+        if options.files
+        else _shipped()
     )
     if description is not None:
         contents = described(contents, description, printable(options.layers))
@@ -149,8 +153,12 @@ def _rows(contents: Contents, backend: str, **choices: Any) -> tuple[list[Row], 
     with progress(layers, sys.stderr) as step:
 
         def bound(which: int) -> None:
-            step(layers[which].name)
-            finished[which] = bound_layer(layers[which], **choices)
+            layer, own = layers[which], choices
+            step(layer.name)
+            if contents.sized:  # its size follows from the network's, but where runtimes differ
+                known = layer.geometry is not None and "input_shape" in layer.geometry
+                own = choices | {"input_shape": "file" if known else None}
+            finished[which] = bound_layer(layer, **own)
 
         # a layer alone has all threads of the BLAS; what is on a device waits there in any case
         several = backend == "numpy" and len(layers) > 1

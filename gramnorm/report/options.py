@@ -80,7 +80,7 @@ def _how(report: argparse.ArgumentParser) -> None:
         type=_input_shape,
         metavar="H,W",
         help='bound convolutions at this input size, or with "file" at the size the file states for each '
-        "(default: at every size)",
+        "(default: at every size); of a graph that leaves its sizes open, this is the size of its inputs",
     )
     report.add_argument(
         "--padding-mode",

@@ -108,6 +108,7 @@ class Contents:
     network: Any = None
     obstacles: dict[str, str] = field(default_factory=dict)  # why there is no product
     spare: list[Layer] = field(default_factory=list)  # among the obstacles: rows if asked for
+    sized: bool = False  # the sizes of the network were chosen by the caller
 
 
 def check_total(size: int) -> None:

@@ -45,6 +45,7 @@ def read_path(
     stated: Collection[str] = (),
     layout: str | None = None,
     entry: str | None = None,
+    spatial: tuple[int, ...] | None = None,
 ) -> Contents:
     """
     Read the layers of a file: ``.npz``, ``.npy``, safetensors, a PyTorch checkpoint, or ``.onnx``.
@@ -60,6 +61,8 @@ def read_path(
         shapes.
     entry : str or None
         Which of several dicts to read: its keys with dots between, or "." for all of them.
+    spatial : tuple of int or None
+        Sizes for those that a graph leaves open, as in `read_onnx`.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def read_path(
             if value is not None:
                 msg = f"{option} is not for a graph, which states what its weights are"
                 raise ReadError(msg)
-        return read_onnx(stream, path.parent)
+        return read_onnx(stream, path.parent, spatial)
 
 
 @contextlib.contextmanager

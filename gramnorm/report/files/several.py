@@ -44,6 +44,7 @@ def read_paths(
     stated: Collection[str] = (),
     layout: str | None = None,
     entry: str | None = None,
+    spatial: tuple[int, ...] | None = None,
 ) -> Contents:
     """
     Read the layers of files, and of the files in folders.
@@ -54,6 +55,8 @@ def read_paths(
         Files and folders, in any order.
     stated, layout, entry
         As in `gramnorm.report.files.readers.read_path`, for each of the files.
+    spatial
+        As there, for one file: several may be of several sizes.
 
     Returns
     -------
@@ -69,7 +72,7 @@ def read_paths(
     networks = _networks(paths)
     if len(networks) == 1:
         ((members, _),) = networks.values()
-        return _network(members, stated=stated, layout=layout, entry=entry)
+        return _network(members, stated=stated, layout=layout, entry=entry, spatial=spatial)
     joined = Contents()
     total = 0
     for name, (members, is_named) in networks.items():
@@ -133,12 +136,17 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def _network(
-    members: Sequence[Path], *, stated: Collection[str], layout: str | None, entry: str | None
+    members: Sequence[Path],
+    *,
+    stated: Collection[str],
+    layout: str | None,
+    entry: str | None,
+    spatial: tuple[int, ...] | None = None,
 ) -> Contents:
     """Read the one file of a network, or its shards."""
     shard = _SHARD.fullmatch(members[0].name)
     if shard is None:
-        return read_path(members[0], stated=stated, layout=layout, entry=entry)
+        return read_path(members[0], stated=stated, layout=layout, entry=entry, spatial=spatial)
     whole = Stored(layout=layout)
     layouts = set()
     for path in members:
