@@ -98,10 +98,15 @@ def test_jax_follows_inside_of_a_compiled_step():
         (value, state), gradient = norm(kernel)
         return kernel - 0.01 * gradient, state, value
 
-    state, first = gn.start_tracking(kernel, geometry), float(gn.conv_norm_bound(kernel))
-    for _ in range(20):
+    first = float(gn.conv_norm_bound(kernel))
+    for count in range(20):
+        if count % 5 == 0:  # what lowers the largest peak makes another the largest
+            state = gn.start_tracking(kernel, geometry)
+        before = kernel
         kernel, state, value = step(kernel, state)
-    assert 0.99 * gn.conv_norm_bracket(kernel).lower <= value < first - 0.1
+        bracket = gn.conv_norm_bracket(before)
+        assert 0.97 * bracket.lower <= value <= bracket.upper
+    assert value < first - 0.1
 
 
 def test_zero_and_nan(be):
