@@ -32,9 +32,11 @@ __all__ = ["Tracked", "start_tracking", "track_norm"]
 _START = 1e-3
 """Gap of the search for a start."""
 
-_WAVES = 6
-"""Local maxima of a symbol that are followed: training that lowers the largest makes it one of
-several."""
+_CLIMBING = 4
+"""Waves whose frequencies climb; the others stay at points of a grid and say where else it is high."""
+
+_PER_AXIS = 8
+"""Most points of that grid along an axis: one more than there are taps, up to this."""
 
 
 class Tracked(NamedTuple):
@@ -43,8 +45,8 @@ class Tracked(NamedTuple):
     Attributes
     ----------
     frequency : array, shape (waves, axes)
-        Frequencies of waves, in radians per sample and axis: local maxima, the first the largest
-        where the search ended. No axes for a matrix and for an operator of one size, one wave.
+        Frequencies of waves, in radians per sample and axis: a few that climb to local maxima, and
+        those of a grid. No axes for a matrix and for an operator of one size, and one wave.
     vector : array, shape (waves, ...)
         Unit vectors: ``(n,)`` for a matrix, the channels of waves, ``(c_in, *stride)``, or an input
         of one size, ``(c_in, *input_shape)``. Those of a transposed convolution are the outputs.
@@ -176,8 +178,10 @@ def track_norm(
             value, v = _of_one_size(a, v[0, ...], geometry, steps=count)
             return xp.reshape(xp.stack([value]), ()), Tracked(theta, v[None, ...])
         _check_state(theta, v, operator := _Waves(a, geometry))
-        values, state = _followed(theta, v, operator, steps=count)
-        return xp.reshape(xp.max(values, axis=0, keepdims=True), ()), state
+        theta, v = _powers(theta, v, operator, steps=count, climbing=_CLIMBING)
+        values = _values(theta, v, operator)
+        value = xp.reshape(xp.max(values, axis=0, keepdims=True), ())
+        return value, _exchanged(theta, v, autodiff.without_gradient(values))
 
 
 def _check(x: object, geometry: object) -> Array:
@@ -223,24 +227,25 @@ def _no_axes(a: Array) -> Array:
 
 
 def _of_peaks(a: Array, first: HostFloats, v: HostNumbers, geometry: ConvGeometry) -> Tracked:
-    """Return the wave (first, v), and those that climb to other maxima from points of a grid."""
+    """Return the wave (first, v), those that have climbed to other maxima, and those of a grid."""
     kernel = crossing.host_array(a)
     kernel = kernel.astype(np.complex128 if np.iscomplexobj(kernel) else np.float64)
     operator = _Waves(kernel, geometry)
-    counts = np.minimum(2 * np.max(operator.places, axis=0) + 1, 8)
+    taps = np.asarray(geometry.kernel_size)
+    counts = np.where(taps > 1, np.minimum(taps + 1, _PER_AXIS), 1)
     grid = np.stack(np.meshgrid(*(np.arange(n) / n for n in counts), indexing="ij"), axis=-1)
     theta = 2 * np.pi * grid.reshape(-1, len(counts))
+    theta = theta / np.where(taps > 1, geometry.dilation, 1)
     waves = np.random.default_rng(0).standard_normal((len(theta), *operator.shape)) + 0j
-    for kept in (4 * _WAVES, _WAVES - 1):
-        values, found = _followed(theta, waves, operator, steps=10)
-        best = np.argsort(-values, kind="stable")[:kept]
-        theta, waves = found.frequency[best], found.vector[best]
+    waves = _powers(theta, waves, operator, steps=10, climbing=0)[1]
+    best = np.argsort(-_values(theta, waves, operator), kind="stable")[: _CLIMBING - 1]
+    others = _powers(theta[best], waves[best], operator, steps=10, climbing=_CLIMBING)
     real = result_dtype(a)
+    frequencies = np.concatenate([first[None], others[0], theta])
+    vectors = np.concatenate([v[None], others[1], waves])
     return Tracked(
-        crossing.from_host(np.concatenate([first[None], theta]), dtype=real, like=a),
-        crossing.from_host(
-            np.concatenate([v[None], waves]), dtype=dtypes.complex_dtype(real), like=a
-        ),
+        crossing.from_host(frequencies, dtype=real, like=a),
+        crossing.from_host(vectors, dtype=dtypes.complex_dtype(real), like=a),
     )
 
 
@@ -305,21 +310,49 @@ class _Waves:
         return xp.reshape(xp.permute_dims(summed, (3, 1, 2, 0)), (u.shape[-1], *self.shape))
 
 
-def _followed(theta: Array, v: Array, operator: _Waves, *, steps: int) -> tuple[Array, Tracked]:
-    """Take steps with waves; return the value of each, shape (W,), and where they are."""
+def _powers(
+    theta: Array, v: Array, operator: _Waves, *, steps: int, climbing: int
+) -> tuple[Array, Array]:
+    """Take steps of power iteration with waves; the frequencies of the first ones climb."""
     frozen = autodiff.without_gradient(operator.taps)
+    moving = crossing.from_host(
+        1.0 * (np.arange(theta.shape[0]) < climbing)[:, None], dtype=theta.dtype, like=theta
+    )
     for _ in range(steps):
         turns = operator.turns(theta)
         images = operator.images(frozen, v)
-        if turns is not None:
-            theta = theta + _climb(_terms(images, turns), operator.places)
+        if turns is not None and climbing:
+            theta = theta + moving * _climb(_terms(images, turns), operator.places)
             turns = operator.turns(theta)
         v = operator.back(frozen, _unit(_summed(images, turns), (0, 1)), turns)
         v = _unit(v, tuple(range(1, v.ndim)))
+    return theta, v
+
+
+def _values(theta: Array, v: Array, operator: _Waves) -> Array:
+    """Return |F v| for each wave, differentiable in the kernel."""
     turns = operator.turns(theta)
+    frozen = autodiff.without_gradient(operator.taps)
     u = _unit(_summed(operator.images(frozen, v), turns), (0, 1))
-    images = _summed(operator.images(operator.taps, v), turns)
-    return _inner(u, images, (0, 1)), Tracked(theta, v)
+    return _inner(u, _summed(operator.images(operator.taps, v), turns), (0, 1))
+
+
+def _exchanged(theta: Array, v: Array, values: Array) -> Tracked:
+    """Let the largest wave of the grid, if larger, take the place of the least that climbs."""
+    xp = libraries.namespace(values)
+    if values.shape[0] <= _CLIMBING:
+        return Tracked(theta, v)
+    which = xp.arange(values.shape[0], device=libraries.device_of(values))
+    least = xp.argmin(values[:_CLIMBING])
+    best = xp.argmax(values[_CLIMBING:]) + _CLIMBING
+    is_larger = xp.take(values, best[None]) > xp.take(values, least[None])
+    moved = (which == least) & is_larger
+
+    def exchange(x: Array) -> Array:
+        new = xp.take(x, best[None], axis=0)
+        return xp.where(xp.reshape(moved, (-1, *(1 for _ in x.shape[1:]))), new, x)
+
+    return Tracked(exchange(theta), exchange(v))
 
 
 def _summed(images: Array, turns: Array | None) -> Array:

@@ -47,6 +47,9 @@ _GEOMETRY = (  # what the modules and `conv_norm_bound` call by the same names
     *("stride", "padding", "padding_mode", "dilation", "groups"),
     *("transposed", "output_padding"),
 )
+_LARGE = 2**16
+"""Entries of a weight from which on one step of power iteration is all that a training step pays;
+six steps with fewer entries cost no more."""
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _COUNTED = (
     "Linear, Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d and BatchNorm1d to BatchNorm3d"
@@ -350,9 +353,8 @@ class _Followed(nn.Module):
             vector = self.vector.to(work)
             vector = torch.view_as_complex(vector) if self.is_complex else vector.clone()
             state = Tracked(self.frequency.to(work), vector)
-        value, state = track_norm(
-            weight, state, self.geometry, steps=int(self.age % self.every > 0)
-        )
+        steps = 0 if self.age % self.every == 0 else 1 if weight.numel() > _LARGE else 6
+        value, state = track_norm(weight, state, self.geometry, steps=steps)
         self.age += 1
         self.frequency.copy_(state.frequency)
         self.vector.copy_(_real(state.vector))
