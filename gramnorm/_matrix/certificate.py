@@ -15,7 +15,7 @@ import numpy as np
 
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostNumbers
-from gramnorm._matrix import cholesky, lanczos, non_negative, residual
+from gramnorm._matrix import cholesky, lanczos, moments, non_negative, residual
 from gramnorm._matrix.gram import bracket_by_iteration
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
@@ -59,7 +59,7 @@ def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[f
         low, high = sums.one_square(gram, *factors)
         error = (kappa * f2 + underflow) * grow
         upper = (math.sqrt(high) + error) * grow
-        lower = max(math.sqrt(low) - error, 0.0) ** 2 / f2 * shrink
+        lower = moments.one_lower_bound(f2, max(math.sqrt(low) - error, 0.0) ** 2 * shrink)
         if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == limits.SQUARINGS:
             break
         last, rank = rank, f2 * f2 / high
