@@ -73,7 +73,8 @@ def gram_matrix(a: Array) -> Array:
         if a.dtype.kind == "c":
             return np.matmul(a.mT.conj(), a)
         # where NumPy sees twice the same array it has one half computed and copied to the other
-        return np.matmul(a.mT, a.copy() if a.shape[-1] <= limits.WHOLE_PRODUCTS else a)
+        other = a.copy() if a.shape[-1] <= limits.WHOLE_PRODUCTS else a
+        return np.dot(a.T, other) if a.ndim == 2 else np.matmul(a.mT, other)
     gram = matmul(adjoint(a), a)
     return gram.toarray() if is_sparse(gram) else gram
 

@@ -45,10 +45,10 @@ def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]
 def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
     """Square until the Schatten norms agree; climb back (Theorem 2, with scalars)."""
     prec = precision_of(b.dtype)
-    levels: list[tuple[float, float]] = []
     q = b.shape[1]
+    levels: list[tuple[float, float]] = []
     p, f2, inner, steps = b, frobenius2, b.shape[0], 0
-    rank = math.inf  # (sum l)^2 / sum l^2 of the eigenvalues l of P^H P
+    rank, room = math.inf, 1 + 0.4 * rtol  # (sum l)^2 / sum l^2 of the eigenvalues l of P^H P
     # what does not change: in this loop a call costs as much as what it returns
     factors, grow, shrink = sums.factors(q, q, prec), up(1.0), down(1.0)
     kappa, underflow = prec.kappa(inner), prec.underflow(inner) * q
@@ -58,12 +58,14 @@ def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[f
         gram = linalg.gram_matrix(p)
         low, high = sums.one_square(gram, *factors)
         error = (kappa * f2 + underflow) * grow
-        upper = (math.sqrt(high) + error) * grow
-        lower = moments.one_lower_bound(f2, max(math.sqrt(low) - error, 0.0) ** 2 * shrink)
-        if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == limits.SQUARINGS:
-            break
-        last, rank = rank, f2 * f2 / high
-        if limits.SEVERAL < rank > limits.UNCHANGED * last:  # equal singular values stay equal
+        last, rank, room = rank, f2 * f2 / high, room * room
+        # the bounds of several eigenvalues are as far apart as the root of their number
+        if rank <= max(2.0, room * room):
+            lower, upper = _top_eigenvalue(f2, low, high, error)
+            if upper <= lower * room:
+                break
+        if steps == limits.SQUARINGS or limits.SEVERAL < rank > limits.UNCHANGED * last:
+            lower, upper = _top_eigenvalue(f2, low, high, error)  # equal ones stay equal
             break
         scale = 1.0  # the next square has the fourth power: rescale before that leaves the range
         if prec.unit > HOST_UNIT or not 2.0**-100 < high < 2.0**100:
@@ -77,6 +79,12 @@ def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[f
         upper = math.sqrt((upper + eps) / scale) * grow
         lower = math.sqrt(max(lower - eps, 0.0) / scale) * shrink
     return Bounds(lower, upper, steps)
+
+
+def _top_eigenvalue(f2: float, low: float, high: float, error: float) -> tuple[float, float]:
+    """Bracket lambda_1(P^H P) by ||P||_F^2 <= f2 and low <= ||Q||_F^2 <= high, Q = P^H P + error."""
+    least = max(down(math.sqrt(low)) - error, 0.0)
+    return moments.one_lower_bound(f2, down(least * least)), up(math.sqrt(high) + error)
 
 
 def matrix_certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
