@@ -15,7 +15,7 @@ import numpy as np
 
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostNumbers
-from gramnorm._matrix import cholesky, lanczos, moments, non_negative, residual
+from gramnorm._matrix import cholesky, lanczos, moments, non_negative, residual, single
 from gramnorm._matrix.gram import bracket_by_iteration
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
@@ -33,7 +33,10 @@ def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]
         found = bracket_by_squaring(b, frobenius2=frobenius2, rtol=aim)
     else:
         found = Bounds(0.0, math.inf)
-    if found.is_within(aim):
+        if rtol >= limits.SINGLE:
+            host = crossing.host_array(b)
+            found = single.bracket(host, frobenius2=frobenius2, rtol=rtol * (1 - 2.0**-10))
+    if found.is_within(rtol if b.shape[1] > limits.SQUARING_COLUMNS else aim):
         return found
     gram = linalg.gram_matrix(b)
     found = found.narrowed(matrix_certificate(b, gram, frobenius2=frobenius2, rtol=aim))
