@@ -44,8 +44,9 @@ def shortfalls(
     Parameters
     ----------
     columns : list of host arrays, shape (b, q - start, width)
-        Block columns of at most `limits.INNER` columns, from the diagonal down, in a real or complex floating type. The Hermitian part
-        of the matrices is meant; what departs from it counts as an error of the caller.
+        Block columns of at most `limits.INNER` columns, from the diagonal down, real or complex.
+        The Hermitian part of the matrices is meant; what departs from it counts as an error of the
+        caller.
     inner : int
         Most of the inner length of a product: longer ones take less time, and lose more.
 
@@ -80,9 +81,7 @@ def _by_halves(columns: list[HostStack], inner: int) -> tuple[HostFloats, HostFl
     if count == 1:
         return np.full(1, np.inf), np.full(1, np.inf)
     parts = slice(0, count // 2), slice(count // 2, count)
-    (d, size), (d2, size2) = (
-        shortfalls([c[part] for c in columns], inner=inner) for part in parts
-    )
+    (d, size), (d2, size2) = (shortfalls([c[part] for c in columns], inner=inner) for part in parts)
     return np.concatenate([d, d2]), np.concatenate([size, size2])
 
 

@@ -1,12 +1,12 @@
-"""Bounds from traces of powers: below by two of them, above by four, exact for clusters.
+"""Bounds from traces of powers: from below by two of them, from above sharp for clusters.
 
-For a Hermitian H >= 0 with S1 = tr H and S2 = tr H^2 (docs/theory.md, Lemma 25)
+For a Hermitian H >= 0 with S1 = tr H and S2 = ||H||_F^2 (docs/theory.md, after Theorem 2)
 
     l_1 >= S2 / S1,    and if 2 S2 > S1^2    l_1 >= (S1 + sqrt(2 S2 - S1^2)) / 2,
 
-which is exact for two eigenvalues that are not zero.  For the moment bound from above a Hermitian H >= 0 weight each eigenvalue l_i by w_i = l_i^2 and let S2 = sum w_i = ||H||_F^2,
-c0 = sum w_i l_i / S2, eta^2 = sum w_i (l_i - c0)^2 = ||H^2 - c0 H||_F^2.  Then (docs/theory.md,
-Lemma 5)
+which is exact for two eigenvalues other than zero.  From above, weight each eigenvalue l_i by
+w_i = l_i^2 and let c0 = sum w_i l_i / S2, eta^2 = sum w_i (l_i - c0)^2 = ||H^2 - c0 H||_F^2.  Then
+(docs/theory.md, Lemma 5)
 
     l_1 <= c0 + eta sqrt(1 / l_1^2 - 1 / S2),
 

@@ -4,7 +4,7 @@ Let C be B in float32, and S the computed C^H C, summed up over n pieces of h ro
 
     | ||B|| - ||C|| | <= u ||B||_F,    ||S - C^H C|| <= (kappa(h) + gamma_n) ||C||_F^2
 
-(docs/theory.md, Lemma 26), for which a tolerance of 1e-2 leaves room up to some thousand rows.  A
+(docs/theory.md, section 2), for which a tolerance of 1e-2 leaves room up to some thousand rows.  A
 vector comes first, from products with C.  Its residual is proof enough where the top singular value
 outweighs all others (Theorem 7), in B or at least in S; else one factorisation is (Theorem 6): it
 takes half as long as another product, and decides where ten would be needed.
@@ -32,14 +32,15 @@ def bracket(b: HostNumbers, *, frobenius2: float, rtol: float) -> Bounds[float]:
     """Bracket the norm of `b`, double, p x q with q <= p; too wide where rounding takes the room."""
     frobenius = up(math.sqrt(frobenius2))
     scale = math.ldexp(1.0, -math.frexp(frobenius)[1])
-    c = np.empty(b.shape, np.complex64 if np.iscomplexobj(b) else np.float32)
+    c: Narrow = np.empty(b.shape, np.complex64 if np.iscomplexobj(b) else np.float32)
     np.multiply(b, scale, out=c, casting="same_kind")  # no entry exceeds 1
     prec = precision_of(c.dtype)
     slip = up(prec.unit * frobenius * scale + 2 * prec.tiny * math.sqrt(c.size))
     size2 = up((frobenius * scale + slip) ** 2)
-    x, pieces = np.random.default_rng(0).standard_normal(c.shape[1]), partial(_longest_pieces, c, size2)
+    pieces = partial(_longest_pieces, c, size2)
+    x: HostNumbers = np.random.default_rng(0).standard_normal((c.shape[1],))
     # a few steps tell whether there is room, which noise leaves if a quarter of the rank does
-    noise = 4 * size2 / c.shape[1]
+    noise = 4 * size2 / x.size
     few = not pieces(noise * (1 + 2 * rtol), 2 * rtol * noise)[0]
     for steps in limits.SINGLE_STEPS[not few :]:
         x = _vector(c, x, rtol=rtol, steps=steps)
@@ -81,9 +82,7 @@ def _proved(quotient: residual.Quotient, second: float, cost: int) -> Bounds[flo
     return Bounds(down(math.sqrt(quotient.lower)), upper, cost)
 
 
-def _longest_pieces(
-    c: Narrow, size2: float, top: float, room: float
-) -> tuple[int, float]:
+def _longest_pieces(c: Narrow, size2: float, top: float, room: float) -> tuple[int, float]:
     """Return h and what S errs by, for ||C||_F^2 <= `size2`.
 
     0 if too little of the `room` above the largest eigenvalue, some `top`, would be left.
