@@ -25,6 +25,8 @@ SECTIONS = {
     section.__name__: section
     for section in (
         matrices.matrices,
+        matrices.loose_matrices,
+        matrices.gradients,
         sparse.sparse,
         convolutions.speed,
         convolutions.growth,

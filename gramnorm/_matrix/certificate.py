@@ -3,8 +3,8 @@
 Small matrices are squared a few times (Theorem 2).  Larger ones take one product S = B^H B, a Ritz
 vector, and the cheapest proof that the Ritz value is almost the norm: its residual (Theorem 7),
 rescaled row sums, or one checked Cholesky factorisation (Theorem 6) at the price of about one
-product more.  What is left wide, for clustered singular values or tight tolerances, goes through
-the Gram iteration.
+product more.  At a loose tolerance that is tried in single precision before (`single`).  What is
+left wide, for clustered singular values or tight tolerances, goes through the Gram iteration.
 """
 
 from __future__ import annotations

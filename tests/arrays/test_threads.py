@@ -133,6 +133,20 @@ def test_bounds_have_the_same_bits_whatever_the_number_of_threads(name, monkeypa
     assert max(called) > 1
 
 
+def test_a_stack_meets_the_pool_once(monkeypatch):
+    # a pool for every product, with all parts waiting for the last: slower with two threads than one
+    called, pool = [], threads.shared
+    monkeypatch.setattr(threads, "shared", lambda *a: called.append(len(a[1])) or pool(*a))
+    monkeypatch.setattr(limits, "SHARED_OPERATIONS", 1e7)
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    stack = RNG(1).standard_normal((600, 40, 40))
+    assert gn.matrix_norm_bracket(stack).n_products > 3
+    assert called == [limits.SHARED_PARTS]
+    called.clear()
+    gn.matrix_norm_value_and_grad(stack)
+    assert called == 2 * [limits.SHARED_PARTS]
+
+
 def test_parts_are_those_of_the_work_and_cover_all():
     a = np.empty(0)
     for count, operations in ((1, 1e12), (7, 1e8), (1000, 1e6), (1000, 1e3), (5, 1e12)):
