@@ -29,15 +29,15 @@ def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]
         quick = non_negative.dense_bracket(crossing.host_array(b), rtol=aim)
         if quick is not None and quick.is_within(aim):
             return quick
+    found = Bounds(0.0, math.inf)
     if b.shape[1] <= limits.SQUARING_COLUMNS:
         found = bracket_by_squaring(b, frobenius2=frobenius2, rtol=aim)
-    else:
-        found = Bounds(0.0, math.inf)
-        if rtol >= limits.SINGLE:
-            host = crossing.host_array(b)
-            found = single.bracket(host, frobenius2=frobenius2, rtol=rtol * (1 - 2.0**-10))
-    if found.is_within(rtol if b.shape[1] > limits.SQUARING_COLUMNS else aim):
+    elif rtol >= limits.SINGLE:
+        aim = rtol * (1 - 2.0**-10)  # of a loose tolerance that rounding takes little
+        found = single.bracket(crossing.host_array(b), frobenius2=frobenius2, rtol=aim)
+    if found.is_within(aim):
         return found
+    aim = rtol / 2
     gram = linalg.gram_matrix(b)
     found = found.narrowed(matrix_certificate(b, gram, frobenius2=frobenius2, rtol=aim))
     if found.is_within(aim):

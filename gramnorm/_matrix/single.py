@@ -42,7 +42,7 @@ def bracket(b: HostNumbers, *, frobenius2: float, rtol: float) -> Bounds[float]:
     # a few steps tell whether there is room, which noise leaves if a quarter of the rank does
     noise = 4 * size2 / x.size
     few = not pieces(noise * (1 + 2 * rtol), 2 * rtol * noise)[0]
-    for steps in limits.SINGLE_STEPS[not few :]:
+    for steps in limits.SINGLE_STEPS if few else limits.SINGLE_STEPS[1:]:
         x = _vector(c, x, rtol=rtol, steps=steps)
         quotient = residual.quotient(b, x[:, None], frobenius=frobenius)
         # all eigenvalues of B^H B add up to ||B||_F^2
