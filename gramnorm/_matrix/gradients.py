@@ -21,7 +21,8 @@ import numpy as np
 from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits, linalg, threads
 from gramnorm._arrays.types import Array, DType, HostNumbers
 from gramnorm._matrix.certificate import approximate_eigenvector
-from gramnorm._matrix.gram import divisor, frobenius, peaks, product_operations
+from gramnorm._matrix.fixed_steps import divisor, peaks
+from gramnorm._matrix.gram import product_operations
 from gramnorm._results import result_dtype
 from gramnorm._rigour import sums
 
@@ -179,7 +180,7 @@ def _trace(a: Array) -> Array:
 
 def _normalised(a: Array) -> Array:
     xp = libraries.namespace(a)
-    size = frobenius(a)
+    size = xp.sqrt(sums.inner_product(a, a))
     size = xp.where(size > 0, size, xp.ones_like(size))
     return a / xp.astype(size[..., None, None], a.dtype)
 
