@@ -55,7 +55,8 @@ def shortfalls(
     two host arrays, shape (b,)
         Infinite where no factor was found.
     """
-    count, q = columns[0].shape[:2]
+    count, q, width = columns[0].shape
+    inner = max(inner, width)  # the length of the last product for each entry
     factor, squares = np.zeros((count, q, q), dtype=columns[0].dtype), np.zeros(count)
     for column in columns:
         start = q - column.shape[1]
