@@ -1,8 +1,8 @@
-"""The command line: ``gramnorm report [FILE]``.
+"""The command line: ``gramnorm report [FILE ...]``.
 
 Exit codes: 0, every layer has a bound; 1, some layer has none; 2, the command or the file cannot be
-used, with one line on the standard error stream; 130, interrupted; 141, the reader of a pipe has
-gone.
+used, with one line on the standard error stream; 130, interrupted, with the rows that were finished
+on the standard output; 141, the reader of a pipe has gone.
 """
 
 import argparse
@@ -12,15 +12,16 @@ import importlib.resources
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from gramnorm import _validate
 from gramnorm._arrays import libraries, threads
 from gramnorm.report import Row, bound_layer, failed_row
-from gramnorm.report.files.contents import Contents, Layer, ReadError, one_line, printable, selected
-from gramnorm.report.files.readers import read_path, read_stream
+from gramnorm.report.files.contents import Contents, ReadError, one_line, printable, selected
+from gramnorm.report.files.readers import read_stream
+from gramnorm.report.files.several import read_paths
 from gramnorm.report.files.sidecar import described, read_sidecar
 from gramnorm.report.network import constant_of
 from gramnorm.report.options import SHIPPED, parser, version
@@ -36,7 +37,16 @@ from gramnorm.report.table import (
     write_table,
 )
 
+_INTERRUPTED = 130  # what a shell makes of a program that SIGINT ended
 _WRITERS = {"json": write_json, "csv": write_csv, "markdown": write_markdown, None: write_table}
+
+
+def program() -> NoReturn:
+    """Run the command line of this process, and end it."""
+    code = main()
+    if code == _INTERRUPTED:
+        os._exit(code)  # the interpreter would wait for the threads at work on layers
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory")
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes once more at exit, and would complain about the same pipe.
         with contextlib.suppress(OSError, ValueError):
@@ -79,10 +89,11 @@ def _report(options: argparse.Namespace) -> int:
     if options.plot_symbol is not None:
         require_symbol(contents.layers)
     choices = {key: getattr(options, key) for key in ("input_shape", "padding_mode", "rtol")}
-    rows = _rows(contents, backend=options.backend, **choices, place=place)
-    as_stated = options.input_shape in (None, "file") and options.padding_mode is None
+    rows, unfinished = _rows(contents, backend=options.backend, **choices, place=place)
+    as_stated = contents.sized or options.input_shape in (None, "file")
+    as_stated = as_stated and options.padding_mode is None
     report = Report(
-        source=SHIPPED if options.file is None else options.file,
+        source=", ".join(options.files) or SHIPPED,
         version=version(),
         rows=rows,
         skipped=contents.skipped,
@@ -94,11 +105,14 @@ def _report(options: argparse.Namespace) -> int:
             contents.network, rows, stated_sizes=as_stated, obstacles=contents.obstacles
         ),
         obstacles=contents.obstacles,
+        unfinished=unfinished,
     )
     if hasattr(sys.stdout, "reconfigure"):  # a name may hold what the terminal's encoding has not
         sys.stdout.reconfigure(errors="backslashreplace")
     _WRITERS[options.form](report, sys.stdout)
     sys.stdout.flush()
+    if unfinished:
+        return _INTERRUPTED
     if options.plot is not None:
         draw_bars(report, options.plot)
     if options.plot_symbol is not None:
@@ -112,35 +126,55 @@ def _contents(options: argparse.Namespace) -> Contents:
     """Read the file and what describes it, and choose the layers asked for."""
     description = None if options.layers is None else read_sidecar(options.layers)
     stated = () if description is None else description.geometry.keys()
-    if options.file is None and options.layout is not None:
-        msg = "--layout says how the kernels of a FILE are stored, and there is none"
-        raise ReadError(msg)
+    about_files = {"layout": options.layout, "entry": options.entry}
+    for name, value in about_files.items():
+        if not options.files and value is not None:
+            msg = f"--{name} is about a FILE, and there is none"
+            raise ReadError(msg)
+    spatial = options.input_shape if isinstance(options.input_shape, tuple) else None
     contents = (
-        _shipped()
-        if options.file is None
-        else read_path(options.file, stated=stated, layout=options.layout)
+        read_paths(options.files, stated=stated, spatial=spatial, **about_files)
+        if options.files
+        else _shipped()
     )
     if description is not None:
         contents = described(contents, description, printable(options.layers))
     return selected(contents, options.include, options.exclude)
 
 
-def _rows(contents: Contents, backend: str, **choices: Any) -> list[Row]:
+def _rows(contents: Contents, backend: str, **choices: Any) -> tuple[list[Row], list[str]]:
     """Bound the layers, as many at a time as there are cores.
 
-    Those that could not be read come last.
+    Returned are the rows in order, those of layers that could not be read last, and the names of
+    the layers that an interruption left without one.
     """
     layers = contents.layers
+    finished: dict[int, Row] = {}
     with progress(layers, sys.stderr) as step:
 
-        def row_of(layer: Layer) -> Row:
+        def bound(which: int) -> None:
+            layer, own = layers[which], choices
             step(layer.name)
-            return bound_layer(layer, **choices)
+            if contents.sized:  # its size follows from the network's, but where runtimes differ
+                known = layer.geometry is not None and "input_shape" in layer.geometry
+                own = choices | {"input_shape": "file" if known else None}
+            finished[which] = bound_layer(layer, **own)
 
         # a layer alone has all threads of the BLAS; what is on a device waits there in any case
         several = backend == "numpy" and len(layers) > 1
-        rows = threads.shared(row_of, layers) if several else [*map(row_of, layers)]
-    return rows + [failed_row(name, reason) for name, reason in contents.failed.items()]
+        try:
+            if several:
+                threads.shared(bound, range(len(layers)))
+            else:
+                for which in range(len(layers)):
+                    bound(which)
+        except KeyboardInterrupt:
+            if not finished:
+                raise
+    done = finished.copy()  # threads at work when we were interrupted may yet finish
+    rows = [done[which] for which in sorted(done)]
+    rows += [failed_row(name, reason) for name, reason in contents.failed.items()]
+    return rows, [layer.name for which, layer in enumerate(layers) if which not in done]
 
 
 def _place(backend: str, device: str | None) -> Callable[[np.ndarray[Any, Any]], Any]:
