@@ -250,13 +250,13 @@ FACTOR_COLUMNS, INNER = 32, 64
 rounding is proportional. Order 512 in single precision takes 5.0 ms, 5.8 with blocks of 64, and
 numpy.linalg.cholesky 11 in double."""
 
-FORMED = 2**20
+FORMED = 2**17
 """Entries of the matrices that are formed together, 16 MiB, since the table is read once for all:
 256 channels take 1.46 s, 1.58 with 2^17 and 1.56 with 2^22."""
 
-ESTIMATED = 2**18
-"""Entries of the images of vectors that are formed together: 1.46 s at 256 channels, 1.57 with
-2^15, and 1.39 with 2^21, which take 16 MiB per array and Lanczos step."""
+ESTIMATED = 2**17
+"""Entries of the images of vectors that are formed together, 1 MiB: 64 to 256 channels take as long
+with 2^16 and 2^18."""
 
 WIDE_COLUMNS = 48
 """Columns of a block from which on cells are closed by factorisations and not by squarings:
@@ -274,10 +274,20 @@ WIDE_CLIMBS = 2
 """Cells from which a local maximum is searched for: 1, 2 and 6 differ by less than the noise of the
 clock, and a second one makes a local maximum that is not the largest less likely."""
 
-WIDE_REACH, WIDE_PARTS = 0.6, 4
-"""The w of the first cells, about, and most parts per axis into which a cell is cut at once: 347,
-658 and 86 factorisations (Gaussian of 64 and 256 channels, trained-like), 392, 784 and 92 from 0.9
-with 6 parts, 398, 690 and 108 from 0.46 with 4."""
+WIDE_SAMPLES = 5
+"""Samples per tap and axis from which norms are interpolated."""
+
+WIDE_REACH, WIDEST = 0.05, 1.4
+"""The w of the smallest cells of a cover, about, and of the largest."""
+
+WIDE_LATTICE = 2**14
+"""Small cells."""
+
+WIDE_MARGIN = 0.97
+"""Share of w."""
+
+WIDE_PARTS = 4
+"""Most parts per axis into which a cell is cut at once."""
 
 WIDE_FACTORS = 5_000, 20_000
 """Factorisations that a search may always spend, 40 s at 512 channels, where Gaussian noise takes
@@ -300,7 +310,7 @@ FACTORED_COLUMNS = 96
 too. On a grid of 32 x 32 decaying kernels of 64 channels take 125 ms and not 58, since Frobenius
 norms settle most frequencies; Gaussian ones of 128 channels take 0.35 s and not 1.15."""
 
-WIDE_GRID_TRIAL = 2, 4
+WIDE_GRID_TRIAL = 1, 4
 """Part of a grid that the factorisations for the supremum may cost first, each one of a point; and
 how many times the first cells they must be, since these are cut at once: 6 times at 64 x 64 x 3 x
 3."""

@@ -164,7 +164,7 @@ class Squared:
     def _bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
         """Return bounds on the squared norms, little above `levels` if those are some; else inf."""
         found = np.full(len(turns), np.inf)
-        step = max(1, limits.FORMED // self._tables[0].shape[1])
+        step = max(8, limits.FORMED // self._tables[0].shape[1])
         few = max(1, limits.FACTORED // self.order)
         for start in range(0, len(turns), step):
             columns = self.formed(
