@@ -23,6 +23,10 @@ finding the BLAS 1 ms, once."""
 SHARED_COLUMNS = 1024
 """Most columns of matrices of which each has one thread; the BLAS shares larger products well."""
 
+KEPT_BYTES = 2**23
+"""Arrays that the process keeps for those to come: a search over frequencies makes no larger ones
+often."""
+
 
 # Matrices
 
@@ -250,9 +254,10 @@ FACTOR_COLUMNS, INNER = 32, 64
 rounding is proportional. Order 512 in single precision takes 5.0 ms, 5.8 with blocks of 64, and
 numpy.linalg.cholesky 11 in double."""
 
-FORMED = 2**17
-"""Entries of the matrices that are formed together, 16 MiB, since the table is read once for all:
-256 channels take 1.46 s, 1.58 with 2^17 and 1.56 with 2^22."""
+FORMED = 8, 2**17
+"""Least matrices and most entries that are formed together, 3 MiB, since the table is read once for
+all: at 64 channels each takes 11 us and not 30 with 2^20; fewer than 8 of 256 channels take a tenth
+longer."""
 
 ESTIMATED = 2**17
 """Entries of the images of vectors that are formed together, 1 MiB: 64 to 256 channels take as long

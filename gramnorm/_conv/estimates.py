@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays import limits, linalg
+from gramnorm._arrays import limits, linalg, threads
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm._conv import ascent
 
@@ -53,11 +53,14 @@ class Estimator:
         few = len(turns) < self.count
         step = max(1, limits.ESTIMATED // (self.count * self.p))
         gram = self._by_blocks if few else self._by_taps
-        parts = [
-            _lanczos(gram(turns[i : i + step]), min(steps, self.q), start[i : i + step])
-            for i in range(0, max(len(turns), 1), step)
-        ]
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        parts = [slice(i, i + step) for i in range(0, max(len(turns), 1), step)]
+
+        def estimated(part: slice) -> tuple[HostFloats, HostVectors]:
+            return _lanczos(gram(turns[part]), min(steps, self.q), start[part])
+
+        work = 8.0 * len(turns) * steps * self._rows.size
+        found = threads.shared_if_worth(estimated, parts, work)
+        return np.concatenate([p[0] for p in found]), np.concatenate([p[1] for p in found])
 
     def images(self, v: HostVectors) -> HostVectors:
         """Return K_k v for all taps, shape (vectors, T, p)."""

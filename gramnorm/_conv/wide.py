@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gramnorm._arrays import limits
+from gramnorm._arrays import limits, threads
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm._conv import cover
 from gramnorm._conv.cells import diamond_axes
@@ -58,6 +58,7 @@ def supremum(
     is_flat : callable
         Asked, for a lower bound, whether the norm is hardly lower anywhere: there are better ways.
     """
+    threads.keep_arrays()
     return _Search(squares, kernel_size, half, rtol).run(most, is_flat)
 
 
