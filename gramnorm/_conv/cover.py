@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -130,7 +129,9 @@ class Lattice:
         """
         largest = self._largest(widest, w)
         most = int(np.max(largest))
-        back, reach = ((most - 1) * np.sum(np.maximum(m, 0), axis=0) for m in (-self._axes, self._axes))
+        back, reach = (
+            (most - 1) * np.sum(np.maximum(m, 0), axis=0) for m in (-self._axes, self._axes)
+        )
         wrapped = np.pad(self._table, np.stack([back, reach], axis=1), mode="wrap")
         strides = np.asarray(wrapped.strides) // wrapped.itemsize
         starts = (self._centres + back) @ strides
@@ -153,7 +154,7 @@ class Lattice:
         most = math.floor(min(float(np.max(widest)), limits.WIDEST) / w)
         for k in range(2, most + 1):
             found[np.roll(widest, tuple((1 - k) * self._move), axes) >= k * w] = k
-        return found[tuple(self._centres.T)]
+        return np.asarray(found[tuple(self._centres.T)])
 
 
 def _small_cells(kernel_size: tuple[int, ...]) -> Cells:

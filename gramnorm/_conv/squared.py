@@ -148,11 +148,11 @@ class Squared:
         Single precision serves where the estimates are farther below than what it loses.
         """
         found = np.full(len(turns), np.inf)
-        margins = (targets / np.maximum(estimates, 1e-300)) ** 2 - 1
         left = np.flatnonzero((targets > 0) & (targets**2 > 2 * self.error))
         for wide in (False, True):
             loss = self._losses[wide]
-            which = left if wide else left[margins[left] > loss]
+            far = targets[left] ** 2 > (1 + loss) * estimates[left] ** 2
+            which = left if wide else left[far]
             levels = down((targets[which] ** 2 - 1.1 * self.error) / (1 + loss))
             squares = self._bounds(turns[which], levels, wide=wide)
             roots = up(np.sqrt(squares))

@@ -100,6 +100,7 @@ class _Search:
         self._rates = (np.asarray(kernel_size) - 1) * math.pi  # of the angle w, per turn
         self._diamond = diamond_axes(kernel_size)
         self._best, self._upper, self._cost = Maximum.unknown(len(kernel_size)), 0.0, 0
+        self._cuts = 0
 
     def run(self, most: float, is_flat: Callable[[float], bool]) -> Maximum:
         """Return the bracket.
@@ -112,9 +113,10 @@ class _Search:
         for block in order:
             if block == order[0] or np.max(first[block].norms) > 0.9 * self._best.bounds.lower:
                 self._climb(int(block), first[block])
-        most = min(most, self._affordable())
-        covers = [self._cover(cells) for cells in first]
-        if self._expected(covers) <= most and not self._is_flat(first, is_flat):
+        lower, most = self._best.bounds.lower, min(most, self._affordable())
+        hopeless = lower == 0 or (self._looks_flat(first) and is_flat(lower))
+        covers = [] if hopeless else [self._cover(cells) for cells in first]
+        if covers and self._expected(covers) <= most:
             closed = (
                 self._close(block, self._begun(square, covers[block]), 2 * most)
                 for block, square in enumerate(self._squares)
@@ -136,17 +138,17 @@ class _Search:
     def _affordable(self) -> float:
         """Return how many factorisations a search may spend."""
         least, most = limits.WIDE_FACTORS
-        return max(least, min(most, limits.WIDE_WORK / (2.0 * self._squares[0].order ** 3)))
+        work = 2.0 * self._squares[0].order ** 3
+        return max(least, min(most, limits.WIDE_WORK / work))
 
     def _expected(self, covers: list[_Open]) -> float:
         """Return about how many factorisations these cells and their parts take."""
         axes = np.count_nonzero(self._reach)
         return sum(float(np.sum(self._parts(cells) ** axes)) for cells in covers)
 
-    def _is_flat(self, first: list[_Open], is_flat: Callable[[float], bool]) -> bool:
+    def _looks_flat(self, first: list[_Open]) -> bool:
         need = np.concatenate([self._need(cells.norms) for cells in first])
-        many = float(np.mean(need < limits.WIDE_REACH)) > limits.WIDE_FLAT
-        return many and is_flat(self._best.bounds.lower)
+        return bool(np.mean(need < limits.WIDE_REACH) > limits.WIDE_FLAT)
 
     def _cover(self, samples: _Open) -> _Open:
         """Return cells that cover the torus, as large as samples of the norm let expect.
@@ -172,11 +174,15 @@ class _Search:
         return down((1 + self._rtol) * self._best.bounds.lower)
 
     def _width(self, sizes: HostFloats | float) -> HostFloats:
-        """Return w of cells of some sizes, rounded up: centres may be off by 16 / FINEST turns."""
+        """Return w of cells of some sizes, rounded up.
+
+        Centres are moved by half of 1 / FINEST turns each time that cells are cut, and first.
+        """
         reach = self._rates * self._reach
         inner = max((reach[a] for a in self._diamond), default=0.0)
         w = inner + sum(reach[a] for a in range(len(reach)) if a not in self._diamond)
-        return np.asarray(up(w * sizes + float(np.sum(self._rates)) * 16 / FINEST))
+        moved = (self._cuts + 1) * float(np.sum(self._rates)) * (1 / (2 * FINEST) + 2.0**-50)
+        return np.asarray(up(w * sizes + moved, 16))
 
     def _need(self, norms: HostFloats) -> HostFloats:
         """Return the largest w with which cells can be closed, by the estimates of their norms."""
@@ -200,7 +206,7 @@ class _Search:
 
     def _close(self, block: int, cells: _Open, most: float) -> bool:
         """Bound the norm in all cells of a block; say whether `most` factorisations were enough."""
-        square = self._squares[block]
+        square, self._cuts = self._squares[block], 0
         while len(cells):
             if self._cost > most:
                 return False
@@ -218,11 +224,14 @@ class _Search:
             failed = tried[~(upper < np.inf)]
             cells = cells.again(square, failed, MORE_STEPS)  # the estimates were too low
             # cells this small are open because of rounding, which splitting does not mend
-            small = ~closed & (np.cos(w) * (1 + self._rtol / 16) >= 1)
+            small = ~closed & (
+                (np.cos(w) * (1 + self._rtol / 16) >= 1) | (self._width(0.0) > w / 2)
+            )
             if np.any(small):
                 self._settle(square, cells.take(small))
             rest = cells.take(~(closed | small))
             cells = self._split(square, rest) if len(rest) else rest
+            self._cuts += 1
         return True
 
     def _sharpened(self, square: Squared, cells: _Open, w: HostFloats) -> _Open:
