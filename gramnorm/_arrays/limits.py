@@ -263,10 +263,10 @@ ESTIMATED = 2**17
 """Entries of the images of vectors that are formed together, 1 MiB: 64 to 256 channels take as long
 with 2^16 and 2^18."""
 
-WIDE_COLUMNS = 48
+WIDE_COLUMNS = 32
 """Columns of a block from which on cells are closed by factorisations and not by squarings:
-Gaussian and trained-like kernels take 34 and 19 ms against 41 and 11 at 32, 50 and 26 against 77
-and 22 at 48, 78 and 31 against 144 and 31 at 64."""
+Gaussian and trained-like kernels take 19 and 14 ms against 23 and 14 at 24, 27 and 14 against 43
+and 13 at 32, 35 and 16 against 79 and 22 at 40."""
 
 WIDE_TABLE = 2**28
 """Bytes of the tables of lags of all groups: those of 512 x 512 x 3 x 3 take 28 MiB."""
@@ -280,23 +280,28 @@ WIDE_CLIMBS = 2
 clock, and a second one makes a local maximum that is not the largest less likely."""
 
 WIDE_SAMPLES = 5
-"""Samples per tap and axis from which norms are interpolated."""
+"""Samples per tap and axis from which norms are interpolated: Gaussian noise of 64 and 256 channels
+takes 302 and 604 factorisations, 335 and 720 with 4, and 6 cost more estimates than they save."""
 
 WIDE_REACH, WIDEST = 0.05, 1.4
-"""The w of the smallest cells of a cover, about, and of the largest."""
+"""The w of the smallest cells of a cover, about, and of the largest. Somewhat more than what closes
+a cell at the peak for a gap of 1e-3: 0.065 takes 321 factorisations and 0.042 319, for 335."""
 
 WIDE_LATTICE = 2**14
-"""Small cells."""
+"""Small cells: with twice as many making a list of them costs more than three-dimensional kernels
+gain."""
 
 WIDE_MARGIN = 0.97
-"""Share of w."""
+"""Share of the w that interpolated norms let expect: cells that stay open are cut in four. 0.95 and
+1 differ by less than one kernel from the next."""
 
 WIDE_PARTS = 4
-"""Most parts per axis into which a cell is cut at once."""
+"""Most parts per axis into which a cell is cut at once: what is known at its centre says little
+about smaller parts."""
 
 WIDE_FACTORS = 5_000, 20_000
 """Factorisations that a search may always spend, 40 s at 512 channels, where Gaussian noise takes
-1300; and the most it may."""
+850; and the most it may."""
 
 WIDE_WORK = 3e12
 """Operations in factorisations otherwise: 40 s at 75 Gflop/s."""
@@ -307,8 +312,9 @@ channels take 1.46 s, 1.56 with 256 columns and 1.9 with 8192. Where one matrix 
 halves are tried again."""
 
 WIDE_FLAT = 0.5
-"""Share of the first cells that are to be cut into many parts, from which on a symbol may be flat
-and its autocorrelation is asked: 1 for orthogonal layers, 0 for the other kernels here."""
+"""Share of the samples beside which no cell but the smallest is expected to be closed, from which
+on a symbol may be flat and its autocorrelation is asked: 1 for orthogonal layers, 0 for the other
+kernels here."""
 
 FACTORED_COLUMNS = 96
 """Columns of a block from which on the norm at a single frequency is bounded by a factorisation
@@ -316,9 +322,9 @@ too. On a grid of 32 x 32 decaying kernels of 64 channels take 125 ms and not 58
 norms settle most frequencies; Gaussian ones of 128 channels take 0.35 s and not 1.15."""
 
 WIDE_GRID_TRIAL = 1, 4
-"""Part of a grid that the factorisations for the supremum may cost first, each one of a point; and
-how many times the first cells they must be, since these are cut at once: 6 times at 64 x 64 x 3 x
-3."""
+"""Part of a grid that the factorisations for the supremum may cost first, each one of a point: all,
+since how many it takes is known before the first; and how many times the first cells they must be:
+a cover takes twice those of a trained-like kernel, 12 times those of Gaussian noise."""
 
 
 # Large sparse matrices

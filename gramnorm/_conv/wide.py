@@ -1,13 +1,13 @@
 """The certified supremum of the norm of a wide symbol, by one factorisation for each cell.
 
-Estimates for all cells together and a local ascent say where the lower bound L is and how large a
-cell may be: Theorem 10 (docs/theory.md) closes a cell of half width w with centre c as soon as
+Estimates at samples and a local ascent say where the lower bound L is and how large a cell may be:
+Theorem 10 (docs/theory.md) closes a cell of half width w with centre c as soon as
 
     ||F(c)|| <= (1 + rtol) L cos(w),    that is w <= arccos(||F(c)|| / ((1 + rtol) L)).
 
-So a cell is cut into as many parts as its estimate asks for, and one that is small enough is closed
-by one factorisation of tau^2 I - G(c) (Lemma 23).  Only this, and the quotient that is L, proves
-anything.
+So the torus is covered by cells about as large as that (`cover`), one that is too large is cut into
+as many parts as its estimate asks for, and one that is small enough is closed by one factorisation
+of tau^2 I - G(c) (Lemma 23).  Only this, and the quotient that is L, proves anything.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from gramnorm._conv.squared import FINEST, Squared, snapped
 from gramnorm._rigour.model import down, up
 
 FIRST_STEPS, CHILD_STEPS, MORE_STEPS = 8, 4, 12
-"""Lanczos steps at the first centres, at those of parts, and after a failure."""
+"""Lanczos steps at samples, at centres, and where norms must be known sharply: at samples where they
+are high and where a factorisation failed."""
 
 HIGH = 0.9
+"""Share of the largest estimate from which on a sample is high: cells are small there."""
 
 DOUBTFUL = 1.03
 """Times w up to which what is needed is estimated once more before a factorisation is tried."""
@@ -64,7 +66,7 @@ def supremum(
 
 @dataclasses.dataclass(frozen=True)
 class _Open:
-    """Open cells of one block: centres in turns, sizes relative to the first cells, estimates."""
+    """Open cells of one block: centres in turns, sizes relative to the smallest, estimates."""
 
     centres: HostFloats
     sizes: HostFloats
@@ -86,6 +88,10 @@ class _Open:
         found = square.estimator.at(self.centres[chosen], steps, vectors[chosen])
         norms[chosen], vectors[chosen] = found
         return dataclasses.replace(self, norms=norms, vectors=vectors)
+
+    def estimated(self, square: Squared) -> _Open:
+        """Return the cells with estimates from their vectors at all centres."""
+        return self.again(square, np.arange(len(self)), CHILD_STEPS)
 
 
 class _Search:
@@ -118,7 +124,7 @@ class _Search:
         covers = [] if hopeless else [self._cover(cells) for cells in first]
         if covers and self._expected(covers) <= most:
             closed = (
-                self._close(block, self._begun(square, covers[block]), 2 * most)
+                self._close(block, covers[block].estimated(square), 2 * most)
                 for block, square in enumerate(self._squares)
             )
             if all(closed):
@@ -139,7 +145,7 @@ class _Search:
         """Return how many factorisations a search may spend."""
         least, most = limits.WIDE_FACTORS
         work = 2.0 * self._squares[0].order ** 3
-        return max(least, min(most, limits.WIDE_WORK / work))
+        return float(max(least, min(most, limits.WIDE_WORK / work)))
 
     def _expected(self, covers: list[_Open]) -> float:
         """Return about how many factorisations these cells and their parts take."""
@@ -165,9 +171,6 @@ class _Search:
         vectors = samples.vectors[nearest]
         vectors[opposite] = vectors[opposite].conj()  # F(-theta) = conj F(theta)
         return _Open(turns, sizes.astype(np.float64), found, vectors)
-
-    def _begun(self, square: Squared, cells: _Open) -> _Open:
-        return cells.again(square, np.arange(len(cells)), CHILD_STEPS)
 
     @property
     def _target(self) -> float:

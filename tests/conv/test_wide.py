@@ -233,7 +233,9 @@ def test_error_of_the_sum_is_not_idle():
 def one_channel(*taps):
     """Return the square of a symbol of one channel, and taps along one axis."""
     kernel = np.asarray(taps)[None, None, :]
-    return Squared(*taps_and_offsets(kernel.astype(np.complex128 if np.iscomplexobj(kernel) else float)))
+    return Squared(
+        *taps_and_offsets(kernel.astype(np.complex128 if np.iscomplexobj(kernel) else float))
+    )
 
 
 def beside_the_zero(size, count):
@@ -247,7 +249,9 @@ def test_error_of_the_lower_bound_counts(monkeypatch):
 
     def too_high():
         v = np.ones(1, dtype=np.complex64)
-        return sum(square.quotient(t, v) > n * (1 + 1e-14) for t, n in zip(turns, norms, strict=True))
+        return sum(
+            square.quotient(t, v) > n * (1 + 1e-14) for t, n in zip(turns, norms, strict=True)
+        )
 
     assert too_high() == 0
     monkeypatch.setattr(model.Precision, "kappa", lambda *_: 0.0)
