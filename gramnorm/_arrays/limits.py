@@ -313,8 +313,9 @@ halves are tried again."""
 
 WIDE_FLAT = 0.5
 """Share of the samples beside which no cell but the smallest is expected to be closed, from which
-on a symbol may be flat and its autocorrelation is asked: 1 for orthogonal layers, 0 for the other
-kernels here."""
+on a symbol may be flat and its autocorrelation is asked: 1 for orthogonal layers. With a hundredth
+of noise these take 5000 factorisations, 0.4 and 1.5 s at 48 and 96 channels, and by the square of
+the symbol 0.8 and 1.8 s."""
 
 FACTORED_COLUMNS = 96
 """Columns of a block from which on the norm at a single frequency is bounded by a factorisation
