@@ -119,8 +119,12 @@ def _factorise(factor: HostStack, column: HostStack, inner: int) -> HostFloats |
         if inverse is None:
             return None
         panel[:, width:] = linalg.matmul(column[:, width:], inverse.astype(column.dtype))
-    rest = column - linalg.matmul(panel, upper.astype(column.dtype))
-    return np.asarray(sums.inner_product(rest, rest), dtype=np.float64)
+    # by halves of the columns: R is triangular
+    upper, half = upper.astype(column.dtype), width // 2
+    first = column[:, :, :half] - linalg.matmul(panel[:, :, :half], upper[:, :half, :half])
+    second = column[:, half:, half:] - linalg.matmul(panel[:, half:], upper[:, :, half:])
+    squares = sums.inner_product(first, first) + sums.inner_product(second, second)
+    return np.asarray(squares, dtype=np.float64)
 
 
 def _inverse(upper: HostStack) -> HostStack | None:

@@ -111,6 +111,10 @@ STACKS = {
     "together": lambda: gn.matrix_norm_bracket(RNG(1).standard_normal((600, 40, 40))),
     "one by one": lambda: gn.matrix_norm_bracket(RNG(2).standard_normal((3, 240, 200))),
     "every size": lambda: gn.conv_norm_bracket(RNG(3).standard_normal((40, 36, 3, 3))),
+    "wide": lambda: gn.conv_norm_bracket(RNG(6).standard_normal((64, 64, 3, 3))),
+    "wide circle": lambda: gn.conv_norm_bracket(
+        RNG(7).standard_normal((100, 100, 3, 3)), (9, 9), padding_mode="circular"
+    ),
     "groups": lambda: gn.conv_norm_bracket(RNG(4).standard_normal((128, 16, 3, 3)), groups=8),
     "circle": lambda: gn.conv_norm_bracket(
         RNG(5).standard_normal((24, 24, 3, 3)), (32, 32), padding_mode="circular"
