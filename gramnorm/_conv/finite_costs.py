@@ -1,0 +1,98 @@
+"""What each way to bound a convolution of finite size costs, in seconds, and how close it comes.
+
+==========  ====================================================================  ============
+way         work                                                                  relative gap
+==========  ====================================================================  ============
+assembled   forming A^H A of order q; some 50 products with it, q^3 / 3           none
+banded      forming its band; 80 products with A, sum of heights^2                none
+searched    the symbol at 3^d frequencies for each first cell, twice on a grid    sum over axes
+            of (5/4)^d (n + k - 1) per axis; 40 products with A                   of ratio^3 / 2
+==========  ====================================================================  ============
+
+The ratio is (k - 1) / n, in blocks of the stride.  Only shapes are known beforehand, and a wrong
+prediction costs time.  `limits` holds the rates with their measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gramnorm._arrays import libraries, limits
+from gramnorm._arrays.types import Array
+from gramnorm._conv import finite_banded, finite_matrix
+from gramnorm._conv.cells import first_count
+from gramnorm._conv.finite_lower import window_size
+from gramnorm._conv.geometry import Axis
+from gramnorm._conv.symbol import undilated_stride
+
+
+def assembled(taps: Array, axes: Sequence[Axis]) -> float:
+    """Return the seconds of `finite_matrix.bracket`; inf where that takes too much memory."""
+    q, groups = float(min(finite_matrix.sides(taps, axes))), int(taps.shape[1])
+    gathered = finite_matrix.is_gathered(taps, axes)
+    numbers, operations = (
+        finite_matrix.gathering(taps, axes)
+        if gathered
+        else finite_matrix.assembly(taps, axes, len(axes))
+    )
+    if numbers > limits.ASSEMBLED_ENTRIES:
+        return math.inf
+    forming = operations / limits.LARGE_RATE + groups * q**2 * limits.ENTRY_SECONDS
+    if q <= limits.SQUARING_COLUMNS:
+        each = limits.SQUARING_SECONDS + 8 * q**3 / limits.SMALL_RATE
+    else:
+        each = limits.CERTIFICATE_SECONDS + q**3 / 3 / limits.SMALL_RATE
+    return limits.SQUARING_CALL + forming + groups * each
+
+
+def banded(taps: Array, axes: Sequence[Axis]) -> float:
+    """Return the seconds of `finite_banded.bracket` and of the lower bound it needs; inf as above."""
+    groups, dims = int(taps.shape[1]), len(axes)
+    taps, axes = finite_banded.narrowest_last(taps, axes)
+    last, order = axes[-1], min(finite_matrix.sides(taps, axes))
+    numbers, operations = finite_matrix.assembly(taps, axes, dims - 1)
+    is_cut = any(a.mode != "zeros" and a.size > window_size(axes, taps.shape[3]) for a in axes)
+    table = last.taps * max(last.size, last.outputs)
+    too_large = max(numbers, table, order) > limits.ASSEMBLED_ENTRIES
+    if too_large or is_cut or not libraries.is_on_cpu(taps):
+        return math.inf
+    rows = finite_banded.row_table(taps, axes)
+    m, slots = order // rows.shape[-1], float(rows.shape[0] * rows.shape[1])
+    window = finite_banded.band_window(rows, m)
+    compared = slots**2 * (window.side / m + 1) * (window.block / m + 1)
+    if max(window.side**2, compared) > limits.WINDOW:
+        return math.inf
+    area = float(window.heights.sum()) * window.block
+    forming = (10 + slots + 3 * (slots / m) ** 2) * area * limits.TERM_SECONDS
+    blocks = len(window.reach) * limits.WINDOW_SECONDS
+    each: float = forming + blocks + window.work / limits.SMALL_RATE
+    return operations / limits.LARGE_RATE + groups * each + 80 * _product(taps, axes)
+
+
+def searched(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[float, float]:
+    """Return the seconds of the search for the supremum and what follows it, and the relative gap."""
+    _, groups, c_out, c_in = map(float, taps.shape)
+    stride = undilated_stride(tuple(a.stride for a in axes), tuple(a.dilation for a in axes))
+    extent = tuple(-(-a.taps // s) for a, s in zip(axes, stride, strict=True))
+    sizes = [min(max(a.size // s, 1), a.outputs) for a, s in zip(axes, stride, strict=True)]
+    block = c_out * c_in * math.prod(min(a.taps, s) for a, s in zip(axes, stride, strict=True))
+    each = limits.FREQUENCY_SECONDS + groups * block * limits.BLOCK_ENTRY_SECONDS
+    seconds: float = 3.0 ** sum(k > 1 for k in extent) * first_count(extent) * each
+    ratios = [(k - 1) / n for k, n in zip(extent, sizes, strict=True)]
+    copies = math.prod(1 if a.is_circle else a.copies() for a in axes)
+    repeated = math.sqrt(copies) - 1
+    if 0.2 * sum(r**2 for r in ratios) + repeated <= rtol:  # the supremum is near enough
+        return seconds, 0.0
+    grid = math.prod(1.25 * (n + k - 1) for k, n in zip(extent, sizes, strict=True)) / 2
+    seconds += 4 * min(grid, limits.SEARCH_EVALUATIONS[0]) * each + 40 * _product(taps, axes)
+    return seconds, sum(r**3 for r in ratios) / 2 + repeated
+
+
+def _product(taps: Array, axes: Sequence[Axis]) -> float:
+    """Return the seconds of a product with the operator or its adjoint, on average."""
+    count, groups, c_out, c_in = map(float, taps.shape)
+    there, back = c_in * math.prod(a.outputs for a in axes), c_out * math.prod(a.size for a in axes)
+    there_rate, back_rate = (limits.READ_SECONDS + 2 * c / limits.SMALL_RATE for c in (c_out, c_in))
+    reads = count * groups / 2 * (there * there_rate + back * back_rate)
+    return limits.CORRELATION_SECONDS + reads
