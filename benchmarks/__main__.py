@@ -32,6 +32,7 @@ SECTIONS = {
         convolutions.sizes,
         convolutions.forward,
         convolutions.geometry,
+        convolutions.ways,
         convolutions.trained,
         methods.methods,
         network.network,

@@ -186,7 +186,7 @@ order 64 takes 0.4 ms, 64 take 12; one of order 256 takes 4 ms, of 400 6 to 8, o
 WINDOW_SECONDS = 3e-4
 """Calls for a block of columns of a factorisation in a window."""
 
-FREQUENCY_SECONDS, BLOCK_ENTRY_SECONDS = 12e-6, 40e-9
+FREQUENCY_SECONDS, BLOCK_ENTRY_SECONDS = 6e-6, 40e-9
 """The symbol at one frequency, with its norm: 16 us for 64 blocks of one entry, 25 to 51 for 16 x 16,
 0.19 ms for 64 x 64, 0.6 for 128 x 128."""
 

@@ -5,8 +5,8 @@ way         work                                                                
 ==========  ====================================================================  ============
 assembled   forming A^H A of order q; some 50 products with it, q^3 / 3           none
 banded      forming its band; 80 products with A, sum of heights^2                none
-searched    the symbol at 3^d frequencies for each first cell, twice on a grid    sum over axes
-            of (5/4)^d (n + k - 1) per axis; 40 products with A                   of ratio^3 / 2
+searched    the symbol at 3^d frequencies for each first cell, on a grid of       sum over axes
+            (5/4)^d (n + k - 1) per axis, most of it twice; 40 products with A    of ratio^3 / 2
 ==========  ====================================================================  ============
 
 The ratio is (k - 1) / n, in blocks of the stride.  Only shapes are known beforehand, and a wrong
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gramnorm._arrays import libraries, limits
+from gramnorm._arrays import dtypes, libraries, limits
 from gramnorm._arrays.types import Array
 from gramnorm._conv import finite_banded, finite_matrix
 from gramnorm._conv.cells import first_count
@@ -38,11 +38,12 @@ def assembled(taps: Array, axes: Sequence[Axis]) -> float:
     )
     if numbers > limits.ASSEMBLED_ENTRIES:
         return math.inf
-    forming = operations / limits.LARGE_RATE + groups * q**2 * limits.ENTRY_SECONDS
+    times = _multiplications(taps)
+    forming = times * operations / limits.LARGE_RATE + groups * q**2 * limits.ENTRY_SECONDS
     if q <= limits.SQUARING_COLUMNS:
-        each = limits.SQUARING_SECONDS + 8 * q**3 / limits.SMALL_RATE
+        each = limits.SQUARING_SECONDS + times * 8 * q**3 / limits.SMALL_RATE
     else:
-        each = limits.CERTIFICATE_SECONDS + q**3 / 3 / limits.SMALL_RATE
+        each = limits.CERTIFICATE_SECONDS + times * q**3 / 3 / limits.SMALL_RATE
     return limits.SQUARING_CALL + forming + groups * each
 
 
@@ -66,8 +67,9 @@ def banded(taps: Array, axes: Sequence[Axis]) -> float:
     area = float(window.heights.sum()) * window.block
     forming = (10 + slots + 3 * (slots / m) ** 2) * area * limits.TERM_SECONDS
     blocks = len(window.reach) * limits.WINDOW_SECONDS
-    each: float = forming + blocks + window.work / limits.SMALL_RATE
-    return operations / limits.LARGE_RATE + groups * each + 80 * _product(taps, axes)
+    times = _multiplications(taps)
+    each: float = forming + blocks + times * window.work / limits.SMALL_RATE
+    return times * operations / limits.LARGE_RATE + groups * each + 80 * _product(taps, axes)
 
 
 def searched(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[float, float]:
@@ -85,8 +87,13 @@ def searched(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[float, 
     if 0.2 * sum(r**2 for r in ratios) + repeated <= rtol:  # the supremum is near enough
         return seconds, 0.0
     grid = math.prod(1.25 * (n + k - 1) for k, n in zip(extent, sizes, strict=True)) / 2
-    seconds += 4 * min(grid, limits.SEARCH_EVALUATIONS[0]) * each + 40 * _product(taps, axes)
+    seconds += 3 * min(grid, limits.SEARCH_EVALUATIONS[0]) * each + 40 * _product(taps, axes)
     return seconds, sum(r**3 for r in ratios) / 2 + repeated
+
+
+def _multiplications(taps: Array) -> int:
+    """Return how many real multiplications one of two entries takes."""
+    return 4 if dtypes.is_complex(taps.dtype) else 1
 
 
 def _product(taps: Array, axes: Sequence[Axis]) -> float:
@@ -94,5 +101,5 @@ def _product(taps: Array, axes: Sequence[Axis]) -> float:
     count, groups, c_out, c_in = map(float, taps.shape)
     there, back = c_in * math.prod(a.outputs for a in axes), c_out * math.prod(a.size for a in axes)
     there_rate, back_rate = (limits.READ_SECONDS + 2 * c / limits.SMALL_RATE for c in (c_out, c_in))
-    reads = count * groups / 2 * (there * there_rate + back * back_rate)
+    reads = _multiplications(taps) * count * groups / 2 * (there * there_rate + back * back_rate)
     return limits.CORRELATION_SECONDS + reads

@@ -123,34 +123,28 @@ def gram_matrix(taps: Array, axes: Sequence[Axis]) -> tuple[Array, HostFloats]:
     return xp.reshape(gram, (groups, q, q)), gram_error(taps, axes, q)
 
 
-def oriented_links(taps: Array, axes: Sequence[Axis]) -> list[HostFloats]:
-    """Return the links (taps, rows, points) of each axis, with the points on the smaller side."""
-    links = [axis.links() for axis in axes]
-    return links if is_tall(taps, axes) else [link.swapaxes(1, 2) for link in links]
-
-
 def pair_grams(taps: Array, axes: Sequence[Axis], count: int) -> Array:
     """Return the Gram matrices of pairs of taps, summed over those of the first `count` axes.
 
     Of shape (groups, *(k, k) of the other axes, c, c, *(points, points) of these), on the smaller
     side.
     """
-    xp, links = libraries.namespace(taps), oriented_links(taps, axes)
+    xp, links = libraries.namespace(taps), [axis.links() for axis in axes[:count]]
     if not is_tall(taps, axes):  # A A^H is the Gram matrix of A^H
-        taps = linalg.adjoint(taps)
+        taps, links = linalg.adjoint(taps), [link.swapaxes(1, 2) for link in links]
     terms, groups, inner, c = taps.shape
     sizes, dims = [a.taps for a in axes], len(axes)
     rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, inner, terms * c))
     gram = xp.reshape(linalg.gram_matrix(rows), (groups, *sizes, c, *sizes, c))
     pairs = (i for a in range(dims) for i in (1 + a, 2 + dims + a))
     gram = xp.permute_dims(gram, (0, *pairs, 1 + dims, 2 + 2 * dims))
-    for link in links[:count]:
+    for link in links:
         # (k, l) of the first axis left become (i, i'), at the end
         shape = (groups, link.shape[0] ** 2, *gram.shape[3:])
         gram = xp.permute_dims(xp.reshape(gram, shape), (0, *range(2, len(shape)), 1))
         moved = crossing.from_host(link_products(link), dtype=taps.dtype, like=taps)
         gram = linalg.matmul(gram, moved)
-    points = [n for link in links[:count] for n in (link.shape[2],) * 2]
+    points = [n for link in links for n in (link.shape[2],) * 2]
     left = [k for k in sizes[count:] for _ in range(2)]
     return xp.reshape(gram, (groups, *left, c, c, *points))
 
