@@ -19,7 +19,7 @@ from functools import partial
 from gramnorm._arrays import dtypes, libraries, limits
 from gramnorm._arrays.types import Array
 from gramnorm._conv import every_size, finite_banded, finite_costs, finite_matrix
-from gramnorm._conv.finite_lower import Wave, golub_kahan, window_size
+from gramnorm._conv.finite_lower import Wave, golub_kahan
 from gramnorm._conv.finite_upper import compression
 from gramnorm._conv.geometry import Axis
 from gramnorm._conv.sampling import Maximum
@@ -30,7 +30,7 @@ from gramnorm._rigour.model import up
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """A way to bounds, the seconds that it takes and the relative gap that it leaves, as foretold."""
+    """A way to bounds, and what is foretold: the seconds it takes, the relative gap it leaves."""
 
     seconds: float
     gap: float
@@ -133,11 +133,10 @@ def _continued(
     yield above.narrowed(_round_the_circle(taps, axes, rtol=rtol / 2))
     for part in parts:
         yield golub_kahan(wide, part, wave, rtol=rtol)
-    if all(a.size <= window_size(axes, taps.shape[3]) for a in axes):
-        # with the samples that continue the input, which may make another group the largest
-        groups = taps.shape[1]
-        for g in range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]:
-            yield golub_kahan(wide, axes, dataclasses.replace(wave, group=g), rtol=rtol)
+    # with the samples that continue the input, which may make another group the largest
+    groups = taps.shape[1]
+    for g in range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]:
+        yield golub_kahan(wide, axes, dataclasses.replace(wave, group=g), rtol=rtol)
 
 
 def _supremum(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[Symbol, Maximum]:

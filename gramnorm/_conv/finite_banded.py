@@ -29,16 +29,18 @@ from gramnorm._rigour.model import up
 
 
 def bracket(taps: Array, axes: Sequence[Axis], lower: float, *, rtol: float) -> Bounds[float]:
-    """Bound the norm of the operator with taps (T, groups, c_out, c_in) from above, little over `lower`.
+    """Bound the norm of the operator with taps (T, groups, c_out, c_in) from above, near `lower`.
 
-    Inf where that is no bound. The cost is factorisations.
+    Inf where that is no bound, or takes too much memory. The cost is factorisations.
     """
     if not lower > 0:
         return Bounds(0.0, math.inf)
     taps, axes = narrowest_last(taps, axes)
     rows = row_table(taps, axes)
+    window = band_window(rows, min(finite_matrix.sides(taps, axes)) // rows.shape[-1])
+    if window.side**2 > limits.WINDOW:
+        return Bounds(0.0, math.inf)
     grams = _grams(taps, axes, rows)
-    window = band_window(rows, grams[0].order // rows.shape[-1])
     errors = finite_matrix.gram_error(taps, axes, grams[0].order).tolist()
     for gap in limits.BAND_GAPS:
         level, bounds = up(lower**2) * (1 + 2 * gap * rtol), [0.0]

@@ -48,32 +48,43 @@ def assembled(taps: Array, axes: Sequence[Axis]) -> float:
 
 
 def banded(taps: Array, axes: Sequence[Axis]) -> float:
-    """Return the seconds of `finite_banded.bracket` and of the lower bound it needs; inf as above."""
+    """Return the seconds of `finite_banded.bracket` and its lower bound; inf as above."""
     groups, dims = int(taps.shape[1]), len(axes)
     taps, axes = finite_banded.narrowest_last(taps, axes)
-    last, order = axes[-1], min(finite_matrix.sides(taps, axes))
+    tall, last = finite_matrix.is_tall(taps, axes), axes[-1]
+    order, points = float(min(finite_matrix.sides(taps, axes))), last.size if tall else last.outputs
+    m, slots = order / points, last.taps * (last.copies() if tall else 1)
+    side, block = min(_width(last, points, tall) * m, order), 2 * limits.WINDOW_BLOCK
+    compared = slots**2 * (side / m + 1) * (block / m + 1)
     numbers, operations = finite_matrix.assembly(taps, axes, dims - 1)
-    is_cut = any(a.mode != "zeros" and a.size > window_size(axes, taps.shape[3]) for a in axes)
-    table = last.taps * max(last.size, last.outputs)
-    too_large = max(numbers, table, order) > limits.ASSEMBLED_ENTRIES
-    if too_large or is_cut or not libraries.is_on_cpu(taps):
+    most = window_size(axes, groups * taps.shape[3])
+    is_cut = any(a.mode != "zeros" and a.size > most for a in axes)
+    if numbers > limits.ASSEMBLED_ENTRIES or max(side**2, compared) > limits.WINDOW:
         return math.inf
-    rows = finite_banded.row_table(taps, axes)
-    m, slots = order // rows.shape[-1], float(rows.shape[0] * rows.shape[1])
-    window = finite_banded.band_window(rows, m)
-    compared = slots**2 * (window.side / m + 1) * (window.block / m + 1)
-    if max(window.side**2, compared) > limits.WINDOW:
+    if is_cut or not libraries.is_on_cpu(taps):
         return math.inf
-    area = float(window.heights.sum()) * window.block
-    forming = (10 + slots + 3 * (slots / m) ** 2) * area * limits.TERM_SECONDS
-    blocks = len(window.reach) * limits.WINDOW_SECONDS
+    height = side - m / 2 + limits.WINDOW_BLOCK / 2  # on average
+    area, work = order * height - height**2 / 2, order * height**2 - height**3 * 2 / 3
+    terms = (10 + slots + 3 * (slots / m) ** 2) * area + 100 * slots * points
+    blocks = order / limits.WINDOW_BLOCK * limits.WINDOW_SECONDS
     times = _multiplications(taps)
-    each: float = forming + blocks + times * window.work / limits.SMALL_RATE
+    each = terms * limits.TERM_SECONDS + blocks + times * work / limits.SMALL_RATE
     return times * operations / limits.LARGE_RATE + groups * each + 80 * _product(taps, axes)
 
 
+def _width(axis: Axis, points: int, tall: bool) -> int:
+    """Return how many points from one on are read by a row that reads it, about."""
+    if axis.mode == "circular":
+        return points
+    reach = axis.reach
+    if axis.mode != "zeros":  # what a margin repeats
+        after = axis.stride * (axis.outputs - 1) + reach - axis.before - axis.size + 1
+        reach = max(reach, 2 * axis.before, 2 * after)
+    return min(reach // (1 if tall else axis.stride) + 1, points)
+
+
 def searched(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[float, float]:
-    """Return the seconds of the search for the supremum and what follows it, and the relative gap."""
+    """Return the seconds of the search for the supremum with what follows, and the relative gap."""
     _, groups, c_out, c_in = map(float, taps.shape)
     stride = undilated_stride(tuple(a.stride for a in axes), tuple(a.dilation for a in axes))
     extent = tuple(-(-a.taps // s) for a, s in zip(axes, stride, strict=True))

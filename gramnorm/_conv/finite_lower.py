@@ -108,8 +108,11 @@ def golub_kahan(
     if wave is not None:
         taps = taps[:, wave.group : wave.group + 1, ...]
     _, groups, c_out, c_in = taps.shape
-    axes = tuple(a.window(window_size(axes, groups * c_in)) for a in axes)
-    if any(a.outputs == 0 for a in axes):
+    most = window_size(axes, groups * c_in)
+    # a part of what is continued is a submatrix only where nothing of it is read as a copy
+    is_cut = any(a.mode != "zeros" and a.size > most for a in axes)
+    axes = tuple(a.window(most) for a in axes)
+    if is_cut or any(a.outputs == 0 for a in axes):
         return Bounds(0.0, math.inf)
     shape = (groups * c_out, c_in, *(a.taps for a in axes))
     kernel = xp.reshape(xp.permute_dims(taps, (1, 2, 3, 0)), shape)

@@ -152,3 +152,33 @@ def test_a_generic_start_finds_the_largest_group(groups):
     found = finite.golub_kahan(taps, axes, None, rtol=1e-6)
     exact = oracles.sigma(oracles.conv_matrix(kernel, (9,), padding=1, groups=groups))
     assert exact * (1 - 1e-6) <= found.lower <= exact * (1 + 1e-13)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "symmetric"])
+def test_no_window_is_cut_out_of_what_is_continued(monkeypatch, mode):
+    """A central part of it would be read as a copy too, and not be a submatrix."""
+    kernel = np.abs(drawn((4, 2, 7)))
+    taps = kernel.reshape(2, 2, 2, 7).transpose(3, 0, 1, 2)
+    options = {"padding": 6, "padding_mode": mode, "groups": 2}
+    axes = ConvGeometry.of(kernel.shape, (8,), **options).axes()
+    exact = float(oracles.sigma(oracles.conv_matrix(kernel, (8,), **options)))
+    assert finite.golub_kahan(taps, axes, None, rtol=1e-6).lower >= exact * (1 - 1e-6)
+    monkeypatch.setattr(limits, "WINDOW_INPUTS", 12)
+    assert finite.golub_kahan(taps, axes, None, rtol=1e-6).lower == 0
+    bracket = gn.conv_norm_bracket(kernel, 8, **options)
+    assert bracket.lower <= exact * (1 + 1e-12)
+    assert exact * (1 - 1e-12) <= bracket.upper
+
+
+def test_a_prediction_costs_next_to_nothing_at_any_size():
+    """Of a table of samples and taps alone the readers took seconds."""
+    kernel = drawn((2, 2, 31))
+    taps = kernel.reshape(1, 2, 2, 31).transpose(3, 0, 1, 2)
+    for mode in ("zeros", "reflect"):
+        axes = ConvGeometry.of(kernel.shape, (10**8,), padding=15, padding_mode=mode).axes()
+        tracemalloc.start()
+        predicted = finite_costs.banded(taps, axes), finite_costs.assembled(taps, axes)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert min(predicted) > limits.LONGEST
+        assert peak < 2**16
