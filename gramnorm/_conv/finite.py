@@ -79,7 +79,7 @@ def _narrowed(ways: Sequence[Way], *, rtol: float) -> Bounds[float]:
     """Take bounds on one operator until they are narrow enough, the most promising ones first."""
     found = Bounds(0.0, math.inf)
     # a gap as wide as the one asked for is as often too wide as not
-    for way in sorted(ways, key=lambda way: way.seconds * (1 + way.gap / rtol)):
+    for way in sorted(ways, key=lambda way: way.seconds * (1 + (way.gap / rtol) ** 2)):
         for one in way.bounds():
             found = found.narrowed(one)
             if found.is_within(rtol):
@@ -91,7 +91,8 @@ def _factorised(wide: Array, axes: Sequence[Axis], *, rtol: float) -> list[Way]:
     """Return the ways through a Gram matrix that take little enough time and memory."""
 
     def banded() -> Iterator[Bounds[float]]:
-        known = golub_kahan(wide, axes, None, rtol=rtol)
+        # from a generic vector Ritz values may rest for some steps below the largest
+        known = golub_kahan(wide, axes, None, rtol=rtol / 4)
         yield known.narrowed(finite_banded.bracket(wide, axes, known.lower, rtol=rtol))
 
     def assembled() -> Iterator[Bounds[float]]:
