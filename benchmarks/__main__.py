@@ -35,6 +35,7 @@ SECTIONS = {
         convolutions.forward,
         convolutions.training,
         convolutions.geometry,
+        convolutions.ways,
         convolutions.trained,
         methods.methods,
         network.network,

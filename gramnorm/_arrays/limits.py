@@ -188,24 +188,38 @@ START_RTOL = 1e-2
 
 # Convolutions at a finite size
 
-# Side of an operator whose matrix comes before all else.  3 x 3 layers, Gaussian and decaying, of
-# 1 to 16 channels: 4 ms against 22 to 43 ms for the other bounds.
-ASSEMBLED_AT_ONCE = 256
+LONGEST = 25.0
+"""Seconds, as predicted, that the factorisations of an operator may take. What has 8192 rows takes 8
+in a dense one, and up to as much to form."""
 
-# The same where cubes of sides, over all groups, stay below the cube of this: 128 channels at 2 x 2
-# take 23 ms and not 290, 64 at 4 x 4 33 and not 147, 16 at 8 x 8 32 and not 78.
-ASSEMBLED_CHEAPLY = 1024
+LARGE_RATE, SMALL_RATE = 4e10, 2e10
+"""Operations per second of products of a thousand rows and columns; of products with few columns, and
+of factorisations in a window: 1e10 at a width of 500, 2.4e10 at 6000."""
+
+ENTRY_SECONDS, TERM_SECONDS = 15e-9, 1e-9
+"""Passes over an entry of a Gram matrix: 50 products with a vector in single precision, and moves.
+Adding a term to an entry of a band; ten before the first."""
+
+SQUARING_CALL, SQUARING_SECONDS, CERTIFICATE_SECONDS = 3e-4, 4e-5, 2e-3
+"""Calls of Python: for all matrices that are squared, for each of them, and for a certificate. One of
+order 64 takes 0.4 ms, 64 take 12; one of order 256 takes 4 ms, of 400 6 to 8, of 1024 34."""
+
+WINDOW_SECONDS = 3e-4
+"""Calls for a block of columns of a factorisation in a window."""
+
+FREQUENCY_SECONDS, BLOCK_ENTRY_SECONDS = 6e-6, 40e-9
+"""The symbol at one frequency, with its norm: 16 us for 64 blocks of one entry, 25 to 51 for 16 x 16,
+0.19 ms for 64 x 64, 0.6 for 128 x 128."""
+
+CORRELATION_SECONDS, READ_SECONDS = 9e-5, 4e-9
+"""Calls for a product with the operator, and a sample read for an output."""
 
 # Times rtol above the lower bound, for the factorisation of a band: where it proves the gap asked
 # for, and where it leaves less than the repetition of samples does, if the lower bound is poor.
 BAND_GAPS = 0.8, 40.0
 
-# Side of an operator whose matrix is the last resort.  16 channels at 16 x 16, 3 x 3 taps, have
-# just that: 1.5 s for a gap of 6e-4, and the Gram matrix takes 128 MiB, twice that if complex.
-ASSEMBLED = 4096
-
-# Numbers in an intermediate result on the way to a matrix: 256 MiB in float64.
-ASSEMBLED_ENTRIES = 2**25
+# Numbers in an intermediate result on the way to a matrix: 512 MiB in float64.
+ASSEMBLED_ENTRIES = 2**26
 
 # Taps whose pairs are summed up under a plane wave: two tables of 32 and 64 MiB; 45 x 45 taps take
 # 0.3 s at 512 x 512 and 1.3 s at 4096 x 4096.
@@ -393,12 +407,12 @@ GRAM_WORK = 2**27
 """
 
 WINDOW_BLOCK, STRIP, WIDE_WINDOW = 64, 4, 1024
-"""Columns of a block of that factorisation, four times as many where the window is wide, whose
+"""Columns of a block of that factorisation, twice as many where the window is wide, whose
 passes are slow; and how many blocks are updated in one product."""
 
-WINDOW = 2**25
-"""Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB,
-512 MiB if complex."""
+WINDOW = 2**26
+"""Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 512 MiB,
+1 GiB if complex."""
 
 DENSE_FACTOR = 0.5
 """Operations of a dense certificate over the cube of the side, in those of a window: at equal counts

@@ -181,7 +181,7 @@ def _of_correlation(
     kernel: HostArray, axes: Sequence[Axis], wave: Wave, *, rtol: float
 ) -> tuple[float, HostArray]:
     """Return ||T x|| / ||x|| and its gradient by a group's kernel, at the top right vector x."""
-    x, y, _ = top_vectors(kernel, axes, wave, rtol=rtol**2)
+    x, y, _ = top_vectors(kernel, axes, wave, groups=1, rtol=rtol**2)
     size_x, size_y = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     if not (size_x > 0 and size_y > 0):
         return 0.0, np.zeros_like(kernel)

@@ -123,7 +123,7 @@ class Window:
     def reaching(cls, last: HostInts) -> Window:
         """Return the window of a matrix with the `last` row of entries given for each column."""
         width = int(np.max(last - np.arange(len(last)), initial=0))
-        block = limits.WINDOW_BLOCK * (1 if width < limits.WIDE_WINDOW else 4)
+        block = limits.WINDOW_BLOCK * (1 if width < limits.WIDE_WINDOW else 2)
         starts = np.arange(0, len(last), block)
         blocks = np.maximum.accumulate(np.maximum.reduceat(last, starts)) // block + 1
         return cls(block, np.minimum(blocks * block, len(last)))
@@ -207,11 +207,14 @@ def _factorise(s: Banded, window: Window, level: float) -> tuple[float, float] |
     for k, stop in enumerate(window.reach.tolist()):
         start = k * window.block
         width, height = min(window.block, s.order - start), stop - start
-        if stop > known:
-            entering = -s.block(known, stop, start, stop)
-            entering[np.arange(stop - known), np.arange(known - start, height)] += level
-            square[known - start : height, :height] = entering
-            known = stop
+        # the first square in strips: nothing above the diagonal is read
+        strip = limits.STRIP * window.block if known == 0 else height
+        for left in range(start, stop, strip) if stop > known else ():
+            top, right = max(known, left), min(left + strip, stop)
+            rows, columns = slice(top - start, height), slice(left - start, right - start)
+            square[rows, columns] = -s.block(top, stop, left, right)
+        square[np.arange(known - start, height), np.arange(known - start, height)] += level
+        known = stop
         panel = _panel(square[:height, :width])
         if panel is None:
             return None

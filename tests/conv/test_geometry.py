@@ -151,10 +151,7 @@ def test_small_operators_are_bracketed_and_converge(be, operator, kind):
 @pytest.fixture
 def no_matrices(monkeypatch):
     """Take away what makes small operators exact: they go the way of large ones."""
-    monkeypatch.setattr(limits, "ASSEMBLED_AT_ONCE", 0)
-    monkeypatch.setattr(limits, "ASSEMBLED_CHEAPLY", 0)
-    monkeypatch.setattr(limits, "ASSEMBLED", 0)
-    monkeypatch.setattr(limits, "WINDOW_WORK", 0)
+    monkeypatch.setattr(limits, "LONGEST", 0)
     monkeypatch.setattr(limits, "FULL_GRID", 0)
 
 
