@@ -11,6 +11,7 @@ import array_api_compat as compat
 import numpy as np
 import numpy.typing as npt
 
+from gramnorm._arrays.compilation import compiled
 from gramnorm._arrays.crossing import host_array, to_host
 from gramnorm._arrays.dtypes import is_complex, real_part
 from gramnorm._arrays.libraries import is_sparse, namespace
@@ -66,12 +67,25 @@ def vecdot(a: Array, b: Array) -> Array:
     return xp.vecdot(a, b, axis=-1)
 
 
+@compiled
 def gram_matrix(a: Array) -> Array:
     """Return A^H A for each matrix of a stack, or of one sparse matrix as a dense one."""
     if isinstance(a, np.ndarray):  # the same, without three layers of calls
         return np.matmul(a.mT.conj() if a.dtype.kind == "c" else a.mT, a)
     gram = matmul(adjoint(a), a)
     return gram.toarray() if is_sparse(gram) else gram
+
+
+@compiled
+def scaled(a: Array, factors: Array) -> Array:
+    """Return each matrix of a stack times its factor."""
+    return a * namespace(a).astype(factors[:, None, None], a.dtype)
+
+
+@compiled
+def stacked(*rows: Array) -> Array:
+    """Return arrays of one shape as one, so that they reach the host together."""
+    return namespace(rows[0]).stack(rows)
 
 
 def square_sum(a: Array) -> float:
