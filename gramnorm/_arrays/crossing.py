@@ -26,12 +26,21 @@ def host_array(x: Array) -> npt.NDArray[Any]:
     return np.asarray(x) if compat.is_jax_array(x) else np.from_dlpack(x)
 
 
+def on_host(x: Array) -> npt.NDArray[Any]:
+    """Return the values of `x` as an array that NumPy computes with; shared if they are on the host."""
+    if isinstance(x, np.ndarray):
+        return x
+    if name_of(x.dtype) == "bfloat16":  # unknown to NumPy
+        x = namespace(x).astype(x, namespace(x).float32)
+    return np.asarray(x.numpy(force=True) if compat.is_torch_array(x) else host_array(x))
+
+
 def at_home(x: Array) -> Array:
     """Return the array to compute with: of one in the host's memory what NumPy sees there.
 
     NumPy's calls cost less than PyTorch's, and JAX compiles every step of a search for each of the
     sizes that it meets.  `x` has values and no lazy flags; it is shared, not copied, except that
-    bfloat16, unknown to NumPy, becomes float32.  Other libraries and devices keep their arrays.
+    bfloat16 becomes float32.  Other libraries and devices keep their arrays.
     """
     if not (compat.is_torch_array(x) or compat.is_jax_array(x)):
         return x
@@ -39,9 +48,7 @@ def at_home(x: Array) -> Array:
         return x
     if compat.is_jax_array(x) and not x.is_fully_addressable:  # parts are in other processes
         return x
-    if name_of(x.dtype) == "bfloat16":
-        x = namespace(x).astype(x, namespace(x).float32)
-    return np.asarray(x)
+    return on_host(x)
 
 
 def host_sparse(x: Array) -> Array:

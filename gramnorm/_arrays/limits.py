@@ -24,6 +24,17 @@ SHARED_COLUMNS = 1024
 """Most columns of matrices of which each has one thread; the BLAS shares larger products well."""
 
 
+# Devices, in proportion to what their libraries need for a call, some 10 us: no GPU took part
+
+DEVICE_OPERATIONS = 1e8
+"""Work from which on it is a device's, 10 ms of one core: of one product of all matrices of a
+stack, or of a tenth of a batch of frequencies, which are looked at several times."""
+
+PADDED_BATCH = 64, 2**20
+"""Frequencies of a batch, and most entries of their blocks, where all batches have one size. JAX on
+a CPU takes TIMES."""
+
+
 # Matrices
 
 # Part of a stack in complex double precision: a few such arrays live at a time, half a GiB in all.

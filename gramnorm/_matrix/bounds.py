@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, sparse_inputs
+from gramnorm._arrays import autodiff, crossing, devices, dtypes, libraries, sparse_inputs
 from gramnorm._arrays.types import Array, DType
 from gramnorm._matrix import choose, gradients, sparse
-from gramnorm._matrix.gram import fixed_steps
+from gramnorm._matrix.gram import fixed_steps, product_operations
 from gramnorm._results import (
     NormBracket,
     attainable,
@@ -292,10 +293,16 @@ def _checked(x: Array) -> tuple[Array, Array]:
     if not sparse_inputs.is_any_sparse(x):
         a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
         _validate.matrices(a, name="x")
-        return crossing.at_home(a), a
+        return _home(a), a
     _validate.sparse(x)
     entries, like = sparse_inputs.entries_and_like(x)
     return entries, _validate.concrete_argument(like, name="x", instead="gram_iteration")
+
+
+def _home(a: Array) -> Array:
+    """Return the matrices to compute with: NumPy's on the host, and where a device is no faster."""
+    work = math.prod(a.shape[:-2]) * product_operations(tuple(a.shape[-2:]))
+    return crossing.on_host(a) if devices.is_small(work) else crossing.at_home(a)
 
 
 def _gap(rtol: float | None, dtype: DType) -> float:
@@ -313,8 +320,9 @@ def _upper(x: Array, *, rtol: float | None) -> Array:
 
 def _gradient(a: Array, bound: Array, *, rtol: float | None) -> Array:
     gap = attainable(_gap(rtol, result_dtype(a)))
-    home = crossing.at_home(a)
-    found = gradients.of_norm(home, crossing.at_home(bound), rtol=gap)
+    home = _home(a)
+    bound = bound if home is a else crossing.on_host(bound)
+    found = gradients.of_norm(home, bound, rtol=gap)
     if home is a:
         return found
     return crossing.from_host(found, dtype=gradients.gradient_dtype(a), like=a)

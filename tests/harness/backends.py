@@ -53,9 +53,13 @@ STRICT, TORCH = ("array_api_strict",) * 2, ("torch", "array_api_compat.torch")
 BACKENDS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "numpy": ("numpy", "array_api_compat.numpy", {}, ""),
     "numpy-readonly": ("numpy", "array_api_compat.numpy", {"readonly": True}, ""),
-    "strict": (*STRICT, {"device": "CPU_DEVICE"}, ""),
-    "strict-device1": (*STRICT, {"device": "device1"}, ""),
-    "strict-float32": (*STRICT, {"device": "no_float64", "has_float64": False}, ""),
+    "strict": (*STRICT, {"device": "CPU_DEVICE", "with_numpy": False}, ""),
+    "strict-device1": (*STRICT, {"device": "device1", "with_numpy": False}, ""),
+    "strict-float32": (
+        *STRICT,
+        {"device": "no_float64", "has_float64": False, "with_numpy": False},
+        "",
+    ),
     "torch": (*TORCH, {"device": "cpu"}, ""),
     "jax32": ("jax", "jax.numpy", {"has_float64": False}, ""),
     "jax": ("jax", "jax.numpy", {}, ""),
