@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import array_api_compat as compat
 import numpy as np
@@ -42,7 +42,7 @@ def compiled(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 @functools.cache
-def _jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+def _jitted(function: Callable[..., Result]) -> Callable[..., Result]:
     import jax
 
-    return jax.jit(function)
+    return cast("Callable[..., Result]", jax.jit(function))

@@ -15,24 +15,19 @@ from gramnorm._arrays.types import Array, DType, HostFloats, HostInts
 
 
 def host_array(x: Array) -> npt.NDArray[Any]:
-    """Return `x` as a NumPy array of its type, not to be written to; a copy from elsewhere."""
+    """Return `x` as a NumPy array of its type, not to be written to; a copy from elsewhere.
+
+    bfloat16, unknown to NumPy, becomes float32.
+    """
     if isinstance(x, np.ndarray | np.generic):
         return np.asarray(x)
+    if name_of(x.dtype) == "bfloat16":
+        x = namespace(x).astype(x, namespace(x).float32)
     if compat.is_torch_array(x):
-        # NumPy has no bfloat16
-        return np.asarray((x.float() if x.dtype.itemsize == 2 else x).numpy(force=True))
+        return np.asarray(x.numpy(force=True))
     if compat.is_cupy_array(x):
         return np.asarray(x.get())
     return np.asarray(x) if compat.is_jax_array(x) else np.from_dlpack(x)
-
-
-def on_host(x: Array) -> npt.NDArray[Any]:
-    """Return the values of `x` as an array that NumPy computes with; shared if they are on the host."""
-    if isinstance(x, np.ndarray):
-        return x
-    if name_of(x.dtype) == "bfloat16":  # unknown to NumPy
-        x = namespace(x).astype(x, namespace(x).float32)
-    return np.asarray(x.numpy(force=True) if compat.is_torch_array(x) else host_array(x))
 
 
 def at_home(x: Array) -> Array:
@@ -48,7 +43,7 @@ def at_home(x: Array) -> Array:
         return x
     if compat.is_jax_array(x) and not x.is_fully_addressable:  # parts are in other processes
         return x
-    return on_host(x)
+    return host_array(x)
 
 
 def host_sparse(x: Array) -> Array:

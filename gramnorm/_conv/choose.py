@@ -31,7 +31,7 @@ Found = tuple[Bounds[float], Place]
 
 def bracket(a: Array, geometry: ConvGeometry, *, rtol: float) -> tuple[NormBracket, Place | None]:
     """Return the bracket of the norm and where it is attained; None if it is known at sight."""
-    dtype, home = result_dtype(a), crossing.on_host(a)
+    dtype, home = result_dtype(a), crossing.host_array(a)
     with libraries.plain_arithmetic(a), devices.beside(a):
         bounds, place = _bounds(home, geometry, rtol=attainable(rtol), dtype=dtype)
     if geometry.transposed and dtypes.is_complex(a.dtype) and place and place.frequency is not None:

@@ -302,7 +302,7 @@ def _checked(x: Array) -> tuple[Array, Array]:
 def _home(a: Array) -> Array:
     """Return the matrices to compute with: NumPy's on the host, and where a device is no faster."""
     work = math.prod(a.shape[:-2]) * product_operations(tuple(a.shape[-2:]))
-    return crossing.on_host(a) if devices.is_small(work) else crossing.at_home(a)
+    return crossing.host_array(a) if devices.is_small(work) else crossing.at_home(a)
 
 
 def _gap(rtol: float | None, dtype: DType) -> float:
@@ -321,7 +321,7 @@ def _upper(x: Array, *, rtol: float | None) -> Array:
 def _gradient(a: Array, bound: Array, *, rtol: float | None) -> Array:
     gap = attainable(_gap(rtol, result_dtype(a)))
     home = _home(a)
-    bound = bound if home is a else crossing.on_host(bound)
+    bound = bound if home is a else crossing.host_array(bound)
     found = gradients.of_norm(home, bound, rtol=gap)
     if home is a:
         return found

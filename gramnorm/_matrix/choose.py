@@ -38,7 +38,7 @@ def unit_vectors(a: Array, *, rtol: float) -> tuple[HostNumbers, HostNumbers]:
     """Return the vectors of `ritz.unit_vectors` for the same matrices, a stack's in a row."""
     if libraries.is_sparse(a):
         return sparse.unit_vectors(a, rtol=rtol)
-    return ritz.unit_vectors(crossing.on_host(_stack(a)), rtol=rtol)
+    return ritz.unit_vectors(crossing.host_array(_stack(a)), rtol=rtol)
 
 
 def _stack(a: Array) -> Array:

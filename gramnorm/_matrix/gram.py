@@ -175,8 +175,8 @@ class GramChain:
         inner, q = p.shape[1], p.shape[2]
         gram = linalg.gram_matrix(p)
         # worth its passes over the matrices only where the Schatten norms have stopped to fall
-        clustered = self._keeps_size or np.mean(self._plateau) > limits.CLUSTERED
-        clustered = clustered and bool(self._levels)
+        stalled = bool(np.mean(self._plateau) > limits.CLUSTERED)
+        clustered = (stalled or self._keeps_size) and bool(self._levels)
         rows = [*_sizes(gram), *(moments.centred_sums(p, gram) if clustered else ())]
         host = crossing.to_host(linalg.stacked(*rows))
         trace, largest, square, *centred = host[:, self._places] if self._keeps_size else host

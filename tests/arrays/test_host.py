@@ -91,15 +91,15 @@ def test_nothing_is_copied_and_nothing_is_written(moved, name, monkeypatch):
     x = moved(np.random.default_rng(2).standard_normal(shape))
     before = np.asarray(x).copy()
     seen = []
-    on_host = crossing.on_host
+    host_array = crossing.host_array
 
     def watched(a):
-        found = on_host(a)
+        found = host_array(a)
         if found.shape == before.shape:
             seen.append(found)
         return found
 
-    monkeypatch.setattr(crossing, "on_host", watched)
+    monkeypatch.setattr(crossing, "host_array", watched)
     results = fields(function(x))
     assert seen
     assert all(np.shares_memory(a, np.asarray(x)) for a in seen)

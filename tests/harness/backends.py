@@ -20,6 +20,11 @@ class Backend:
     readonly: bool = False
     with_numpy: bool = True
 
+    @property
+    def compiles(self) -> bool:
+        """Whether each shape is compiled: JAX's arrays in the host's memory are NumPy's."""
+        return self.id.startswith("jax") and not self.with_numpy
+
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
         """Return a fresh array of the named dtype; without float64, values are narrowed."""
         host = np.array(host)
