@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import array_api_compat as compat
 import numpy as np
@@ -35,14 +35,15 @@ def compiled(function: Callable[..., Result]) -> Callable[..., Result]:
     @functools.wraps(function)
     def call(*arrays: Array) -> Result:
         if type(arrays[0]) is not np.ndarray and compiles(arrays[0]):
-            return _jitted(function)(*arrays)
+            found: Result = _jitted(function)(*arrays)
+            return found
         return function(*arrays)
 
     return call
 
 
 @functools.cache
-def _jitted(function: Callable[..., Result]) -> Callable[..., Result]:
+def _jitted(function: Callable[..., Any]) -> Callable[..., Any]:
     import jax
 
-    return cast("Callable[..., Result]", jax.jit(function))
+    return jax.jit(function)
