@@ -39,11 +39,13 @@ def at_home(x: Array) -> Array:
     """
     if not (compat.is_torch_array(x) or compat.is_jax_array(x)):
         return x
-    if not (libraries.HOST_WITH_NUMPY and is_on_cpu(x)):
-        return x
-    if compat.is_jax_array(x) and not x.is_fully_addressable:  # parts are in other processes
-        return x
-    return host_array(x)
+    here = libraries.HOST_WITH_NUMPY and is_on_cpu(x) and is_whole(x)
+    return host_array(x) if here else x
+
+
+def is_whole(x: Array) -> bool:
+    """Say whether this process holds all of `x`; of JAX, others may hold parts."""
+    return not compat.is_jax_array(x) or bool(x.is_fully_addressable)
 
 
 def host_sparse(x: Array) -> Array:

@@ -36,7 +36,7 @@ def beside(x: Array) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_new_shape(*, rare: bool) -> Iterator[None]:
-    """Keep on the host what has a `rare` shape, if it were compiled for that."""
+    """Keep on the host what is of a `rare` shape, if a library would compile for it."""
     like = _neighbour.get()
     token = _neighbour.set(None if rare and like is not None and compiles(like) else like)
     try:

@@ -302,7 +302,8 @@ def _checked(x: Array) -> tuple[Array, Array]:
 def _home(a: Array) -> Array:
     """Return the matrices to compute with: NumPy's on the host, and where a device is no faster."""
     work = math.prod(a.shape[:-2]) * product_operations(tuple(a.shape[-2:]))
-    return crossing.host_array(a) if devices.is_small(work) else crossing.at_home(a)
+    small = devices.is_small(work) and crossing.is_whole(a)
+    return crossing.host_array(a) if small else crossing.at_home(a)
 
 
 def _gap(rtol: float | None, dtype: DType) -> float:

@@ -174,9 +174,10 @@ class GramChain:
         p = self._iterate
         inner, q = p.shape[1], p.shape[2]
         gram = linalg.gram_matrix(p)
-        # worth its passes over the matrices only where the Schatten norms have stopped to fall
-        stalled = bool(np.mean(self._plateau) > limits.CLUSTERED)
-        clustered = (stalled or self._keeps_size) and bool(self._levels)
+        # worth its passes over the matrices only where the Schatten norms have stopped to fall, or
+        # a compilation
+        share = 1.0 if self._keeps_size else np.mean(self._plateau)
+        clustered = len(self._levels) > 0 and share > limits.CLUSTERED
         rows = [*_sizes(gram), *(moments.centred_sums(p, gram) if clustered else ())]
         host = crossing.to_host(linalg.stacked(*rows))
         trace, largest, square, *centred = host[:, self._places] if self._keeps_size else host
