@@ -147,8 +147,9 @@ class Symbol:
         p, q = max(self.block_shape), min(self.block_shape)
         count, axes = self.offsets.shape
         # sum over taps, about three Gram products and passes over the entries; phases
-        entries = self.blocks * p * q * (count + 3.0 * q + limits.ENTRY_OPERATIONS)
-        return 8.0 * entries + limits.PHASE_OPERATIONS * count * axes
+        entries = 8.0 * (self.blocks * p * q * (count + 3 * q + limits.ENTRY_OPERATIONS))
+        phases: float = limits.PHASE_OPERATIONS * count * axes
+        return entries + phases
 
     def narrow_first(self, frequencies: int) -> Iterator[Symbol]:
         """Yield the symbol in single precision, where that saves time, and then itself."""
