@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from gramnorm._arrays import libraries, limits, probes
-from gramnorm._arrays.compilation import compiles
 from gramnorm._arrays.crossing import from_host
 from gramnorm._arrays.dtypes import bits, has_float64, name_of
 from gramnorm._arrays.libraries import is_on_cpu, namespace
+from gramnorm._arrays.programs import compiles
 from gramnorm._arrays.types import Array
 
 _neighbour: contextvars.ContextVar[Array | None] = contextvars.ContextVar("neighbour", default=None)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from gramnorm._arrays import limits, threads
-from gramnorm._arrays.compilation import compiles
+from gramnorm._arrays.programs import compiles
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm._conv import factored
 from gramnorm._conv.symbol import Symbol

@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from gramnorm._arrays import crossing, dtypes, libraries, limits, threads
-from gramnorm._arrays.compilation import compiles
+from gramnorm._arrays.programs import compiles
 from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
 from gramnorm._matrix import ritz, sparse
 from gramnorm._matrix.certificate import bracket_matrix

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from gramnorm._arrays import libraries
-from gramnorm._arrays.compilation import compiled
+from gramnorm._arrays.programs import compiled
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import Precision, down, up

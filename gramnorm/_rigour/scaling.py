@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gramnorm._arrays import crossing, dtypes, libraries, linalg, probes
-from gramnorm._arrays.compilation import compiled, compiles
+from gramnorm._arrays.programs import compiled, compiles
 from gramnorm._arrays.types import Array, DType, HostFloats, HostInts
 from gramnorm._rigour.model import down, round_outward, scale_back, up
 
