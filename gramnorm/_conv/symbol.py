@@ -204,9 +204,10 @@ class Symbol:
         They have the shape (frequencies * blocks, p, q), and stand in front of others where a batch
         is padded.
         """
-        missing = self.batch - len(numerators) if compiles(self.rows) else 0
-        padded = np.pad(numerators, ((0, missing), (0, 0)), mode="edge")
-        weights = phases(self.offsets, padded, denominators)
+        if compiles(self.rows):
+            missing = self.batch - len(numerators)
+            numerators = np.pad(numerators, ((0, missing), (0, 0)), mode="edge")
+        weights = phases(self.offsets, numerators, denominators)
         return _sums(crossing.from_host(weights, dtype=self.rows.dtype, like=self.rows), self.rows)
 
     @property

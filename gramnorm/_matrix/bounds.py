@@ -6,6 +6,8 @@ import dataclasses
 import math
 from functools import partial
 
+import numpy as np
+
 from gramnorm import _validate
 from gramnorm._arrays import (
     autodiff,
@@ -318,6 +320,8 @@ def _checked(x: Array) -> tuple[Array, Array]:
 
 def _home(a: Array) -> Array:
     """Return the matrices to compute with: NumPy's on the host, and where a device is no faster."""
+    if isinstance(a, np.ndarray):
+        return a
     work = math.prod(a.shape[:-2]) * product_operations(tuple(a.shape[-2:]))
     small = devices.is_small(work) and crossing.is_whole(a)
     return crossing.host_array(a) if small else crossing.at_home(a)
