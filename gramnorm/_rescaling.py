@@ -301,9 +301,8 @@ def _two_sided(lags: Array) -> Array:
     xp = libraries.namespace(lags)
     zero, rest = lags[0, ...], lags[1:, ...]
     lower = xp.tril(zero, k=-1)
-    real = dtypes.real_part(zero)
-    ones = xp.eye(real.shape[-1], dtype=real.dtype, device=libraries.device_of(real))
-    zero = lower + linalg.adjoint(lower) + xp.astype(real * ones, zero.dtype)
+    diagonal = xp.triu(xp.tril(dtypes.real_part(zero)))  # xp.eye of torch is filled in place
+    zero = lower + linalg.adjoint(lower) + xp.astype(diagonal, zero.dtype)
     before = xp.flip(linalg.adjoint(rest), axis=0)
     return xp.concat([before, zero[None, ...], rest], axis=0)
 

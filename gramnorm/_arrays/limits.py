@@ -374,6 +374,10 @@ WINDOW = 2**25
 """Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB,
 512 MiB if complex."""
 
+DENSE_FACTOR = 0.5
+"""Operations of a dense certificate over the cube of the side, in those of a window: at equal counts
+a window of 100 columns takes about twice as long, in many small calls."""
+
 WINDOW_WORK = 2**37
 """Sum of squares of its sides, column by column: five seconds at 25 GFLOP/s, or one dense
 factorisation of 7000."""
