@@ -195,7 +195,7 @@ def test_zero_and_broken_kernels(be):
             {"input_shape": (4,)},
             {"input_shape": (4,), "padding_mode": "circular", "steps": 2},
         ):
-            if be.id.startswith("jax") and options:
+            if be.id.startswith("jax") and "steps" in options:
                 continue
             with np.errstate(all="ignore"):
                 _, gradient = value_and_grad(be, gn.conv_norm_value_and_grad, kernel, **options)

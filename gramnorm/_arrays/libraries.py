@@ -18,9 +18,9 @@ from gramnorm._arrays.autodiff import without_gradient
 from gramnorm._arrays.types import Array, Device, Namespace
 
 HOST_WITH_NUMPY = True
-"""Whether arrays of PyTorch and JAX in the host's memory are computed with NumPy.
+"""Whether NumPy computes with arrays in the host's memory, and with small ones of a device.
 
-Tests switch it off, so that the kernels meet these libraries where no GPU is at hand.
+Tests switch it off, so that the CPU stands in for a device where no GPU is at hand.
 """
 
 
@@ -182,9 +182,9 @@ def is_on_cpu(x: Array) -> bool:
         return True
     xp = namespace(x)
     if compat.is_torch_array(x):
-        return bool(x.device.type == "cpu")
+        return HOST_WITH_NUMPY and x.device.type == "cpu"
     if compat.is_jax_array(x):
-        return all(d.platform == "cpu" for d in x.devices())
+        return HOST_WITH_NUMPY and all(d.platform == "cpu" for d in x.devices())
     return not compat.is_cupy_namespace(xp)
 
 

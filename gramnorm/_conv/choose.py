@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, linalg
+from gramnorm._arrays import autodiff, crossing, devices, dtypes, libraries, linalg
 from gramnorm._arrays.types import Array, DType, HostFloats
 from gramnorm._conv import circle, every_size, finite
 from gramnorm._conv.cells import grid_points
@@ -31,8 +31,8 @@ Found = tuple[Bounds[float], Place]
 
 def bracket(a: Array, geometry: ConvGeometry, *, rtol: float) -> tuple[NormBracket, Place | None]:
     """Return the bracket of the norm and where it is attained; None if it is known at sight."""
-    dtype, home = result_dtype(a), crossing.at_home(a)
-    with libraries.plain_arithmetic(home):
+    dtype, home = result_dtype(a), crossing.host_array(a)
+    with libraries.plain_arithmetic(a), devices.beside(a):
         bounds, place = _bounds(home, geometry, rtol=attainable(rtol), dtype=dtype)
     if geometry.transposed and dtypes.is_complex(a.dtype) and place and place.frequency is not None:
         # the adjoint of a correlation with the conjugate kernel, which has the frequency -theta
@@ -91,15 +91,16 @@ def _chosen(
     kernel, first = _trimmed(kernel)
     kernel_size = tuple(int(k) for k in kernel.shape[2:])
     taps = taps_of(kernel, geometry.groups)
-    if axes is None:
-        return _at_every_size(taps, kernel_size, geometry, rtol=rtol)
-    axes = tuple(
-        dataclasses.replace(axis, taps=k, before=axis.before - axis.dilation * skipped)
-        for axis, k, skipped in zip(axes, kernel_size, first, strict=True)
-    )
-    if all(axis.is_circle for axis in axes):
-        return _on_circle(taps, axes, rtol=rtol)
-    return finite.bracket(taps, axes, rtol=rtol), Place()
+    with devices.no_new_shape(rare=kernel_size != geometry.kernel_size):
+        if axes is None:
+            return _at_every_size(taps, kernel_size, geometry, rtol=rtol)
+        axes = tuple(
+            dataclasses.replace(axis, taps=k, before=axis.before - axis.dilation * skipped)
+            for axis, k, skipped in zip(axes, kernel_size, first, strict=True)
+        )
+        if all(axis.is_circle for axis in axes):
+            return _on_circle(taps, axes, rtol=rtol)
+        return finite.bracket(taps, axes, rtol=rtol), Place()
 
 
 def _trimmed(a: Array) -> tuple[Array, list[int]]:

@@ -21,6 +21,7 @@ import math
 import numpy as np
 
 from gramnorm._arrays import libraries
+from gramnorm._arrays.programs import compiled
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import Precision, down, up
@@ -43,13 +44,21 @@ def one_lower_bound(trace: float, square: float) -> float:
 
 def centred_sums(p: Array, gram: Array) -> tuple[Array, Array, Array]:
     """Return c, ||D||_F^2 and Re <P, D> with D = P^2 - c P, for Hermitian P with P^H P = `gram`."""
-    xp = libraries.namespace(p)
-    square = inner_product(p, p)
-    square = xp.where(square == 0, xp.ones_like(square), square)
-    centre = inner_product(p, gram) / square
-    # D before its norm: ||P^2||^2 - c^2 ||P||^2 would cancel
-    d = gram - xp.astype(centre[:, None, None], p.dtype) * p
+    centre = _quotient(inner_product(p, gram), inner_product(p, p))
+    d = _centred(p, gram, centre)
     return centre, inner_product(d, d), inner_product(p, d)
+
+
+@compiled
+def _quotient(product: Array, square: Array) -> Array:
+    xp = libraries.namespace(square)
+    return product / xp.where(square == 0, xp.ones_like(square), square)
+
+
+@compiled
+def _centred(p: Array, gram: Array, centre: Array) -> Array:
+    """Return D itself, before its norm: ||P^2||^2 - c^2 ||P||^2 would cancel."""
+    return gram - libraries.namespace(p).astype(centre[:, None, None], p.dtype) * p
 
 
 def upper_bound(

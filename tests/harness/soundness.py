@@ -92,7 +92,8 @@ def way_of(name: str) -> contextlib.AbstractContextManager[Any]:
     """Compute as a name of `SHARES` says."""
     from gramnorm._arrays import libraries  # noqa: PLC0415
 
-    return mock.patch.object(libraries, "HOST_WITH_NUMPY", not name.endswith("-device"))
+    on_host = not name.endswith(("-device", "strict"))
+    return mock.patch.object(libraries, "HOST_WITH_NUMPY", on_host)
 
 
 # --------------------------------------------------------------------------------------- counts
