@@ -179,6 +179,13 @@ ASSEMBLED_CHEAPLY = 1024
 # for, and where it leaves less than the repetition of samples does, if the lower bound is poor.
 BAND_GAPS = 0.8, 40.0
 
+# Part of the norm that windows may lose and still be worth their factorisations: the repetition of
+# samples loses a factor of the root of two at least where it is not 1.
+WINDOWS_SLACK = 0.3
+
+# Samples between the ends of an axis that bounds by moduli are computed with.
+MODULI_MIDDLE = 96
+
 # Side of an operator whose matrix is the last resort.  16 channels at 16 x 16, 3 x 3 taps, have
 # just that: 1.5 s for a gap of 6e-4, and the Gram matrix takes 128 MiB, twice that if complex.
 ASSEMBLED = 4096

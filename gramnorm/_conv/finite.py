@@ -15,7 +15,7 @@ from functools import partial
 
 from gramnorm._arrays import dtypes, libraries, limits
 from gramnorm._arrays.types import Array
-from gramnorm._conv import every_size, finite_banded, finite_matrix
+from gramnorm._conv import every_size, finite_banded, finite_ends, finite_matrix, finite_moduli
 from gramnorm._conv.finite_lower import Wave, golub_kahan, window_size
 from gramnorm._conv.finite_upper import compression
 from gramnorm._conv.geometry import Axis
@@ -46,14 +46,25 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
         found.append(Bounds(0.0, 0.0, best.bounds.cost * symbol.blocks))  # one search for all parts
         bounds = partial(_continued, taps) if continued else _zero_padded
         found += [
-            _narrow(bounds(wide, part, symbol, best, rtol=rtol), wide, part, rtol=rtol)
+            _narrow(
+                bounds(wide, part, symbol, best, rtol=rtol),
+                wide,
+                part,
+                best.bounds.upper,
+                rtol=rtol,
+            )
             for part in large
         ]
     return of_direct_sum(found)
 
 
 def _narrow(
-    bounds: Iterable[Bounds[float]], wide: Array, axes: Sequence[Axis], *, rtol: float
+    bounds: Iterable[Bounds[float]],
+    wide: Array,
+    axes: Sequence[Axis],
+    supremum: float,
+    *,
+    rtol: float,
 ) -> Bounds[float]:
     """Take bounds on one operator until they are narrow enough, at last those of its matrix."""
     found = Bounds(0.0, math.inf)
@@ -64,6 +75,9 @@ def _narrow(
     found = found.narrowed(finite_banded.bracket(wide, axes, found.lower, rtol=rtol))
     if not found.is_within(rtol) and finite_matrix.is_affordable(wide, axes, most=limits.ASSEMBLED):
         found = found.narrowed(finite_matrix.bracket(wide, axes, rtol=rtol))
+    if not found.is_within(rtol) and any(a.mode != "zeros" for a in axes):
+        windows = finite_ends.bracket(wide, axes, supremum, found.lower, rtol=rtol)
+        found = found.narrowed(windows)
     return found
 
 
@@ -94,13 +108,16 @@ def _continued(
     lower = max((wave.quotient(part) for part in parts), default=0.0)
     above = Bounds(lower, best.bounds.upper * _repetition(axes))
     yield above.narrowed(_round_the_circle(taps, axes, rtol=rtol / 2))
+    yield finite_moduli.bracket(wide, axes, best.turns, best.bounds.upper, rtol=rtol)
     for part in parts:
         yield golub_kahan(wide, part, wave, rtol=rtol)
-    if all(a.size <= window_size(axes, taps.shape[3]) for a in axes):
-        # with the samples that continue the input, which may make another group the largest
-        groups = taps.shape[1]
-        for g in range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]:
-            yield golub_kahan(wide, axes, dataclasses.replace(wave, group=g), rtol=rtol)
+    # with the samples that continue the input, which may make another group the largest
+    groups = taps.shape[1]
+    each = range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]
+    most = max(window_size(axes, taps.shape[3]) // 2 ** len(axes), 1)
+    for one in finite_ends.corners(taps, axes, most):
+        for g in each:
+            yield golub_kahan(wide, one, dataclasses.replace(wave, group=g), rtol=rtol)
 
 
 def _supremum(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[Symbol, Maximum]:
