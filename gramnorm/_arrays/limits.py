@@ -177,7 +177,7 @@ ASSEMBLED_CHEAPLY = 1024
 
 # Times rtol above the lower bound, for the factorisation of a band: where it proves the gap asked
 # for, and where it leaves less than the repetition of samples does, if the lower bound is poor.
-BAND_GAPS = 0.8, 40.0
+BAND_GAPS = 0.8, 6.0, 40.0
 
 # Part of the norm that windows may lose and still be worth their factorisations: the repetition of
 # samples loses a factor of the root of two at least where it is not 1.

@@ -114,7 +114,14 @@ def _continued(
     # with the samples that continue the input, which may make another group the largest
     groups = taps.shape[1]
     each = range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]
-    most = max(window_size(axes, taps.shape[3]) // 2 ** len(axes), 1)
+    for corner in finite_ends.corners(taps, axes, finite_ends.cheap_size(wide, axes)):
+        # vectors that vanish away from the corners hide from iterations that begin elsewhere
+        if finite_matrix.is_cheap(wide, corner):
+            found = finite_matrix.bracket(wide, corner, rtol=rtol)
+            yield dataclasses.replace(found, upper=math.inf)
+    most = window_size(axes, taps.shape[3])
+    if any(a.size > most for a in axes):  # in the corners, which take as long together
+        most = max(most // 2, 1)
     for one in finite_ends.corners(taps, axes, most):
         for g in each:
             yield golub_kahan(wide, one, dataclasses.replace(wave, group=g), rtol=rtol)

@@ -2,8 +2,8 @@
 
 The matrix T^H T of a correlation T with reach rho, the distance between its first and last tap,
 couples no samples that are farther apart.  Let an axis be covered by windows whose squares add up
-to one, cosines with slopes of at most pi / (2 W).  With T_w for T on the samples of a window
-(docs/theory.md, Theorem 26)
+to one, which rise and fall as cosines do over W samples or more, and let T_w be T on the samples of
+a window.  Then (docs/theory.md, Theorem 26)
 
     ||T||^2 (1 - eta^2 / 4) <= max_w ||T_w||^2,   eta = pi rho / (2 W).
 
@@ -75,6 +75,14 @@ def corners(taps: Array, axes: Sequence[Axis], most: int) -> list[Axes]:
     return [*itertools.product(*ends)]
 
 
+def cheap_size(taps: Array, axes: Sequence[Axis]) -> int:
+    """Return the samples per axis of corners whose matrices cost little."""
+    _, groups, c_out, c_in = taps.shape
+    # the cubes of sides, over all groups, stay below one
+    side = limits.ASSEMBLED_AT_ONCE / groups ** (1 / 3) / max(min(c_out, c_in), 1)
+    return max(int(side ** (1 / len(axes))), 1)
+
+
 def bracket(
     taps: Array, axes: Sequence[Axis], supremum: float, lower: float, *, rtol: float
 ) -> Bounds[float]:
@@ -90,7 +98,8 @@ def bracket(
             _Cover.of(a, length, is_mirrored=_mirrors(taps, axes, i)) for i, a in enumerate(axes)
         ]
         windows = [*_windows(covers)]
-        if sum(_work(taps, w) for w in windows) <= limits.WINDOW_WORK:
+        is_cut = windows != [tuple(axes)]
+        if is_cut and sum(_work(taps, w) for w in windows) <= limits.WINDOW_WORK:
             break
     else:
         return found
@@ -133,16 +142,19 @@ class _Cover:
         n, before = axis.size, max(axis.before, 0)
         last = axis.stride * (axis.outputs - 1) + axis.reach - axis.before
         behind = max(last - (n - 1), 0)
-        # cosines begin and end beside the samples that are repeated
+        # from beside the samples that are repeated on one side to those on the other: slopes, and
+        # between two of them as many samples as the reach
         span, least = n - 1 - before - behind, max(length * axis.reach, 1.0)
+        slopes = math.floor((span + axis.reach) / (least + axis.reach)) if span > 0 else 0
         if axis.mode == "zeros":
-            span = max(n, math.ceil(least))
-        slopes = math.floor(span / least) if span > 0 else 0
-        if slopes == 0:
+            rise = least = math.ceil(least)
+        elif slopes == 0:
             return cls((axis,), None, 0.0)
-        rise = -(-span // slopes)
-        eta = up(math.pi * axis.reach * slopes / (2 * span), 8)
-        inner = _inner(axis, 2 * rise)
+        else:
+            least = (span + axis.reach) / slopes - axis.reach
+            rise = math.ceil(least)
+        eta = up(math.pi * axis.reach / (2 * least), 8)
+        inner = _inner(axis, 2 * rise + axis.reach)
         if axis.mode == "zeros":
             return cls((), inner, up(eta**2 / 4))
         ends = [Part.of(axis, 0, before + rise)]

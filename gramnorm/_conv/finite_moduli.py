@@ -42,7 +42,7 @@ def bracket(
     if any(a.mode == "circular" for a in axes):  # the ends meet
         return nothing
     host = crossing.host_array(taps)
-    if _size(np.sum(np.abs(host), axis=0)) > (1 + rtol) * supremum:
+    if _size_at_zero(host, axes) > (1 + rtol) * supremum:
         return nothing
     host = np.unique(host, axis=1)
     if host.shape[1] > limits.GRADIENT_GROUPS:
@@ -52,8 +52,14 @@ def bracket(
     )
 
 
-def _size(m: HostFloats) -> float:
-    """Return about the largest norm of non-negative matrices, or less."""
+def _size_at_zero(taps: HostNumbers, axes: Sequence[Axis]) -> float:
+    """Return about the largest norm of the symbol of the moduli, which is at zero, or less."""
+    tap = np.indices([a.taps for a in axes]).reshape(len(axes), -1).T
+    phase = tap * [a.dilation for a in axes] % [a.stride for a in axes]
+    _, which = np.unique(phase, axis=0, return_inverse=True)
+    sums_by_phase = np.zeros((int(np.max(which)) + 1, *taps.shape[1:]))
+    np.add.at(sums_by_phase, which.reshape(-1), np.abs(taps))
+    m = np.concatenate([*sums_by_phase], axis=-1)
     w = np.ones((*m.shape[:-2], m.shape[-1], 1))
     for _ in range(limits.FIRST_STEPS):
         w = m.mT @ (m @ w)
