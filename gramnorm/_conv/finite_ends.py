@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -72,7 +72,12 @@ def corners(taps: Array, axes: Sequence[Axis], most: int) -> list[Axes]:
     for number, a in enumerate(axes):
         starts = [0] if _mirrors(taps, axes, number) else [0, a.size - most]
         ends.append([a] if a.size <= most else [Part.of(a, i, most) for i in starts])
-    return [*itertools.product(*ends)]
+    return [*_with_outputs(itertools.product(*ends))]
+
+
+def _with_outputs(operators: Iterable[Axes]) -> Iterator[Axes]:
+    """Leave out operators without outputs: strides may pass over a part."""
+    return (axes for axes in operators if all(a.outputs > 0 for a in axes))
 
 
 def cheap_size(taps: Array, axes: Sequence[Axis]) -> int:
@@ -176,7 +181,7 @@ def _inner(axis: Axis, size: int) -> Axis:
 def _windows(covers: Sequence[_Cover]) -> Iterator[Axes]:
     """Yield the operators on windows that reach samples which are repeated along some axis."""
     each = [[*c.ends, *([] if c.inner is None else [c.inner])] for c in covers]
-    for window in itertools.product(*each):
+    for window in _with_outputs(itertools.product(*each)):
         if any(w is not c.inner for w, c in zip(window, covers, strict=True)):
             yield window
 

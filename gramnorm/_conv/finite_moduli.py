@@ -45,10 +45,11 @@ def bracket(
     if _size_at_zero(host, axes) > (1 + rtol) * supremum:
         return nothing
     host = np.unique(host, axis=1)
-    if host.shape[1] > limits.GRADIENT_GROUPS:
+    small = [_shortened(a, 2 * _ends(a) + 2 * _period(a) + limits.MODULI_MIDDLE) for a in axes]
+    if host.size * math.prod(a.size for a in small) > limits.MODULI_WORK:
         return nothing
     return of_direct_sum(
-        _bracket_of(host[:, g], axes, turns, rtol=rtol) for g in range(host.shape[1])
+        _bracket_of(host[:, g], axes, small, turns, rtol=rtol) for g in range(host.shape[1])
     )
 
 
@@ -68,10 +69,14 @@ def _size_at_zero(taps: HostNumbers, axes: Sequence[Axis]) -> float:
 
 
 def _bracket_of(
-    taps: HostNumbers, axes: Sequence[Axis], turns: HostFloats, *, rtol: float
+    taps: HostNumbers,
+    axes: Sequence[Axis],
+    small: list[Axis],
+    turns: HostFloats,
+    *,
+    rtol: float,
 ) -> Bounds[float]:
-    """Bracket the norm of the operator with the taps (T, c_out, c_in) of a group."""
-    small = [_shortened(a, _ends(a) + limits.MODULI_MIDDLE) for a in axes]
+    """Bracket the norm with the taps (T, c_out, c_in) of a group; `small` are shortened axes."""
     w, cost = _leading(taps, small, rtol=rtol)
     if small == list(axes):
         lower = _attained(taps, axes, w, turns)
@@ -80,35 +85,44 @@ def _bracket_of(
         for corner in corners(taps[:, None], axes, most):
             found, more = _leading(taps, corner, rtol=rtol)
             lower, cost = max(lower, _attained(taps, corner, found, turns)), cost + more
-    longer = [
-        _shortened(a, b.size + 2 * a.reach + a.stride) for a, b in zip(axes, small, strict=True)
-    ]
-    for number, (short, long) in enumerate(zip(small, longer, strict=True), 1):
-        w = np.take(w, _repeating(short, long.size), axis=number)
+    longer = []
+    for number, (axis, short) in enumerate(zip(axes, small, strict=True), 1):
+        more = short.size + 2 * axis.reach + _period(axis)
+        longer.append(_shortened(axis, more))
+        w = np.take(w, _repeating(w, number, short, longer[-1].size), axis=number)
     m = _moduli(taps, longer)
     upper = m.upper(w.reshape(-1), m.images(w.reshape(-1))[1])
     return Bounds(lower, upper, cost + 1)
 
 
 def _ends(axis: Axis) -> int:
-    """Return samples that hold all which are repeated, and whatever is read with these."""
+    """Return samples that hold all which are repeated at one end, and what is read with these."""
     last = axis.stride * (axis.outputs - 1) + axis.reach - axis.before
-    return 2 * (max(axis.before, last - (axis.size - 1), 0) + axis.reach + 1)
+    return max(axis.before, last - (axis.size - 1), 0) + axis.reach + 1
+
+
+def _period(axis: Axis) -> int:
+    """Return after how many samples a vector may repeat itself, class by class of the dilation."""
+    return math.lcm(axis.stride, axis.dilation)
 
 
 def _shortened(axis: Axis, size: int) -> Axis:
     """Return the axis without samples of its middle, of `size` or a few more, if it is longer."""
-    missing = max(axis.size - size, 0) // axis.stride
-    n, m = axis.size - missing * axis.stride, axis.outputs - missing
+    missing = max(axis.size - size, 0) // _period(axis) * _period(axis)
+    n, m = axis.size - missing, axis.outputs - missing // axis.stride
     return dataclasses.replace(axis, size=n, outputs=m) if missing else axis
 
 
-def _repeating(axis: Axis, size: int) -> HostInts:
-    """Return the samples of an axis with as many as the stride, in the middle, repeated."""
-    middle, s = axis.size // 2, axis.stride
-    i = np.arange(size) - middle
-    inside = (i >= 0) & (i < size - axis.size)
-    return middle + np.where(inside, i % s, i - np.where(i < 0, 0, size - axis.size))
+def _repeating(w: HostFloats, number: int, axis: Axis, size: int) -> HostInts:
+    """Return the samples of an axis with a period where `w` is smallest, hence level, repeated."""
+    if size == axis.size:
+        return np.arange(size)
+    period = _period(axis)
+    profile = np.sum(w, axis=tuple(a for a in range(w.ndim) if a != number))
+    blocks = np.convolve(profile, np.ones(period), mode="valid")[_ends(axis) : -_ends(axis)]
+    start = _ends(axis) + int(np.argmin(blocks))
+    i, more = np.arange(size) - start, size - axis.size
+    return start + np.where((i >= 0) & (i < more), i % period, i - np.where(i < 0, 0, more))
 
 
 def _leading(taps: HostNumbers, axes: Sequence[Axis], *, rtol: float) -> tuple[HostFloats, int]:
