@@ -66,8 +66,10 @@ class Part(Axis):
 def corners(taps: Array, axes: Sequence[Axis], most: int) -> list[Axes]:
     """Return operators on parts of the samples: along each axis the first and the last `most`.
 
-    Those that are mirror images of others are left out.
+    Those that are mirror images of others are left out; circles have no ends.
     """
+    if any(a.mode == "circular" and a.size > most for a in axes):
+        return []
     ends = []
     for number, a in enumerate(axes):
         starts = [0] if _mirrors(taps, axes, number) else [0, a.size - most]

@@ -370,6 +370,8 @@ def test_one_mirrored_corner_stands_for_all():
     )
     assert len(finite_ends.corners(even, axes, 10)) == 1
     assert len(finite_ends.corners(other, axes, 10)) == 4
+    circle = ConvGeometry.of((1, 1, 3, 3), (40, 40), padding=2, padding_mode="circular").axes()
+    assert finite_ends.corners(other, circle, 10) == []
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "symmetric"])
