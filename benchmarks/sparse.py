@@ -94,6 +94,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "signs, 5000, 20 a row": lambda: random((5000, 5000), 20, lambda r, k: r.choice([-1, 1], k)),
 }
 DEAR = ("signs, 5000, 20 a row",)  # beyond the reach of the moduli: no goal
+SAMPLES = ("airfoil", "bar", "helmholtz_2D", "knot", "local_disc_galerkin_diffusion", "unit_square")
 SOLVERS = {"ARPACK": 10**5, "PROPACK": 300, "LOBPCG": 300}
 
 
@@ -132,10 +133,57 @@ def sparse(device: Device) -> Iterator[Table]:
     row |= _race(x, 1e-3, svds(x, "ARPACK", 1e-3), device)
     row |= aim(row["ratio"], 0.1)
     yield Table("sparse_million", "A million unknowns against svds, tolerance 1e-3", [row], [])
+    yield _operators(device)
+    yield _gallery(device)
+
+
+def _gallery(device: Device) -> Table:
+    """Time the sample matrices of PyAMG, most of them small."""
+    gallery = library("pyamg.gallery", "pyamg")
+    cases = {name: gallery.load_example(name)["A"].tocsr() for name in SAMPLES}
+    cases["elasticity, 60 x 60"] = gallery.linear_elasticity((60, 60))[0].tocsr()
+    cases["gauge Laplacian, 100 x 100"] = gallery.gauge_laplacian(100, beta=0.1).tocsr()
+    cases["Poisson, 40 x 40 x 40"] = gallery.poisson((40, 40, 40), format="csr")
+    stencil = gallery.diffusion_stencil_2d(epsilon=0.01, theta=np.pi / 6, type="FE")
+    cases["rotated diffusion, 200 x 200"] = gallery.stencil_grid(stencil, (200, 200), format="csr")
+    rows = [
+        {"case": case} | _race(x, 1e-6, svds(x, "ARPACK", 1e-10), device)
+        for case, x in cases.items()
+    ]
+    return Table(
+        "sparse_pyamg", "PyAMG's gallery against svds by ARPACK, tolerance 1e-10", rows, []
+    )
+
+
+def _operators(device: Device) -> Table:
+    """Time operators of PyLops without negative entries against its power iteration of 100 steps."""
+    pylops = library("pylops")
+    window = np.hanning(11)[1:-1]
+    blur = np.outer(window, window) / np.sum(window) ** 2
+    cases = {
+        "blur, 200 x 200": pylops.signalprocessing.Convolve2D((200, 200), h=blur, offset=(4, 4)),
+        "smoothing, 200 x 200": pylops.Smoothing2D((7, 7), (200, 200)),
+    }
+    rows = []
+    for case, operator in cases.items():
+        ours = partial(gn.operator_norm_bracket, operator, nonnegative=True, rtol=1e-3)
+        normal = operator.H @ operator
+
+        def theirs(normal: Any = normal) -> float:
+            iteration = library("pylops.optimization.eigs", "pylops").power_iteration
+            return float(np.sqrt(abs(iteration(normal, niter=100, dtype="float64")[0])))
+
+        rows.append({"case": case} | _raced(ours, theirs, device))
+    return Table("sparse_pylops", "Operators of PyLops against its power iteration", rows, [])
 
 
 def _race(x: Any, rtol: float, theirs: Callable[[], Any], device: Device) -> dict[str, Any]:
-    ours = partial(gn.matrix_norm_bracket, x, rtol=rtol)
+    return _raced(partial(gn.matrix_norm_bracket, x, rtol=rtol), theirs, device)
+
+
+def _raced(
+    ours: Callable[[], gn.NormBracket], theirs: Callable[[], Any], device: Device
+) -> dict[str, Any]:
     bracket, value = ours(), theirs()
     gap = float(bracket.upper / bracket.lower - 1)
     cells = {

@@ -26,20 +26,44 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         """Return the cells as text, row by row."""
-        return [[text(row.get(name)) for name in self.head] for row in self.rows]
+        return [
+            [text(row.get(name), near_1=" / " in name) for name in self.head] for row in self.rows
+        ]
+
+    @property
+    def aligned(self) -> list[str]:
+        """The rulers of the columns in Markdown: numbers end at the right."""
+        columns = [[row.get(name) for row in self.rows] for name in self.head]
+        return ["---" if any(map(_is_word, column)) else "---:" for column in columns]
 
 
-def text(value: Any) -> str:
-    """Return a cell as people read it: three digits, more near 1."""
+def _is_word(value: Any) -> bool:
+    return isinstance(value, bool | str)
+
+
+def text(value: Any, *, near_1: bool = False) -> str:
+    """Return a cell as people read it: three digits, of a ratio that is near 1 more."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "NO"
     if isinstance(value, float):
-        return f"{value:.4f}" if 0 < abs(value - 1) < 0.1 else f"{value:.3g}"
+        return f"{value:.4f}" if near_1 and 0 < abs(value - 1) < 0.1 else number(value, digits=3)
     if isinstance(value, list):
-        return " - ".join(f"{x:.2g}" for x in value)
+        return " - ".join(number(x, digits=2) for x in value)
     return str(value)
+
+
+def number(value: float, *, digits: int) -> str:
+    """Return a number with so many digits: 3440, 0.31, and 6.09e-9 for what is below 0.01."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    exponent = math.floor(math.log10(abs(value)))
+    if exponent < -2 or exponent > 7:
+        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+        return f"{float(mantissa):g}e{int(power)}"
+    rounded = round(value, digits - 1 - exponent)
+    return f"{rounded:.{max(digits, exponent + 1) + 1}g}"
 
 
 def show(table: Table) -> None:
@@ -74,7 +98,7 @@ def markdown(table: Table) -> str:
     """Return a table for the documentation."""
     lines = [f"**{table.title}**", ""]
     if table.rows:
-        lines += [f"| {' | '.join(table.head)} |", f"|{' --- |' * len(table.head)}"]
+        lines += [f"| {' | '.join(table.head)} |", f"| {' | '.join(table.aligned)} |"]
         lines += [f"| {' | '.join(cells)} |" for cells in table.texts()]
         lines.append("")
     return "\n".join([*lines, *(f"{note}\n" for note in table.notes)])

@@ -45,11 +45,16 @@ html_title = "gramnorm"
 html_theme_options = {
     "show_prev_next": False,
     "navigation_with_keys": False,
-    "header_links_before_dropdown": 9,
+    # one line from 960 pixels, below which the theme folds all of it into a menu
+    "header_links_before_dropdown": 6,
+    "navbar_align": "left",
+    "navbar_persistent": ["search-button"],
+    # all pages but those of functions, which have one heading and need the room
+    "secondary_sidebar_items": {"[!g]**": ["page-toc"], "g[!e]**": ["page-toc"]},
 }
 html_show_sourcelink = False
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["pages.css"]
 html_sidebars = {"*": []}  # pages without pages below them
 
 # The examples that run in seconds: their pages show the code, what it printed and the figures.
@@ -66,6 +71,7 @@ sphinx_gallery_conf = {
 
 DIALECT = {
     r"\\dots(?![a-z])": r"\\ldots",
+    r"\\([bB])ig(?=[)\]])": r"\\\1igr",
     r"\\([bB])ig(?![a-z])": r"\\\1igl",
     r"\\frac(\d)(\d)": r"\\frac{\1}{\2}",
     r"([_^])(\d)(?=\d)": r"\1{\2}",
@@ -83,7 +89,10 @@ def mathml(node, *, as_block):
     except MathError as error:
         logging.getLogger(__name__).warning("%s in the formula %s", error, formula, location=node)
         return html.escape(formula)
-    # bars are fences here, not relations with space around them
+    # bars are fences here, not relations with space around them; and of two, the one that carries an
+    # index would be drawn at another height if it could grow
+    converted = converted.replace("<mo>‖</mo>", '<mo stretchy="false">‖</mo>')
+    converted = re.sub(r"<mo>\u2236</mo>\s*<mo>=</mo>", "<mo>≔</mo>", converted)
     return re.sub(r"<mo([^>]*)>([|‖])</mo>", r'<mo\1 lspace="0" rspace="0">\2</mo>', converted)
 
 
@@ -95,9 +104,7 @@ def inline_math(translator, node):
 
 def displayed_math(translator, node):
     """Write a formula on lines of its own."""
-    translator.body.append(
-        f'<div style="overflow-x: auto; margin-bottom: 1em">{mathml(node, as_block=True)}</div>'
-    )
+    translator.body.append(f'<div class="displayed">{mathml(node, as_block=True)}</div>')
     raise nodes.SkipNode
 
 

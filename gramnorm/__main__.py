@@ -1,8 +1,6 @@
 """Run the command line by ``python -m gramnorm``."""
 
-import sys
-
-from gramnorm.report.cli import main
+from gramnorm.report.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

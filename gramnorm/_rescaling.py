@@ -18,17 +18,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, linalg
+from gramnorm._arrays import autodiff, compiling, crossing, dtypes, libraries, linalg
 from gramnorm._arrays.types import Array, DType
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.symbol import phases, polyphase
-from gramnorm._matrix.gram import divisor
+from gramnorm._matrix.fixed_steps import divisor
 from gramnorm._results import result_dtype
 from gramnorm._rigour.model import HOST_UNIT, down, precision_of, working_dtype
 
 __all__ = ["conv_spectral_rescaling", "spectral_rescaling"]
 
 
+@compiling.one_node
 def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
     """Return the matrices with rescaled rows: 1 is a certified upper bound on their norms.
 
@@ -97,6 +98,7 @@ def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
     return xp.reshape(values, a.shape)
 
 
+@compiling.one_node
 def conv_spectral_rescaling(
     kernel: Array,
     /,
@@ -299,9 +301,8 @@ def _two_sided(lags: Array) -> Array:
     xp = libraries.namespace(lags)
     zero, rest = lags[0, ...], lags[1:, ...]
     lower = xp.tril(zero, k=-1)
-    real = dtypes.real_part(zero)
-    ones = xp.eye(real.shape[-1], dtype=real.dtype, device=libraries.device_of(real))
-    zero = lower + linalg.adjoint(lower) + xp.astype(real * ones, zero.dtype)
+    diagonal = xp.triu(xp.tril(dtypes.real_part(zero)))  # xp.eye of torch is filled in place
+    zero = lower + linalg.adjoint(lower) + xp.astype(diagonal, zero.dtype)
     before = xp.flip(linalg.adjoint(rest), axis=0)
     return xp.concat([before, zero[None, ...], rest], axis=0)
 

@@ -282,9 +282,10 @@ class SpectralBound(nn.Module):
     `torch.nn.utils.parametrize.cached` saves that within a step, and
     `torch.nn.utils.parametrize.remove_parametrizations` after training. Autograd differentiates
     "divide" once. "rescale" never waits for the device and can be recorded by `torch.func`,
-    `torch.jit.trace` and `torch.export` (not with ``strict=True``), not by the ONNX exporter of
-    TorchScript; "divide" looks at the values, so all of them are refused. Before an export make the
-    weight permanent by ``remove_parametrizations(module, "weight")``.
+    `torch.jit.trace` and `torch.export` (not with ``strict=True``), and for a `torch.nn.Linear` by
+    `torch.onnx.export` (not with ``dynamo=False``); "divide" looks at the values, so all of them
+    are refused. Before an export make the weight permanent by ``remove_parametrizations(module,
+    "weight")``.
 
     Examples
     --------
@@ -338,7 +339,7 @@ class SpectralBound(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight that keeps to the bound."""
-        _check_traceable(weight, self.method)
+        _check_traceable(weight, self.method, transforms=self._geometry is not None)
         if self.method == "divide":
             norm = _bound(weight, self._geometry, self.input_shape, self.rtol)
             if float(norm.detach()) <= self.bound:
@@ -437,21 +438,27 @@ def _named(name: str, module: nn.Module) -> Iterator[None]:
         raise type(error)(msg) from error
 
 
-def _check_traceable(weight: torch.Tensor, method: str) -> None:
-    """Complain where a graph is recorded that cannot hold what `SpectralBound` does."""
+def _check_traceable(weight: torch.Tensor, method: str, *, transforms: bool) -> None:
+    """Complain where a graph is recorded that cannot hold what `SpectralBound` does.
+
+    A convolution transforms its kernel to complex numbers, which ONNX does not have.
+    """
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    to_onnx = torch.onnx.is_in_onnx_export()
     what = ""
-    if is_traced and (method == "divide" or torch.onnx.is_in_onnx_export()):
+    if is_traced and (method == "divide" or to_onnx):
         what = "the tracer of TorchScript (torch.jit.trace, torch.onnx.export with dynamo=False)"
     elif torch.compiler.is_compiling():
         # elsewhere the graph breaks where values are looked at
         is_strict = torch.compiler.is_dynamo_compiling()
         if torch.compiler.is_exporting() and (method == "divide" or is_strict):
             what = f"torch.export{' with strict=True' * is_strict}"
+        elif transforms and to_onnx:
+            what = "torch.onnx.export"
     elif method == "divide" and torch._C._functorch.is_functorch_wrapped_tensor(weight):
         what = "torch.func"
     if what:
-        other = "" if method == "rescale" else " (or take method='rescale')"
+        other = "" if method == "rescale" or to_onnx else " (or take method='rescale')"
         msg = (
             f"{what} cannot record SpectralBound(method={method!r}); make the weight permanent first: "
             f"torch.nn.utils.parametrize.remove_parametrizations(module, 'weight'){other}"

@@ -1,6 +1,7 @@
 """Gradients: exact for fixed steps, of the norm for certified bounds, the same in every library."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -271,15 +272,55 @@ def test_torch_transforms_the_fixed_step_functions():
     )
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_torch_compiles_the_fixed_steps_and_refuses_a_search():
+COMPILED = {
+    "gram_iteration": (lambda x: gn.gram_iteration(x, steps=3), (3, 4)),
+    "conv_gram_iteration": (lambda k: gn.conv_gram_iteration(k, (5, 6), steps=2), (3, 2, 3, 3)),
+    "strides": (lambda k: gn.conv_gram_iteration(k, 6, steps=2, stride=2, groups=2), (4, 2, 3)),
+    "spectral_rescaling": (lambda x: gn.spectral_rescaling(x, steps=2), (3, 4)),
+    "conv_spectral_rescaling": (lambda k: gn.conv_spectral_rescaling(k, steps=2), (3, 2, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_torch_compiles_fixed_steps_into_one_graph(name, dtype):
+    torch = pytest.importorskip("torch")
+    function, shape = COMPILED[name]
+    x = torch.tensor(some(shape, dtype), requires_grad=True)
+    torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # aot_eager: all that PyTorch's own backend does but for its kernels, and in seconds
+        value = torch.compile(function, backend="aot_eager", fullgraph=True)(x)
+    eager = function(x)
+    assert torch.allclose(value, eager, rtol=1e-5)
+    (found,) = torch.autograd.grad(value.real.sum(), x)
+    (expected,) = torch.autograd.grad(eager.real.sum(), x)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    exported = torch.export.export(Model(), (x.detach(),))
+    assert torch.allclose(exported.module()(x.detach()), eager.detach(), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which PyTorch hides, or so it means to
+def test_torch_leaves_its_graph_for_a_search():
     torch = pytest.importorskip("torch")
     x = torch.tensor(some((3, 4)), requires_grad=True)
-    compiled = torch.compile(lambda a: gn.gram_iteration(a, steps=3), backend="aot_eager")
-    assert torch.allclose(compiled(x), gn.gram_iteration(x, steps=3))
-    search = torch.compile(gn.matrix_norm_bound, backend="eager")
-    with pytest.raises(TypeError, match="call this function eagerly"):
-        search(x.detach())
+    kernel = torch.tensor(some((3, 2, 3)))
+    torch.compiler.reset()
+    norm = torch.compile(lambda a: 3 * gn.matrix_norm_bound(2 * a), backend="eager")
+    value = norm(x)
+    conv = torch.compile(lambda k: 3 * gn.conv_norm_bracket(2 * k).upper, backend="eager")
+    listed = torch.compile(lambda k: 2 * gn.classical.aol_upper_bound(k), backend="eager")
+    assert torch.equal(conv(kernel), 3 * gn.conv_norm_bracket(2 * kernel).upper)
+    assert torch.equal(listed(kernel), 2 * gn.classical.aol_upper_bound(kernel))
+    assert torch.equal(value, 3 * gn.matrix_norm_bound(2 * x))
+    (found,) = torch.autograd.grad(value, x)
+    assert torch.allclose(found, 6 * torch.autograd.grad(gn.matrix_norm_bound(x), x)[0])
 
 
 def test_jax_finds_the_same_gradients():

@@ -4,6 +4,7 @@ import copy
 import importlib
 import io
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -506,8 +507,8 @@ def test_a_bounded_layer_works_in_a_compiled_model():
     assert torch.allclose(compiled(x), conv(x))
 
 
-def bounded(method: str) -> nn.Sequential:
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())
+def bounded(method: str, *, dense: bool = False) -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(5, 3) if dense else nn.Conv2d(2, 3, 3), nn.ReLU())
     parametrize.register_parametrization(model[0], "weight", SpectralBound(model[0], method=method))
     return model.eval()
 
@@ -521,6 +522,7 @@ def func_gradient(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 RECORDERS = {
     "trace": torch.jit.trace,
     "onnx": lambda m, x: torch.onnx.export(m, (x,), io.BytesIO(), dynamo=False),
+    "onnx of export": lambda m, x: torch.onnx.export(m, (x,), dynamo=True, verbose=False),
     "export": lambda m, x: torch.export.export(m, (x,), strict=False).module(),
     "strict export": lambda m, x: torch.export.export(m, (x,), strict=True).module(),
     "func": func_gradient,
@@ -533,9 +535,9 @@ RECORDERS = {
 def test_a_bounded_layer_is_recorded_or_says_what_to_do(method: str, recorder: str) -> None:
     x = torch.randn(1, 2, 5, 5)
     model = bounded(method)
-    if recorder == "onnx":
-        pytest.importorskip("onnx")
-    if method == "divide" or recorder in ("onnx", "strict export"):
+    if "onnx" in recorder:
+        pytest.importorskip("onnx" if recorder == "onnx" else "onnxscript")
+    if method == "divide" or "onnx" in recorder or recorder == "strict export":
         with pytest.raises(Exception, match=r"remove_parametrizations\(module, 'weight'\)"):
             RECORDERS[recorder](model, x)
         expected = model(x)
@@ -550,6 +552,28 @@ def test_a_bounded_layer_is_recorded_or_says_what_to_do(method: str, recorder: s
             assert torch.allclose(found[name], weight.grad, rtol=1e-4, atol=1e-6)
     else:
         assert torch.allclose(found(x), model(x), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_rescaled_dense_layer_is_recorded_without_writing_in_place() -> None:
+    """What the ONNX exporter of `torch.export` asks for; it has no complex numbers for kernels."""
+    model, x = bounded("rescale", dense=True), torch.randn(2, 5)
+    exported = torch.export.export(model, (x,), strict=False)
+    graphs = [m.graph for m in exported.graph_module.modules() if hasattr(m, "graph")]
+    names = {str(node.target) for graph in graphs for node in graph.nodes}
+    assert "aten.matmul.default" in names
+    assert not [name for name in names if re.fullmatch(r"aten\.[a-z_]*[a-z]_\..*", name)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["divide", "rescale"])
+def test_a_kernel_is_not_recorded_for_onnx_and_no_other_method_is_named(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    with pytest.raises(Exception, match=r"cannot record.*remove_parametrizations") as caught:
+        torch.export.export(bounded(method), (torch.randn(1, 2, 5, 5),), strict=False)
+    assert "or take method" not in str(caught.value)
 
 
 @pytest.mark.parametrize("function", [layer_norms, lipschitz_penalty])

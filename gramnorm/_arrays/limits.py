@@ -326,6 +326,10 @@ SMALL_SIDE = 384
 """Up to this many rows or columns the dense Gram matrix comes first: it takes 3 ms, as a look at
 the signs does."""
 
+LONG_SUM = 4096
+"""Terms of a float32 product that are added up before others: a tall matrix loses at most 5e-4 of
+its stable rank by rounding, and the partial products are hardly slower than the whole."""
+
 BATCH = 2**18
 """Entries whose ends are joined at a time: 20 MiB; fewer make the passes over all rows and columns
 dear."""
@@ -365,6 +369,10 @@ passes are slow; and how many blocks are updated in one product."""
 WINDOW = 2**25
 """Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB,
 512 MiB if complex."""
+
+DENSE_FACTOR = 0.5
+"""Operations of a dense certificate over the cube of the side, in those of a window: at equal counts
+a window of 100 columns takes about twice as long, in many small calls."""
 
 WINDOW_WORK = 2**37
 """Sum of squares of its sides, column by column: five seconds at 25 GFLOP/s, or one dense

@@ -63,7 +63,25 @@ def vecdot(a: Array, b: Array) -> Array:
     xp = namespace(a)
     if compat.is_jax_namespace(xp):
         return xp.vecdot(a, b, axis=-1, precision="highest")
+    if compat.is_torch_namespace(xp):
+        import torch
+
+        return torch.linalg.vecdot(a, b, dim=-1)  # array-api-compat's has no rule for torch.vmap
     return xp.vecdot(a, b, axis=-1)
+
+
+def as_computed(x: Array) -> Array:
+    """Return `x`, which no compiler merges with what is computed from it.
+
+    XLA takes a sum of sums, or of a batch of products, for a single one, whose terms are more.
+    """
+    if not compat.is_jax_array(x):
+        return x
+    import jax
+
+    if not isinstance(x, jax.core.Tracer):
+        return x
+    return jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
 
 
 def gram_matrix(a: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 
@@ -36,9 +37,18 @@ def float32_products_are_exact(x: Array) -> bool:
 
 @functools.cache
 def _product_probe(xp: Namespace, device: Device) -> bool:
-    a = xp.full((64, 64), 1.0 + 2.0**-12, dtype=xp.float32, device=device)
-    product = to_host(matmul(a, a))
+    with _outside_of_jit(xp):
+        a = xp.full((64, 64), 1.0 + 2.0**-12, dtype=xp.float32, device=device)
+        product = to_host(matmul(a, a))
     return bool(np.all(np.abs(product - 64.0 * (1.0 + 2.0**-12) ** 2) < 64 * 2.0**-18))
+
+
+def _outside_of_jit(xp: Namespace) -> contextlib.AbstractContextManager[object]:
+    if not compat.is_jax_namespace(xp):
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.ensure_compile_time_eval()
 
 
 def flushes_subnormals(x: Array, dtype: DType) -> bool:
@@ -60,13 +70,35 @@ def nonzero_by_bits(x: Array) -> HostBools:
 
     Where subnormals are flushed even ``x == 0`` holds for them; the bit patterns do not lie.
     """
-    xp = namespace(x)
-    kinds = {2: "int16", 4: "int32", 8: "int64"}
     if not hasattr(x, "view"):  # no way to look: they may all be
         return np.ones(x.shape[0], dtype=np.bool_)
-    found = np.zeros(x.shape[0], dtype=np.bool_)
-    for part in components(x):
-        bits = part.view(getattr(xp, kinds[part.dtype.itemsize]))
-        magnitude = xp.bitwise_left_shift(bits, xp.ones_like(bits))  # -0.0 is zero as well
-        found |= to_host(xp.any(magnitude != 0, axis=(-2, -1))) != 0
-    return found
+    xp = namespace(x)
+    found = [to_host(xp.any(is_nonzero(part), axis=(-2, -1))) != 0 for part in components(x)]
+    return np.asarray(np.any(found, axis=0))
+
+
+def largest_modulus(x: Array) -> Array:
+    """Return the largest modulus of each matrix of a real stack: NaN or inf where there is one.
+
+    Non-negative numbers are in the order of their bits, and these tell subnormal numbers apart
+    where comparisons take them for zeros.
+    """
+    xp = namespace(x)
+    moduli = xp.abs(x)
+    if not hasattr(x, "view"):
+        return xp.max(moduli, axis=(-2, -1))
+    bits = xp.max(moduli.view(_integer_like(x)), axis=(-2, -1))
+    return bits.view(x.dtype)
+
+
+def is_nonzero(x: Array) -> Array:
+    """Say for each real number whether it is neither 0 nor -0, by its bits where these can be read."""
+    if not hasattr(x, "view"):
+        return x != 0
+    xp = namespace(x)
+    bits = x.view(_integer_like(x))
+    return xp.bitwise_left_shift(bits, xp.ones_like(bits)) != 0
+
+
+def _integer_like(x: Array) -> DType:
+    return getattr(namespace(x), {2: "int16", 4: "int32", 8: "int64"}[x.dtype.itemsize])

@@ -133,7 +133,8 @@ def shared_if_worth(
 def shared(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
     """Return ``[function(part) for part in parts]``.
 
-    What is called within a part shares nothing further.
+    What is called within a part shares nothing further. Interrupted, it returns at once; parts at
+    work end by themselves.
     """
     if _is_shared.get():
         return [function(part) for part in parts]
@@ -147,7 +148,13 @@ def shared(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
     with one_thread_each:
         if workers < 2:
             return [function(part) for part in parts]
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pool, wait = concurrent.futures.ThreadPoolExecutor(workers), True
+        try:
             # np.errstate and the like are contexts: each part gets a copy of the caller's
             contexts = [contextvars.copy_context() for _ in parts]
             return list(pool.map(lambda c, p: c.run(alone, p), contexts, parts))
+        except KeyboardInterrupt:
+            wait = False  # a part may take minutes, and who interrupts is sitting there
+            raise
+        finally:
+            pool.shutdown(wait, cancel_futures=True)

@@ -19,8 +19,8 @@ from gramnorm._conv.cells import grid_points
 from gramnorm._conv.geometry import Axis, ConvGeometry
 from gramnorm._conv.gradients import Place
 from gramnorm._conv.sampling import Maximum
-from gramnorm._conv.symbol import Symbol, phases, polyphase, taps_of
-from gramnorm._matrix.gram import divisor, fixed_steps
+from gramnorm._conv.symbol import Symbol, phases, polyphase, symbol_loss, taps_of
+from gramnorm._matrix import fixed_steps
 from gramnorm._results import Bounds, NormBracket, attainable, result_dtype, to_bracket
 from gramnorm._rigour import scaling
 from gramnorm._rigour.model import gram_units, working_dtype
@@ -147,7 +147,7 @@ def _on_circle(taps: Array, axes: tuple[Axis, ...], *, rtol: float) -> Found:
 
 
 def _on_cosines(taps: Array, axes: tuple[Axis, ...], *, rtol: float) -> Found:
-    """Bound the norm of a correlation that is diagonal in cosines (Theorem 25)."""
+    """Bound the norm of a correlation that is diagonal in cosines (Theorem 26)."""
     kernel_size = tuple(axis.taps for axis in axes)
     symbol = Symbol(*polyphase(taps, kernel_size, (1,) * len(axes)))
     best = circle.over_grid(symbol, cosines.grid(axes), kernel_size, rtol=rtol)
@@ -176,18 +176,29 @@ def fixed_step_bounds(a: Array, geometry: ConvGeometry, *, steps: int) -> tuple[
         zero = xp.zeros((), dtype=dtype, device=libraries.device_of(a))
         return zero, zero
     with libraries.plain_arithmetic(a):
+        flat = xp.reshape(a, (1, -1))
         # the taps are scaled before they are summed, so that no sum overflows
-        taps = taps_of(xp.astype(a, dtypes.complex_dtype(dtype)), geometry.groups)
-        parts = [xp.abs(autodiff.without_gradient(part)) for part in dtypes.components(taps)]
-        peak = xp.max(xp.stack(parts))
-        scale = divisor(peak)
-        norms = fixed_steps(
-            _blocks_on_circle(
-                taps / xp.astype(scale, taps.dtype), geometry, half=not dtypes.is_complex(a.dtype)
-            ),
-            steps=steps,
-        )
-        return xp.where(xp.isfinite(peak), scale * xp.max(norms), peak), norms
+        values, peak = fixed_steps.scaled(flat)
+        taps = taps_of(xp.reshape(values, a.shape), geometry.groups)
+        blocks = _blocks_on_circle(taps, geometry, half=not dtypes.is_complex(a.dtype))
+        norms = fixed_steps.norm_bound(blocks, steps=steps) + _fixed_step_error(taps, geometry)
+        gain = math.sqrt(2.1 * flat.shape[1] * taps.shape[0])
+        return fixed_steps.restored(xp.max(norms), peak, flat, gain=gain), norms
+
+
+def _fixed_step_error(taps: Array, geometry: ConvGeometry) -> Array:
+    """Bound the errors of the blocks of all groups and frequencies, scaling included (Lemma 9)."""
+    xp = libraries.namespace(taps)
+    count, groups, p, q = taps.shape
+    relative, underflow = symbol_loss(count, len(geometry.kernel_size), taps.dtype)
+    of_scaling, lost = fixed_steps.scaling_loss(taps)
+    # sum_k |K_k| <= sqrt(T) (sum_k |K_k|^2)^(1/2) entrywise, and so in the Frobenius norm
+    squares = autodiff.without_gradient(xp.permute_dims(taps, (1, 0, 2, 3)))
+    squares = xp.reshape(squares, (groups, count, p * q))
+    size = fixed_steps.frobenius_above(squares)
+    return size * (1.001 * math.sqrt(count) * (relative + of_scaling)) + 1.001 * math.sqrt(
+        2.0 * p * q
+    ) * (underflow + count * lost)
 
 
 def _blocks_on_circle(taps: Array, geometry: ConvGeometry, *, half: bool) -> Array:
@@ -198,6 +209,7 @@ def _blocks_on_circle(taps: Array, geometry: ConvGeometry, *, half: bool) -> Arr
     values, offsets = polyphase(taps, geometry.kernel_size, stride)
     points = grid_points(map(np.arange, circle.grid_shape(sizes, half=half)))
     weights = phases(offsets, points, np.asarray(sizes))
-    moved = crossing.from_host(weights, dtype=taps.dtype, like=taps)
-    flat = xp.reshape(values, (values.shape[0], -1))
+    work = dtypes.complex_dtype(dtypes.real_dtype(taps.dtype))
+    moved = crossing.from_host(weights, dtype=work, like=taps)
+    flat = xp.astype(xp.reshape(values, (values.shape[0], -1)), work, copy=False)
     return xp.reshape(linalg.matmul(moved, flat), (len(points), *values.shape[1:]))

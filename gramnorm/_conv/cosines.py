@@ -3,7 +3,7 @@
 If each output channel is even or odd along each axis, K[o, :, -q] = +-K[o, :, q], and the mirror
 lies half a sample beyond the n samples of an input, the transforms C of all inputs by cosines, and
 S of each output by cosines or sines, make the operator a direct sum of blocks of its symbol
-(docs/theory.md, Theorem 25):
+(docs/theory.md, Theorem 26):
 
     T = S^H diag(F(pi j / n)) C,   0 <= j < n along each axis.
 

@@ -3,7 +3,7 @@
 The matrix T^H T of a correlation T with reach rho, the distance between its first and last tap,
 couples no samples that are farther apart.  Let an axis be covered by windows whose squares add up
 to one, which rise and fall as cosines do over W samples or more, and let T_w be T on the samples of
-a window.  Then (docs/theory.md, Theorem 26)
+a window.  Then (docs/theory.md, Theorem 27)
 
     ||T||^2 (1 - eta^2 / 4) <= max_w ||T_w||^2,   eta = pi rho / (2 W).
 

@@ -7,7 +7,7 @@ Theorem 24)
 
 which is sharp for T >= 0.  A quotient knows w within the reach of j only.  So where w repeats itself
 along an axis more samples of the kind make no other quotients: the bound holds at every larger size
-(docs/theory.md, Lemma 27), and no image is too large.
+(docs/theory.md, Lemma 28), and no image is too large.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from gramnorm._conv.finite_lower import Wave, top_vectors, window_size
 from gramnorm._conv.geometry import Axis, ConvGeometry, patches
 from gramnorm._conv.symbol import polyphase, taps_of, undilated_stride
 from gramnorm._matrix import gradients
+from gramnorm._matrix.fixed_steps import gram_values
 from gramnorm._matrix.gradients import floating, gradient_dtype
-from gramnorm._matrix.gram import gram_values
 
 HostArray = npt.NDArray[np.inexact]
 

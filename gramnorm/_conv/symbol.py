@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, probes
-from gramnorm._arrays.types import Array, HostInts
+from gramnorm._arrays.types import Array, DType, HostInts
 from gramnorm._conv.flat import Autocorrelation, autocorrelation
 from gramnorm._conv.squared import Squared
 from gramnorm._rigour import sums
@@ -100,6 +100,16 @@ def undilated_stride(stride: tuple[int, ...], dilation: tuple[int, ...]) -> tupl
     return tuple(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True))
 
 
+def symbol_loss(count: int, axes: int, dtype: DType) -> tuple[float, float]:
+    """Return what the error of an entry is over the sum of moduli of `count` taps, and underflow.
+
+    In complex arithmetic of the precision of `dtype` (Lemma 9).
+    """
+    prec = precision_of(dtypes.complex_dtype(dtypes.real_dtype(dtype)))
+    omega = 20 * axes * HOST_UNIT + (0.0 if prec.unit == HOST_UNIT else 1.5 * prec.unit)
+    return prec.kappa(count) * (1 + omega) + omega, prec.underflow(count)
+
+
 class Symbol:
     """The blocks of a convolution at given frequencies.
 
@@ -163,14 +173,13 @@ class Symbol:
     def _evaluation_error(self) -> float:
         """Bound the rounding errors of a block, in the Frobenius norm (Lemma 9)."""
         xp = libraries.namespace(self.taps)
-        prec = precision_of(self._rows.dtype)
         count, axes = self.offsets.shape
+        relative, underflow = symbol_loss(count, axes, self._rows.dtype)
+        prec = precision_of(self._rows.dtype)
         # of the entrywise sum of moduli, T of them and each a root
         _, squares = sums.square(xp.sum(xp.abs(self._tall), axis=0))
         frobenius = math.sqrt(float(np.max(squares))) * (1 + prec.gamma(count + 8))
-        omega = 20 * axes * HOST_UNIT + (0.0 if prec.unit == HOST_UNIT else 1.5 * prec.unit)
-        relative: float = prec.kappa(count) * (1 + omega) + omega
-        lost = prec.underflow(count) * math.sqrt(2.0 * math.prod(self.block_shape))
+        lost = underflow * math.sqrt(2.0 * math.prod(self.block_shape))
         found: float = up(relative * frobenius + lost, 16)
         return found
 

@@ -19,8 +19,9 @@ import numpy as np
 from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
 from gramnorm._matrix.certificate import approximate_eigenvector
-from gramnorm._matrix.gram import divisor, frobenius, peaks
+from gramnorm._matrix.fixed_steps import divisor, peaks
 from gramnorm._results import result_dtype
+from gramnorm._rigour import sums
 
 
 def of_fixed_steps(a: Array, bound: Array, *, steps: int) -> Array:
@@ -131,7 +132,7 @@ def _trace(a: Array) -> Array:
 
 def _normalised(a: Array) -> Array:
     xp = libraries.namespace(a)
-    size = frobenius(a)
+    size = xp.sqrt(sums.inner_product(a, a))
     size = xp.where(size > 0, size, xp.ones_like(size))
     return a / xp.astype(size[..., None, None], a.dtype)
 

@@ -8,7 +8,7 @@ the entries near 1), and a bracket on the largest singular value of the last ite
 where S_j is the exact s_j P_{j-1}^H P_{j-1} and eps_j bounds what the computed P_j differs from it
 (docs/theory.md, Theorem 2).  The matrices stay on their device; the few scalars per matrix that a
 bracket needs come to the host once per step, and on them `bracket_by_iteration` decides what to
-continue.  A fixed number of steps never looks at a value.
+continue.
 """
 
 from __future__ import annotations
@@ -17,80 +17,12 @@ import math
 
 import numpy as np
 
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits, linalg, threads
+from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, threads
 from gramnorm._arrays.types import Array, HostBools, HostFloats, HostInts
 from gramnorm._matrix import moments
-from gramnorm._results import Bounds, result_dtype
+from gramnorm._results import Bounds
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import Precision, down, precision_of, up
-
-
-def fixed_steps(a: Array, *, steps: int) -> Array:
-    """Run `gram_values` on scaled matrices of any type; keep NaN, inf and zero as they are."""
-    xp = libraries.namespace(a)
-    out = result_dtype(a)
-    if 0 in a.shape:
-        return xp.zeros(a.shape[:-2], dtype=out, device=libraries.device_of(a))
-    with libraries.plain_arithmetic(a):
-        a = xp.astype(a, dtypes.complex_dtype(out) if dtypes.is_complex(a.dtype) else out)
-        peak = peaks(a)
-        scale = divisor(peak)
-        values = gram_values(a / xp.astype(scale[..., None, None], a.dtype), steps=steps)
-        return xp.where(xp.isfinite(peak), scale * values, peak)
-
-
-def peaks(a: Array) -> Array:
-    """Return the largest component of each matrix, as a constant for differentiation."""
-    xp = libraries.namespace(a)
-    found = [
-        xp.max(xp.abs(autodiff.without_gradient(part)), axis=(-2, -1))
-        for part in dtypes.components(a)
-    ]
-    return found[0] if len(found) == 1 else xp.maximum(*found)
-
-
-def divisor(peak: Array) -> Array:
-    """Return what to divide arrays with largest component `peak` by.
-
-    1 where nothing is to scale.
-    """
-    xp = libraries.namespace(peak)
-    # complex division by a subnormal number overflows
-    least = xp.full_like(peak, float(xp.finfo(peak.dtype).smallest_normal))
-    usable = xp.isfinite(peak) & (peak > 0)
-    return xp.where(usable, xp.where(peak > least, peak, least), xp.ones_like(peak))
-
-
-def gram_values(a: Array, *, steps: int) -> Array:
-    """Return the Schatten-2^(steps+1) norm of each matrix of a stack, without rounding margin."""
-    xp = libraries.namespace(a)
-    if a.shape[-2] < a.shape[-1]:
-        a = xp.matrix_transpose(a)
-    sizes = []
-    for _ in range(steps):
-        size = frobenius(a)
-        size = xp.where(size == 0, xp.ones_like(size), size)  # a zero matrix stays zero
-        sizes.append(size)
-        a = a / xp.astype(size[..., None, None], a.dtype)
-        a = linalg.gram_matrix(a)
-    bound = frobenius(a)
-    for size in reversed(sizes):  # undo one squaring at a time: root, then scale
-        bound = size * _safe_sqrt(bound)
-    return bound
-
-
-def frobenius(a: Array) -> Array:
-    """Return the Frobenius norm of each matrix of a stack; its derivative at zero is 0."""
-    xp = libraries.namespace(a)
-    squares = [xp.sum(part * part, axis=(-2, -1)) for part in dtypes.components(a)]
-    return _safe_sqrt(sum(squares[1:], squares[0]))
-
-
-def _safe_sqrt(x: Array) -> Array:
-    xp = libraries.namespace(x)
-    # the derivative of sqrt at 0 is infinite; the detour keeps gradients of zero matrices finite
-    root = xp.sqrt(xp.where(x == 0, xp.ones_like(x), x))
-    return xp.where(x == 0, xp.zeros_like(x), root)
 
 
 def bracket_by_iteration(a: Array, *, rtol: float) -> Bounds[HostFloats]:

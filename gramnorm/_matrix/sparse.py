@@ -145,7 +145,7 @@ def _bracket_rows(b: Array, *, rtol: float) -> Bounds[float]:
     def dense(part: Array, *_: object) -> Bounds[float] | None:
         return _by_dense_gram(part, rtol=rtol) if min(part.shape) <= limits.SPARSE_COLUMNS else None
 
-    roads = dense, partial(windows.bracket, rtol=rtol)
+    roads = partial(windows.bracket, rtol=rtol), dense
     return large_sparse.bracket(crossing.host_sparse(b), rtol=rtol, roads=roads).bounds
 
 

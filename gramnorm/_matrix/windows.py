@@ -50,8 +50,15 @@ def bracket(
     for gap in (0.8 * rtol, 100 * rtol):
         if upper <= level * (1 + 1.9 * rtol):
             break
-        upper = min(upper, up(_by_factor(gram, level * (1 + 2 * gap)) + error))
+        upper = min(upper, up(_by_factor(gram, level * (1 + 2 * gap), most=_most(b)) + error))
     return Bounds(0.0, up(math.sqrt(upper)), 1)
+
+
+def _most(b: Rows) -> float:
+    """Return the most operations of a factorisation: of a dense Gram matrix where that is small."""
+    q = min(b.shape)
+    dense = limits.DENSE_FACTOR * q**3 if q <= limits.SPARSE_COLUMNS else math.inf
+    return min(dense, limits.WINDOW_WORK)
 
 
 def _work(b: Rows) -> float:
@@ -74,7 +81,7 @@ def _by_moduli(m: NonNegative, error: float, known: Bounds[float], *, rtol: floa
     return up(leading(m, w, rtol=rtol)[0] + error)
 
 
-def _by_factor(gram: Rows, level: float) -> float:
+def _by_factor(gram: Rows, level: float, *, most: float) -> float:
     """Return an upper bound on the eigenvalues of S, close to `level` if that is one.
 
     Else, or if it is dear, inf.
@@ -83,7 +90,7 @@ def _by_factor(gram: Rows, level: float) -> float:
     choices = [gram, gram[order][:, order].tocsr()]
     windows = [Window.of(s) for s in choices]
     best = int(windows[1].work < windows[0].work)
-    if not windows[best].is_affordable:
+    if not windows[best].is_affordable or windows[best].work > most:
         return math.inf
     return eigenvalue_bound(SparseRows(choices[best]), windows[best], level)
 

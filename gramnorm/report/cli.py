@@ -1,8 +1,8 @@
 """The command line: ``gramnorm report [FILE]``.
 
 Exit codes: 0, every layer has a bound; 1, some layer has none; 2, the command or the file cannot be
-used, with one line on the standard error stream; 130, interrupted; 141, the reader of a pipe has
-gone.
+used, with one line on the standard error stream; 130, interrupted, with the rows that were finished
+on the standard output; 141, the reader of a pipe has gone.
 """
 
 import argparse
@@ -12,14 +12,14 @@ import importlib.resources
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from gramnorm import _validate
 from gramnorm._arrays import libraries, threads
 from gramnorm.report import Row, bound_layer, failed_row
-from gramnorm.report.files.contents import Contents, Layer, ReadError, one_line, printable, selected
+from gramnorm.report.files.contents import Contents, ReadError, one_line, printable, selected
 from gramnorm.report.files.readers import read_path, read_stream
 from gramnorm.report.files.sidecar import described, read_sidecar
 from gramnorm.report.network import constant_of
@@ -36,7 +36,16 @@ from gramnorm.report.table import (
     write_table,
 )
 
+_INTERRUPTED = 130  # what a shell makes of a program that SIGINT ended
 _WRITERS = {"json": write_json, "csv": write_csv, "markdown": write_markdown, None: write_table}
+
+
+def program() -> NoReturn:
+    """Run the command line of this process, and end it."""
+    code = main()
+    if code == _INTERRUPTED:
+        os._exit(code)  # the interpreter would wait for the threads at work on layers
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory")
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes once more at exit, and would complain about the same pipe.
         with contextlib.suppress(OSError, ValueError):
@@ -79,7 +88,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.plot_symbol is not None:
         require_symbol(contents.layers)
     choices = {key: getattr(options, key) for key in ("input_shape", "padding_mode", "rtol")}
-    rows = _rows(contents, backend=options.backend, **choices, place=place)
+    rows, unfinished = _rows(contents, backend=options.backend, **choices, place=place)
     as_stated = options.input_shape in (None, "file") and options.padding_mode is None
     report = Report(
         source=SHIPPED if options.file is None else options.file,
@@ -94,11 +103,14 @@ def _report(options: argparse.Namespace) -> int:
             contents.network, rows, stated_sizes=as_stated, obstacles=contents.obstacles
         ),
         obstacles=contents.obstacles,
+        unfinished=unfinished,
     )
     if hasattr(sys.stdout, "reconfigure"):  # a name may hold what the terminal's encoding has not
         sys.stdout.reconfigure(errors="backslashreplace")
     _WRITERS[options.form](report, sys.stdout)
     sys.stdout.flush()
+    if unfinished:
+        return _INTERRUPTED
     if options.plot is not None:
         draw_bars(report, options.plot)
     if options.plot_symbol is not None:
@@ -125,22 +137,35 @@ def _contents(options: argparse.Namespace) -> Contents:
     return selected(contents, options.include, options.exclude)
 
 
-def _rows(contents: Contents, backend: str, **choices: Any) -> list[Row]:
+def _rows(contents: Contents, backend: str, **choices: Any) -> tuple[list[Row], list[str]]:
     """Bound the layers, as many at a time as there are cores.
 
-    Those that could not be read come last.
+    Returned are the rows in order, those of layers that could not be read last, and the names of
+    the layers that an interruption left without one.
     """
     layers = contents.layers
+    finished: dict[int, Row] = {}
     with progress(layers, sys.stderr) as step:
 
-        def row_of(layer: Layer) -> Row:
-            step(layer.name)
-            return bound_layer(layer, **choices)
+        def bound(which: int) -> None:
+            step(layers[which].name)
+            finished[which] = bound_layer(layers[which], **choices)
 
         # a layer alone has all threads of the BLAS; what is on a device waits there in any case
         several = backend == "numpy" and len(layers) > 1
-        rows = threads.shared(row_of, layers) if several else [*map(row_of, layers)]
-    return rows + [failed_row(name, reason) for name, reason in contents.failed.items()]
+        try:
+            if several:
+                threads.shared(bound, range(len(layers)))
+            else:
+                for which in range(len(layers)):
+                    bound(which)
+        except KeyboardInterrupt:
+            if not finished:
+                raise
+    done = finished.copy()  # threads at work when we were interrupted may yet finish
+    rows = [done[which] for which in sorted(done)]
+    rows += [failed_row(name, reason) for name, reason in contents.failed.items()]
+    return rows, [layer.name for which, layer in enumerate(layers) if which not in done]
 
 
 def _place(backend: str, device: str | None) -> Callable[[np.ndarray[Any, Any]], Any]:

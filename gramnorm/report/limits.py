@@ -17,6 +17,7 @@ FEWEST_TO_AGREE = 16  # entries of a vector from which its direction is no accid
 
 # Text
 NAMES_SHOWN = 8  # in a sentence; JSON has all
+FOLDED = 16  # columns of a terminal for each text of a row, at least: "layers.12.weight"
 LABEL = 44  # characters of the name of a layer in a picture
 LONG = 2**16  # numbers in all layers: about where a report takes a second, and a bar helps
 

@@ -21,8 +21,8 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like those about files."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        """Exit with code 2; the options are those of the one command, whoever found the error."""
+        self.exit(2, f"gramnorm: {message} (see gramnorm report --help)\n")
 
 
 def parser() -> argparse.ArgumentParser:

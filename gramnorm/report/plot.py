@@ -96,7 +96,8 @@ def _draw_brackets(axes: Any, rows: Sequence[Row]) -> None:
         size for size in (*lower, *(r.upper for r in known.values())) if size > limits.LEAST_DRAWN
     ]
     left, top = (min(sizes) / 2, max(sizes)) if sizes else (0.5, 1.0)
-    _logarithmic(axes, left, right=top * max(6.0, (top / left) ** 0.45))  # room for the numbers
+    _logarithmic(axes, left, right=top)  # the numbers stand beyond, outside of the frame
+    axes.spines[["top", "right"]].set_visible(False)  # which would cross them
     lowers = np.asarray([max(size, left) for size in lower])
     gaps = np.asarray([r.upper for r in known.values()]) - lowers
     to_lower = {"left": left, "color": _LOWER, "label": "up to the lower bound"}

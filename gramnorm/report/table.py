@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
@@ -18,12 +19,14 @@ from gramnorm._rigour.decimals import decimal_text, relative_gap_above
 from gramnorm._rigour.fractions import product_above
 from gramnorm.report import Row
 from gramnorm.report.files.contents import printable
-from gramnorm.report.limits import NAMES_SHOWN
+from gramnorm.report.limits import FOLDED, NAMES_SHOWN
 from gramnorm.report.network import Constant
 
 _HEADINGS = ("layer", "kind", "shape", "lower", "upper", "gap", "seconds", "converged")
-_NO_LIMIT = 10**6  # columns of text
+_NUMBERS = ("lower", "upper", "gap", "seconds")
+_TO_DROP = ((), ("seconds",), ("seconds", "converged"))  # until the others fit side by side
 _NO_BOUND = "no bound"
+_UNFINISHED = "interrupted before there was a bound"
 _JOINED = (
     "the stated way in which the layers are joined, which only the constant of the network counts"
 )
@@ -45,6 +48,7 @@ class Report:
     network: Constant | None = None  # None: the file does not say how its layers are joined
     notes: Sequence[str] = ()
     obstacles: dict[str, str] = field(default_factory=dict)  # by name, why the layers are no chain
+    unfinished: Sequence[str] = ()  # layers without a row, since somebody interrupted
 
     @property
     def missing(self) -> list[str]:
@@ -57,6 +61,8 @@ class Report:
         reasons = {_JOINED: list[str]()} if self.network is not None else {}
         if self.missing:
             reasons[_NO_BOUND] = self.missing
+        if self.unfinished:
+            reasons[_UNFINISHED] = list(self.unfinished)
         for name, reason in self.obstacles.items():
             reasons.setdefault(reason, []).append(name)
         return reasons
@@ -68,6 +74,13 @@ class Report:
         None if it would not be about the network.
         """
         return None if self.against else product_above(row.upper for row in self.rows)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """By name, why an entry of the file has no row."""
+        listed = {*(row.name for row in self.rows), *self.unfinished}
+        others = {name: why for name, why in self.obstacles.items() if name not in listed}
+        return self.skipped | others
 
 
 def write_json(report: Report, stream: IO[str]) -> None:
@@ -82,20 +95,19 @@ def write_json(report: Report, stream: IO[str]) -> None:
         if row.error is not None:
             entry |= dict.fromkeys(("lower", "upper", "gap", "converged"))
         layers.append(entry)
-    bounded = {row.name for row in report.rows}
-    others = {name: why for name, why in report.obstacles.items() if name not in bounded}
     content = {
         "source": report.source,
         "version": report.version,
         **report.options,
-        "layers": layers,
-        "notes": list(report.notes),
-        "skipped": [{"name": n, "reason": why} for n, why in (report.skipped | others).items()],
+        "network": None if report.network is None else asdict(report.network),
         "product_upper": report.product_upper,
         "no_product": [{"reason": r, "names": names} for r, names in report.against.items()],
-        "partial": bool(report.missing),
+        "layers": layers,
+        "notes": list(report.notes),
+        "skipped": [{"name": name, "reason": why} for name, why in report.left_out.items()],
+        "partial": bool(report.missing or report.unfinished),
         "missing": report.missing,
-        "network": None if report.network is None else asdict(report.network),
+        "unfinished": list(report.unfinished),
     }
     json.dump(_standard(content), stream, indent=2, allow_nan=False)
     stream.write("\n")
@@ -123,29 +135,60 @@ def require_rich() -> None:
 
 
 def write_table(report: Report, stream: IO[str]) -> None:
-    """Write a report as a table, the product below it, then what was skipped or assumed."""
-    from rich import box  # noqa: PLC0415
+    """Write the constant of a network, the table as wide as the terminal, then all else."""
     from rich.console import Console  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(file=stream, highlight=False)
+    table, console.width = _fitted(report.rows, console)
+    with console.capture() as capture:
+        for line in opening_lines(report):
+            console.print(Text(line, overflow="fold"))
+        console.print(table)
+        for line in closing_lines(report):
+            console.print(Text(line, overflow="fold"))
+    stream.writelines(f"{line.rstrip()}\n" for line in capture.get().rstrip().split("\n"))
+
+
+def _fitted(rows: Sequence[Row], console: Any) -> tuple[Any, int]:
+    """Return the table with the columns that fit side by side, and the width to draw it in.
+
+    Where the fewest do not fit, texts are folded. Digits never are: cut, they would be no bound.
+    """
     from rich.measure import Measurement  # noqa: PLC0415
+
+    unlimited = console.options.update_width(sys.maxsize)
+
+    def width(*headings: str) -> int:
+        return Measurement.get(console, unlimited, _table(rows, headings)).maximum
+
+    for dropped in _TO_DROP:
+        headings = [heading for heading in _HEADINGS if heading not in dropped]
+        if width(*headings) <= console.width:
+            return _table(rows, headings), console.width
+    texts, numbers = headings[:3], headings[3:]
+    return _table(rows, headings), max(console.width, width(*numbers) + len(texts) * FOLDED)
+
+
+def _table(rows: Sequence[Row], headings: Sequence[str]) -> Any:
+    """Return a table of these columns."""
+    from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=box.SIMPLE_HEAD, title=Text(printable(report.source)), title_justify="left")
-    for heading in _HEADINGS:
-        justify: Any = "right" if heading in ("lower", "upper", "gap", "seconds") else "left"
-        table.add_column(heading, no_wrap=True, justify=justify)
-    for row in report.rows:
-        table.add_row(*(Text(cell) for cell in cells(row)))  # Text: a name may look like markup
-    # As wide as it needs to be: wrapped lines are ugly, but cut digits would not be a bound.
-    console = Console(file=stream, highlight=False, width=_NO_LIMIT)
-    console.width = Measurement.get(console, console.options, table).maximum
-    console.print(table)
-    for line in closing_lines(report):
-        console.print(Text(line), soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in headings:
+        is_number = heading in _NUMBERS
+        justify: Any = "right" if is_number else "left"
+        table.add_column(heading, justify=justify, no_wrap=is_number, overflow="fold")
+    for row in rows:
+        texts = dict(zip(_HEADINGS, cells(row), strict=True))
+        table.add_row(*(Text(texts[h]) for h in headings))  # Text: a name may look like markup
+    return table
 
 
 def write_csv(report: Report, stream: IO[str]) -> None:
-    """Write a line per layer, the product, and the constant if it is stated how they are joined."""
+    """Write a line per layer, then the constant of a network, the product, and what has no row."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*_HEADINGS, "assumed", "error"])
     for row in report.rows:
@@ -154,23 +197,29 @@ def write_csv(report: Report, stream: IO[str]) -> None:
         assumed = "yes" if row.assumed else "no"
         writer.writerow([name, row.kind, *rest, assumed, printable(row.error or "")])
 
-    def close(kind: str, upper: float | None, reason: str) -> None:
+    def close(name: str, kind: str, upper: float | None, reason: str) -> None:
         bound = "" if upper is None else decimal_text(upper, up=True)
-        writer.writerow(["", kind, "", "", bound, "", "", "", "", printable(reason)])
+        writer.writerow([printable(name), kind, "", "", bound, "", "", "", "", printable(reason)])
 
-    why = "; ".join(_about(r, ", ".join(names)) for r, names in report.against.items())
-    product = report.product_upper
-    reason = f"none, because of {why}" if product is None else ""
-    close("product of the upper bounds", product, reason)
     if report.network is not None:
-        close("constant of the network", report.network.upper, str(report.network.reason or ""))
+        upper, reason = report.network.upper, report.network.reason
+        close("", "constant of the network", upper, str(reason or ""))
+    why = "; ".join(_about(r, ", ".join(names)) for r, names in report.against.items())
+    reason = f"none, because of {why}" if report.against else ""
+    close("", "product of the upper bounds", report.product_upper, reason)
+    for name in report.unfinished:
+        close(name, "unfinished", None, _UNFINISHED)
+    for name, reason in report.left_out.items():
+        close(name, "skipped", None, reason)
 
 
 def write_markdown(report: Report, stream: IO[str]) -> None:
-    """Write a table, and below it what stands below the one for terminals."""
+    """Write a table, and around it what stands around the one for terminals."""
     ruler = ["---"] * 3 + ["---:"] * 4 + ["---"]
     lines = [_HEADINGS, ruler, *([_escaped(cell) for cell in cells(row)] for row in report.rows)]
-    stream.write(f"**{_escaped(printable(report.source))}**\n\n")
+    source, *constant = opening_lines(report)
+    stream.write(f"**{_escaped(source)}**\n\n")
+    stream.writelines(f"{_escaped(line)}\n\n" for line in constant)
     stream.writelines(f"| {' | '.join(line)} |\n" for line in lines)
     stream.writelines(f"\n{_escaped(line)}\n" for line in closing_lines(report))
 
@@ -195,13 +244,19 @@ def cells(row: Row) -> tuple[str, ...]:
     return (*start, lower, upper, gap, seconds, "yes" if row.converged else "no")
 
 
+def opening_lines(report: Report) -> list[str]:
+    """Return what stands above the table: its source, and the constant of a network."""
+    source = printable(report.source)
+    return [source] if report.network is None else [source, _network_line(report.network)]
+
+
 def closing_lines(report: Report) -> list[str]:
     """Return what stands below the table."""
     failed = [row for row in report.rows if row.error is not None]
     lines = [f"{printable(row.name)}: {printable(str(row.error))}" for row in failed]
     lines += _product_lines(report)
-    if report.network is not None:
-        lines.append(_network_line(report.network))
+    if names := [row.name for row in report.rows if row.error is None and row.converged is False]:
+        lines.append(f"further apart than the gap asked for, and as valid: {_some(names)}")
     lines += _footnotes(report.rows)
     lines += map(printable, report.notes)
     reasons: dict[str, list[str]] = {}
@@ -213,10 +268,7 @@ def closing_lines(report: Report) -> list[str]:
 
 
 def _product_lines(report: Report) -> list[str]:
-    """Return the product, or why there is none.
-
-    Nothing where a constant of the network is the answer.
-    """
+    """Return the product, or why there is none: nothing where the network's constant is the answer."""
     if list(report.against) == [_JOINED]:
         return []
     if report.product_upper is None:

@@ -8,6 +8,7 @@ wrong side or any call raised.
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.util
 import itertools
@@ -178,6 +179,7 @@ class MatrixTask:
     """Matrices of one shape and type, from one family or from all; `singly` means not as a stack.
 
     `certified` sends small matrices the way of large ones: no squarings, a Ritz vector, narrow blocks.
+    With `steps` the bound is that of so many Gram steps, compiled in JAX, and there is no lower one.
     """
 
     seed: tuple[int, ...]
@@ -189,6 +191,7 @@ class MatrixTask:
     inject: float = 0.0
     singly: bool = False
     certified: bool = False
+    steps: int | None = None
 
     def brackets(self, lib: Library, stack: np.ndarray) -> Iterator[np.ndarray]:
         """Return lower, upper and converged on the host, for the stack or matrix by matrix."""
@@ -196,6 +199,9 @@ class MatrixTask:
         from gramnorm._arrays import limits  # noqa: PLC0415
 
         parts = list(stack) if self.singly else [stack]
+        if self.steps is not None:
+            yield from self._fixed_steps(lib, parts)
+            return
         with contextlib.ExitStack() as way:
             if self.certified:
                 small = {"EIGENVECTOR_COLUMNS": 2, "CHOLESKY_BLOCK": 3}
@@ -204,6 +210,16 @@ class MatrixTask:
         for name in ("lower", "upper", "converged"):
             host = [lib.to_numpy(getattr(bracket, name)) for bracket in found]
             yield np.stack(host) if self.singly else host[0]
+
+    def _fixed_steps(self, lib: Library, parts: list[np.ndarray]) -> Iterator[np.ndarray]:
+        import gramnorm as gn  # noqa: PLC0415 - after the process has set its threads
+
+        bound = functools.partial(gn.gram_iteration, steps=self.steps)
+        if self.library.startswith("jax"):
+            bound = importlib.import_module("jax").jit(bound)
+        found = [lib.to_numpy(bound(lib.asarray(part))) for part in parts]
+        upper = np.stack(found) if self.singly else found[0]
+        yield from (np.zeros_like(upper), upper, np.ones(upper.shape, dtype=np.bool_))
 
     def run(self) -> Report:
 
@@ -224,9 +240,11 @@ class MatrixTask:
                 unconverged=int(not converged[i]),
                 over=[found.over[i : i + 1]] if normal[i] else [],
             )
-            report.counts[f"matrix {name}"].add(count)
+            kind = "matrix" if self.steps is None else "fixed steps"
+            report.counts[f"{kind} {name}"].add(count)
         how = "alone" if self.singly else "in a stack"
         how += ", by a certificate" if self.certified else ""
+        how += "" if self.steps is None else f", {self.steps} steps"
         for i in {*found.upper_violated, *found.lower_violated}:
             side = "upper" if i in found.upper_violated else "lower"
             report.failures.append(
@@ -278,6 +296,7 @@ def matrix_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -
             inject,
             singly,
             certified=library != "jax-device" and bool(rng.uniform() < 0.3),
+            steps=int(rng.integers(0, 10)) if rng.uniform() < 0.25 else None,
         )
 
 
@@ -487,6 +506,34 @@ def check_case(case: Case, lib: Library, library: str, inject: float) -> Report:
         report.failures.append(
             f"{'upper' if high else 'lower'} violated: {library} {case.family} {case.options} "
             f"lower={lower.hex()} upper={upper.hex()} {_exactly(case.kernel)}"
+        )
+    if case.is_circle:
+        report.add(_check_fixed_steps(case, lib, library, inject))
+    return report
+
+
+def _check_fixed_steps(case: Case, lib: Library, library: str, inject: float) -> Report:
+    import gramnorm as gn  # noqa: PLC0415 - after the process has set its threads
+
+    steps = case.kernel.size % 6
+    given = {
+        name: case.options[name]
+        for name in ("stride", "dilation", "groups")
+        if name in case.options
+    }
+    bound = functools.partial(
+        gn.conv_gram_iteration, input_shape=case.options["input_shape"], steps=steps, **given
+    )
+    if library.startswith("jax"):
+        bound = importlib.import_module("jax").jit(bound)
+    upper = float(lib.to_numpy(bound(lib.asarray(case.kernel)))) * (1 - inject)
+    high, _, open_, _ = judge(case, 0.0, upper)
+    report = Report()
+    report.counts[f"conv fixed steps {case.family}"] = Count(1, int(high), 0, int(open_))
+    if high:
+        report.failures.append(
+            f"upper violated: {library} {case.family} {case.options}, {steps} steps, "
+            f"upper={upper.hex()} {_exactly(case.kernel)}"
         )
     return report
 

@@ -1,4 +1,4 @@
-"""The fixed-step functions: exact Schatten norms, gradients, jit, no rounding margin."""
+"""The fixed-step functions: Schatten norms, never below the norm, gradients, compilers."""
 
 import importlib
 import itertools
@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
+from gramnorm._conv import choose
+from gramnorm._matrix import fixed_steps
+from gramnorm._rigour import sums
+from gramnorm._rigour.model import Precision
 from tests.harness import oracles
 from tests.harness.families import FAMILIES, KERNELS
 
@@ -17,6 +21,11 @@ STEPS = range(9)
 
 def eps(be):
     return float(np.finfo("float64" if be.has_float64 else "float32").eps)
+
+
+def margin(be, *sides):
+    """Return the relative excess that the rounding of a few products of this size may cost."""
+    return (24 + 12 * max(sides)) * eps(be)
 
 
 def stored_dtype(be, dtype):
@@ -48,8 +57,8 @@ def test_gram_iteration_is_the_schatten_norm(be, dtype, shape):
     x = be.asarray(a)
     for steps in STEPS if shape != (1, 1) else (0, 8):
         exact = schatten(a, steps)
-        # Each product of order q errs by about q roundings, and is halved by each root after it.
-        assert abs(value(be, x, steps) / exact - 1) <= 8 * max(shape) * eps(be), steps
+        assert oracles.sigma(a) <= value(be, x, steps)
+        assert -margin(be, *shape) <= value(be, x, steps) / exact - 1 <= margin(be, *shape), steps
 
 
 def test_gram_iteration_decreases_to_sigma_and_never_beyond(be):
@@ -58,7 +67,7 @@ def test_gram_iteration_decreases_to_sigma_and_never_beyond(be):
     values = [float(value(be, x, steps)) for steps in STEPS]
     slack = 100 * eps(be)
     assert all(b <= v * (1 + slack) for v, b in itertools.pairwise(values))
-    assert values[-1] >= oracles.sigma(a) * (1 - slack)
+    assert values[-1] >= oracles.sigma(a)
     assert values[0] == pytest.approx(np.linalg.norm(a), rel=slack)
 
 
@@ -71,7 +80,7 @@ def test_gram_iteration_takes_stacks(be):
     assert out.dtype == x.dtype
     for i in np.ndindex(2, 3):
         exact = schatten(a[i], 5)
-        assert abs(be.to_numpy(out)[i] / exact - 1) <= 50 * eps(be)
+        assert abs(be.to_numpy(out)[i] / exact - 1) <= margin(be, 4, 3)
 
 
 @pytest.mark.parametrize("power", [-900, -300, 300, 900])
@@ -91,7 +100,8 @@ def test_gram_iteration_of_zero_is_zero(be):
 def test_gram_iteration_of_an_orthogonal_matrix_halves_the_logarithm(be):
     a = np.eye(8, dtype=stored_dtype(be, "float64"))
     for steps in STEPS:
-        assert value(be, be.asarray(a), steps) == pytest.approx(8 ** (0.5 ** (steps + 1)), rel=1e-6)
+        exact = 8 ** (0.5 ** (steps + 1))
+        assert value(be, be.asarray(a), steps) == pytest.approx(exact, rel=margin(be, 8))
 
 
 def test_gram_iteration_hides_no_nan(be):
@@ -100,7 +110,7 @@ def test_gram_iteration_hides_no_nan(be):
     with np.errstate(all="ignore"):
         out = value(be, be.asarray(a), 4)
     assert math.isnan(out[0])
-    assert out[1] == pytest.approx(3.0)
+    assert out[1] == pytest.approx(3.0, rel=margin(be, 3))
 
 
 @pytest.mark.parametrize("steps", [-1, 1.5, "3", None])
@@ -149,7 +159,9 @@ def test_conv_gram_iteration_is_the_maximum_over_the_grid(be, taps, shape, dilat
         assert out.shape == ()
         assert be.is_at_home(out)
         exact = conv_exact(kernel, shape, steps, dilation, groups)
-        assert float(be.to_numpy(out)) == pytest.approx(exact, rel=200 * eps(be))
+        # blocks at frequencies carry the error of their phases as well
+        assert conv_exact(kernel, shape, 20, dilation, groups) <= float(be.to_numpy(out))
+        assert float(be.to_numpy(out)) == pytest.approx(exact, rel=600 * eps(be))
 
 
 def test_conv_gram_iteration_of_zero_and_of_vanishing_frequencies(be):
@@ -157,7 +169,7 @@ def test_conv_gram_iteration_of_zero_and_of_vanishing_frequencies(be):
     zero = gn.conv_gram_iteration(be.asarray(np.zeros((2, 2, 3), dtype)), (5,), steps=4)
     assert float(be.to_numpy(zero)) == 0
     edge = gn.conv_gram_iteration(be.asarray(np.asarray([[[1, -1]]], dtype)), (6,), steps=4)
-    assert float(be.to_numpy(edge)) == pytest.approx(2.0, rel=20 * eps(be))
+    assert 2.0 <= float(be.to_numpy(edge)) <= 2.0 * (1 + 200 * eps(be))
 
 
 # ------------------------------------------------------------------------------- transforms
@@ -259,3 +271,112 @@ def test_jax_jit_and_grad_of_the_convolution(jax):
         slope = conv_exact(kernel + shift, (5,), 3) - conv_exact(kernel - shift, (5,), 3)
         assert gradient[i] == pytest.approx(slope / (2 * step), abs=1e-7)
     assert np.all(np.isfinite(np.asarray(jax.grad(norm)(jnp.zeros((2, 2, 3))))))
+
+
+# ------------------------------------------------------------ arithmetic that errs as it may
+
+TALL = np.outer(np.linspace(1, 2, 600), np.linspace(2, 1, 400))
+KERNEL = np.linspace(1, 2, 400).reshape(1, 1, 400)
+
+
+def none(*_):
+    return 0.0
+
+
+def gamma(n):
+    return n * 2.0**-53 / (1 - n * 2.0**-53)
+
+
+def kappa(n, *, is_complex):
+    return 1.6 * gamma(2 * (n + 4)) if is_complex else gamma(n)
+
+
+def shortened(function, relative):
+    """Return a function whose non-negative arrays come out smaller by so much."""
+    return lambda *args, **options: function(*args, **options) * (1 - relative(*args))
+
+
+@pytest.fixture
+def worst(monkeypatch):
+    """Let products, sums, scaling and symbols err by all that the rounding model allows."""
+
+    def product_loss(a):
+        return kappa(a.shape[-2], is_complex=np.iscomplexobj(a))
+
+    def sum_loss(a, _):
+        return gamma(2 * sum(a.shape[-2:]) + 8)
+
+    def scaled_short(a, *, scaled=fixed_steps.scaled):
+        values, peak = scaled(a)
+        return values * (1 - 4 * 2.0**-53), peak
+
+    def blocks_short(taps, geometry, *, half, blocks=choose._blocks_on_circle):
+        found = blocks(taps, geometry, half=half)
+        moduli = np.sum(np.abs(taps), axis=0)
+        return found - kappa(taps.shape[0], is_complex=True) * moduli * np.exp(1j * np.angle(found))
+
+    products = shortened(fixed_steps.linalg.gram_matrix, product_loss)
+    monkeypatch.setattr(fixed_steps.linalg, "gram_matrix", products)
+    monkeypatch.setattr(sums, "inner_product", shortened(sums.inner_product, sum_loss))
+    monkeypatch.setattr(fixed_steps, "scaled", scaled_short)
+    monkeypatch.setattr(choose, "_blocks_on_circle", blocks_short)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+@pytest.mark.parametrize("a", [TALL, TALL.T, TALL * (1 + 0.0j)], ids=["tall", "wide", "complex"])
+def test_no_arithmetic_of_the_model_ends_below(worst, a, steps):
+    norm = oracles.sigma(a)
+    assert gn.gram_iteration(a, steps=steps) >= norm
+    with worst.context() as forgotten:
+        forgotten.setattr(sums, "loss", none)
+        if steps < 2:  # later roots make the error of the last sum small
+            assert gn.gram_iteration(a, steps=steps) < norm
+    worst.setattr(Precision, "kappa", none)
+    if steps:
+        assert gn.gram_iteration(a, steps=steps) < norm
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+def test_no_symbol_of_the_model_ends_below(worst, steps):
+    norm = np.linalg.norm(np.sum(KERNEL, axis=-1), 2)
+    assert gn.conv_gram_iteration(KERNEL, 400, steps=steps) >= norm * (1 + 1e-15)
+    worst.setattr(choose, "symbol_loss", lambda *_: (0.0, 0.0))
+    assert gn.conv_gram_iteration(KERNEL, 400, steps=steps) < norm
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("power", [-148, -126, -100, -20, 0, 60, 126, 127])
+def test_scaling_errs_by_what_is_counted(dtype, power):
+    rng = np.random.default_rng(power + 148)
+    a = (FAMILIES["gaussian"](rng, 60, 50, dtype) * np.float32(0.25)).astype(dtype)
+    with np.errstate(under="ignore"):
+        a = (a * 2.0**power).astype(dtype)  # subnormal numbers where the power is small
+        values, peak = fixed_steps.scaled(a)
+    exact = a.astype("complex128") / min(max(float(peak), 2.0**-126), 2.0**126)
+    relative, lost = fixed_steps.scaling_loss(values)
+    for part in "real", "imag":
+        wrong = np.abs(getattr(values - exact, part))
+        assert np.all(wrong <= relative * np.abs(getattr(exact, part)) + lost)
+
+
+@pytest.mark.parametrize("power", [-149, -127, -126, -120, -60, 0, 60, 125, 127])
+@pytest.mark.parametrize("way", ["jit", "vmap", "eager"])
+def test_jax_reaches_every_scale(way, power):
+    # there subnormal numbers are zeros, and quotients become products with inverses
+    jax = pytest.importorskip("jax")
+    a = np.ldexp(np.float32([[1, 1, 1], [1, 1, 0]]), power)
+    ways = {
+        "jit": jax.jit,
+        "vmap": lambda f: lambda x: jax.vmap(f)(x[None])[0],
+        "eager": lambda f: f,
+    }
+    bound = ways[way](lambda x: gn.gram_iteration(x, steps=4))(jax.numpy.asarray(a))
+    norm = float(np.linalg.norm(a.astype("float64"), 2))
+    excess = 1e-5 * norm + 6 * 2.0**-126  # what is below the normal numbers may count as nothing
+    # a scalar that is subnormal is read by its bits
+    assert norm <= float(np.asarray(bound)) <= (norm + excess if norm + excess < 3.4e38 else np.inf)
+    assert np.isfinite(np.asarray(bound)) == (norm < 3.4e38)
+    kernel = jax.numpy.asarray(a[:, :2, None])
+    conv = ways[way](lambda k: gn.conv_gram_iteration(k, 4, steps=4))(kernel)
+    assert float(np.asarray(conv)) >= np.linalg.norm(a[:, :2].astype("float64"), 2)

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say: their references, their kernels, their files."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +98,34 @@ def test_figures_are_drawn_from_the_file(tmp_path):
     tables.save(tmp_path, {}, [tables.Table("speed", "a title", rows)])
     assert [path.name for path in figures.draw(tmp_path)] == ["speed.png"]
     assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((3440.4, "3440"), (47_800.0, "47800"), (999.6, "1000"), (14.5, "14.5"), (1.039, "1.04")),
+        *(
+            (0.31, "0.31"),
+            (0.01, "0.01"),
+            (0.00999, "9.99e-3"),
+            (1e-6, "1e-6"),
+            (6.09e-9, "6.09e-9"),
+        ),
+        *((2.5e9, "2.5e9"), (0.0, "0"), (math.inf, "inf"), (-1234.0, "-1230")),
+    ],
+)
+def test_numbers_of_tables_have_one_style(value, shown):
+    assert tables.text(value) == shown
+
+
+def test_ratios_of_norms_near_one_have_more_digits():
+    (row,) = tables.Table("x", "", [{"ratio": 1.00081, "value / norm": 1.00081}]).texts()
+    assert row == ["1", "1.0008"]
+
+
+def test_tables_of_the_page_are_those_of_its_numbers():
+    folder = Path(__file__).parents[2] / "docs" / "benchmarks"
+    _, kept = tables.load(folder)
+    assert len(kept) > 15
+    for table in kept:
+        assert (folder / f"{table.name}.md").read_text() == tables.markdown(table) + "\n"

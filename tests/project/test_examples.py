@@ -52,3 +52,19 @@ def test_report_on_the_shipped_network_lists_its_layers(tmp_path):
     printed = run("report_digits.py", tmp_path)
     assert len(re.findall(r"weight +[\d.]+ <= norm <= [\d.]+", printed)) == 6
     assert re.search(r"product of the upper bounds: 59141\.\d", printed)
+
+
+@pytest.mark.slow
+def test_of_three_answers_for_one_layer_the_certified_one_is_never_below_the_norm(tmp_path):
+    printed = run("one_layer.py", tmp_path)
+    norm = float(re.search(r"^norm ([\d.]+)$", printed, flags=re.MULTILINE)[1])
+    lower, upper = map(
+        float, re.search(r"gramnorm: ([\d.]+) <= norm <= ([\d.]+)", printed).groups()
+    )
+    steps = [float(found) for found in re.findall(r"steps?: ([\d.]+)", printed)]
+    assert sorted(steps) == steps
+    assert steps[-1] < norm
+    assert lower <= norm <= upper
+    below = re.search(r"SVD: (\d+) of 1000", printed)
+    assert 300 < int(below[1]) < 700
+    assert "gramnorm: 0 of 1000 random layers below" in printed

@@ -441,7 +441,7 @@ class TestJson:
         assert set(report) == {
             *("source", "version", "input_shape", "padding_mode", "rtol", "backend", "device"),
             *("layers", "notes", "skipped", "product_upper", "no_product", "partial", "missing"),
-            "network",
+            *("network", "unfinished"),
         }
         assert report["source"] == str(network)
         assert report["rtol"] == 0.01
@@ -506,13 +506,39 @@ class TestTable:
         assert "skipped 1 (1-D" in out
         assert "no product" not in out
 
-    def test_nothing_is_cut_off_in_a_narrow_window(
-        self, network: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("columns", [20, 60, 80, 100, 200])
+    def test_table_is_as_wide_as_the_terminal_and_no_digit_is_cut(
+        self, network: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, columns: int
     ) -> None:
-        monkeypatch.setenv("COLUMNS", "20")
-        _, out, _ = run(capsys, "report", network)
+        _, report = run_json(capsys, network)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.chdir(network.parent)
+        _, out, _ = run(capsys, "report", network.name)
+        lines = out.splitlines()
         assert "…" not in out
-        assert "conv2d, depthwise" in out
+        assert max(map(len, lines)) <= max(columns, 76)  # digits and what is left of the names
+        assert not [line for line in lines if line != line.rstrip()]
+        assert ("converged" in out) == (columns >= 100)
+        for layer in report["layers"]:
+            assert decimal_text(layer["lower"], up=False) in out.split()
+            assert decimal_text(layer["upper"], up=True) in out.split()
+            assert " x ".join(map(str, layer["shape"])) in out
+
+    def test_long_names_are_folded_and_none_of_their_letters_is_lost(
+        self, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = "encoder.layers.10." + "abcdefghij." * 9 + "weight"
+        path = write_npz(tmp_path / "x.npz", **{name: some(3, 4), "fc.weight": some(3, 4)})
+        monkeypatch.setenv("COLUMNS", "80")
+        _, out, _ = run(capsys, "report", path)
+        rows = out.split("─")[-1].split("\n\n")[0].splitlines()
+        assert "".join(row.split()[0] for row in rows if row.strip()) == name + "fc.weight"
+        assert max(map(len, rows)) <= 80
+
+    def test_rows_that_did_not_converge_are_named_below(self, network: Path, capsys: Any) -> None:
+        _, out, _ = run(capsys, "report", network, "--rtol", "1e-17")
+        assert "further apart than the gap asked for, and as valid: deep.weight" in out
+        assert "further apart" not in run(capsys, "report", network)[1]
 
     def test_assumed_geometry_is_said(self, tmp_path: Path, capsys: Any) -> None:
         path = write_npz(tmp_path / "x.npz", conv=some(2, 2, 3))
@@ -580,18 +606,19 @@ class TestCommand:
             ["report", "--input-shape", ""],
             ["report", "--padding-mode", "reflect"],
             ["report", "a.npz", "b.npz"],
+            ["report", "--strides", "2"],
         ],
     )
     def test_misuse_is_one_line_and_exit_code_2(self, capsys: Any, arguments: list[str]) -> None:
         code, out, err = run(capsys, *arguments)
         assert (code, out) == (2, "")
         assert err.count("\n") == 1
+        assert err.endswith("(see gramnorm report --help)\n")
 
     @pytest.mark.parametrize("arguments", [["--version"], ["report", "--version"]])
     def test_version(self, capsys: Any, arguments: list[str]) -> None:
         code, out, _ = run(capsys, *arguments)
-        assert code == 0
-        assert out.startswith("gramnorm ")
+        assert (code, out) == (0, f"gramnorm {gn.__version__}\n")
 
     @pytest.mark.parametrize(
         ("text", "shape"), [("8,9", (8, 9)), ("8x9", (8, 9)), ("7", (7,)), ("file", "file")]

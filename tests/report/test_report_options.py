@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from gramnorm._arrays import libraries, threads
-from gramnorm.report import cli
+from gramnorm.report import cli, options
 from tests.harness.reports import run, run_json, some, write_npz
 
 pty = pytest.importorskip("pty", reason="needs terminals of POSIX")
@@ -88,7 +89,7 @@ class TestForms:
         assert code == 1
         code, out, _ = run(capsys, "report", "--csv", network)
         assert code == 1
-        *rows, product = csv.DictReader(io.StringIO(out))
+        *rows, product = csv.DictReader(io.StringIO(out))  # with nothing to skip
         assert [row["layer"] for row in rows] == ["a|b_*c*", "bad", "out, last.w"]
         for row, exact in zip(rows, report["layers"], strict=True):
             if exact["error"]:
@@ -104,9 +105,57 @@ class TestForms:
         assert product["error"] == "none, because of no bound: bad"
         _, out, _ = run(capsys, "report", "--csv", network, "--exclude", "bad")
         _, report = run_json(capsys, network, "--exclude", "bad")
-        *_, product = csv.DictReader(io.StringIO(out))
+        *_, product, skipped = csv.DictReader(io.StringIO(out))
         assert Fraction(product["upper"]) >= Fraction(report["product_upper"])
         assert product["error"] == ""
+        assert (skipped["layer"], skipped["kind"], skipped["upper"]) == ("bad", "skipped", "")
+        assert skipped["error"] == "left out by --include or --exclude"
+
+    def test_csv_has_the_constant_of_the_network_and_all_that_json_says_was_skipped(
+        self, tmp_path: Path, capsys: Any
+    ) -> None:
+        path = write_npz(
+            tmp_path / "x.npz",
+            layers={"__network__": {"chain": ["fc1", {"residual": "fc2"}]}},
+            **{"fc1": some(3, 3), "fc2": some(3, 3), "fc2.bias": some(3), "pos": some(2, 3)},
+        )
+        for harmless in (["--exclude", "pos"], []):
+            _, report = run_json(capsys, path, *harmless)
+            rows = [
+                *csv.DictReader(io.StringIO(run(capsys, "report", "--csv", path, *harmless)[1]))
+            ]
+            assert [row["kind"] for row in rows[:4]] == [
+                *("dense", "dense", "constant of the network", "product of the upper bounds")
+            ]
+            constant, exact = rows[2], report["network"]
+            if harmless:
+                assert Fraction(constant["upper"]) >= Fraction(exact["upper"])
+                assert constant["error"] == ""
+            else:
+                assert (constant["upper"], constant["error"]) == ("", exact["reason"])
+            assert [(row["layer"], row["error"]) for row in rows[4:]] == [
+                (entry["name"], entry["reason"]) for entry in report["skipped"]
+            ]
+            assert {row["kind"] for row in rows[4:]} == {"skipped"}
+            assert {row["layer"] for row in rows[4:]} == {"fc2.bias", "pos"}
+
+    def test_constant_of_the_network_comes_first_and_no_product_beside_it(
+        self, tmp_path: Path, capsys: Any
+    ) -> None:
+        path = write_npz(
+            tmp_path / "x.npz",
+            layers={"__network__": {"chain": ["fc1", {"residual": "fc2"}]}},
+            fc1=some(3, 3),
+            fc2=some(3, 3),
+        )
+        for form in ([], ["--markdown"]):
+            out = run(capsys, "report", path, *form)[1]
+            assert (
+                out.index("x.npz") < out.index("constant of the network") < out.index("converged")
+            )
+            assert "product" not in out
+        keys = list(run_json(capsys, path)[1])
+        assert keys.index("network") < keys.index("layers")
 
     def test_markdown_escapes_names(self, network: Path, capsys: Any) -> None:
         code, out, _ = run(capsys, "report", "--markdown", network)
@@ -136,6 +185,25 @@ class TestForms:
         assert "leave no layer" in err
 
 
+def test_page_and_help_have_the_same_options() -> None:
+    page = (Path(__file__).parents[2] / "docs/report.md").read_text()
+    table = page.partition("## Options")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`--.*?) \|", table, flags=re.MULTILINE)
+    documented = {option for row in rows for option in re.findall(r"--[a-z-]+", row)}
+    helped = run_help()
+    assert documented == helped
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) <= helped
+
+
+def run_help() -> set[str]:
+    """Return the options that `gramnorm report --help` shows with a text beside them."""
+    (commands,) = (a for a in options.parser()._actions if isinstance(a.choices, dict))
+    report = commands.choices["report"]
+    shown = report.format_help()
+    named = {name for a in report._actions if a.help for name in a.option_strings if name in shown}
+    return {name for name in named if name.startswith("--")} - {"--help"}
+
+
 @pytest.mark.parametrize("file", ["README.md", "docs/report.md"])
 def test_documented_output_is_that_of_the_command(capsys: Any, file: str) -> None:
     text = (Path(__file__).parents[2] / file).read_text()
@@ -149,6 +217,25 @@ def test_documented_output_is_that_of_the_command(capsys: Any, file: str) -> Non
         lower, upper = re.findall(r"\d\.\d{5,}|\d\d\.\d{5}", line)[:2]
         assert float(lower) <= layer["upper"]
         assert layer["lower"] <= float(upper) <= layer["upper"] * 1.001
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "arguments"),
+    [
+        ("README.md", "<!-- report-output: begin -->\n\n```text\n", []),
+        ("docs/report.md", "$ gramnorm report --csv\n", ["--csv"]),
+    ],
+)
+def test_documented_output_is_the_whole_of_it(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, file: str, before: str, arguments: list[str]
+) -> None:
+    """The numbers, which a library may change in their last digits, are compared above."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = (Path(__file__).parents[2] / file).read_text().partition(before)[2].partition("```")[0]
+    texts = [shown, run(capsys, "report", *arguments)[1]]
+    for i, text in enumerate(texts):
+        texts[i] = re.sub(r" +", " ", re.sub(r"\d+\.\d+(e[+-]\d+)?", "0.0", text))
+    assert texts[0] == texts[1]
 
 
 class TestBackends:
@@ -225,8 +312,69 @@ class TestTerminal:
         code, out, shown = on_terminal(large, interrupt_at=b"[red]")  # whichever layer is seen
         # Python ends by the signal itself if it came during an import: 130 as well, in a shell
         assert code in (130, -signal.SIGINT)
-        assert out == b""
+        assert not out or json.loads(out)["partial"]
         assert b"Traceback" not in shown
+
+
+# Layers called "slow" take longer than anybody waits.
+_SLOW = """
+import sys, time
+from gramnorm._arrays import threads
+from gramnorm.report import cli
+
+cores, bound = int(sys.argv.pop(1)), cli.bound_layer
+
+def slow(layer, **choices):
+    if "slow" in layer.name:
+        sys.stderr.write("at work\\n")
+        time.sleep(600)
+    return bound(layer, **choices)
+
+threads.cores = lambda: cores
+cli.bound_layer = slow
+cli.program()
+"""
+
+
+@pytest.mark.parametrize(
+    ("cores", "form"), [(1, []), (2, []), (2, ["--json"]), (1, ["--csv"]), (2, ["--markdown"])]
+)
+def test_interrupt_prints_the_finished_rows_at_once(
+    tmp_path: Path, cores: int, form: list[str]
+) -> None:
+    names = ["fast1.weight", "fast2.weight", *["slow1.weight", "slow2.weight"][:cores], "x.weight"]
+    path = write_npz(
+        tmp_path / "x.npz",
+        layers={"__network__": {"chain": names}} if form else None,
+        **{name: some(3, 3) for name in names},
+    )
+    command = [sys.executable, "-c", _SLOW, str(cores), "report", str(path), *form]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stderr is not None
+        began = b"".join(process.stderr.readline() for _ in range(cores))
+        process.send_signal(signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert began == b"at work\n" * cores
+    assert (process.returncode, err) == (130, b"")
+    text = out.decode()
+    assert all(name in text for name in names)
+    if form == ["--json"]:
+        report = json.loads(text)
+        assert [layer["name"] for layer in report["layers"]] == names[:2]
+        assert report["unfinished"] == names[2:]
+        assert (report["partial"], report["product_upper"]) == (True, None)
+        assert report["network"]["upper"] is None
+    elif form == ["--csv"]:
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert [row["layer"] for row in rows if row["kind"] == "dense"] == names[:2]
+        assert [row["layer"] for row in rows if row["kind"] == "unfinished"] == names[2:]
+    else:
+        assert "interrupted before there was a bound" in text
+        assert len(re.findall(r"3 x 3", text)) == 2
 
 
 def on_terminal(path: Path, *, interrupt_at: bytes | None = None) -> tuple[int, bytes, bytes]:

@@ -11,6 +11,7 @@ import pytest
 
 from gramnorm.report import Row, bound_layer, failed_row
 from gramnorm.report.files.contents import Layer, ReadError
+from gramnorm.report.network import Constant
 from gramnorm.report.table import Report
 from tests.harness.reports import assert_refused, run, some, write_npz
 
@@ -58,6 +59,39 @@ def test_picture_without_a_product_has_one_part_and_says_why(tmp_path: Path) -> 
     plot.draw_bars(report, str(tmp_path / "x.png"))
     assert (tmp_path / "x.png").read_bytes() != whole
     assert report.product_upper is None
+
+
+@pytest.mark.parametrize(
+    "case", ["many", "extreme", "no lower bound", "upper bounds alone", "long"]
+)
+def test_axis_ends_with_the_longest_bar_and_the_numbers_stand_inside_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    figures = []
+    monkeypatch.setattr(plot, "_write", lambda figure, _: figures.append(figure))
+    rows = ODD[case][:20]
+    plot.draw_bars(Report("x.npz", "0", rows, {}, {}), str(tmp_path / "x.png"))
+    (figure,) = figures
+    figure.draw_without_rendering()
+    bars, *others = figure.axes
+    drawn_rows = [row.upper for row in rows if 1e-150 < row.upper < 1e150]
+    assert bars.get_xlim()[1] == pytest.approx(max(drawn_rows))
+    limit = others[0].bbox.x0 if others else figure.bbox.x1
+    ends = [text.get_window_extent().x1 for text in bars.texts]
+    assert len(ends) == len(rows)
+    assert max(ends) <= limit
+
+
+def test_title_has_the_constant_of_a_network_and_no_product(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+    monkeypatch.setattr(plot, "_write", lambda f, _: titles.append(f.get_suptitle()))
+    rows = [row("a", 1.0, 2.0), row("b", 1.0, 3.0)]
+    for constant, text in [(Constant(5.0), "5.000000"), (Constant(None, "no"), "unknown")]:
+        report = Report("x.npz", "0", rows, {}, {}, network=constant)
+        plot.draw_bars(report, str(tmp_path / "x.png"))
+        assert titles.pop() == f"x.npz\nconstant of the network: {text}"
 
 
 def test_picture_is_the_same_each_time_and_grows_with_the_layers(tmp_path: Path) -> None:

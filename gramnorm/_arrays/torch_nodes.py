@@ -1,0 +1,16 @@
+"""Makes the functions of `compiling` known to `torch.compile`, when it first meets one of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gramnorm._arrays.compiling import FIXED, SEARCHES
+
+for fixed in FIXED:
+    torch.compiler.allow_in_graph(fixed)  # type: ignore[no-untyped-call]
+
+UNCOMPILED: dict[Callable[..., object], Callable[..., Any]] = {
+    search: torch.compiler.disable(search)  # type: ignore[no-untyped-call]
+    for search in SEARCHES
+}
