@@ -42,6 +42,8 @@ def bracket(
     if any(a.mode == "circular" for a in axes):  # the ends meet
         return nothing
     host = crossing.host_array(taps)
+    # before moduli are rounded, where the device has no more than single precision
+    host = host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
     if _size_at_zero(host, axes) > (1 + rtol) * supremum:
         return nothing
     host = np.unique(host, axis=1)

@@ -283,6 +283,17 @@ def test_moduli_bound_a_longer_axis(monkeypatch, nothing_assembled, case, mode):
     assert exact * (1 - 1e-12) <= found.upper * scale <= 1.15 * exact
 
 
+def test_moduli_of_complex_taps_are_rounded_in_double_precision():
+    """On a device without it taps arrive in single precision."""
+    taps = np.full((3, 1, 1, 1), 0.1 + 0.7j, dtype=np.complex64)
+    axes = ConvGeometry.of((1, 1, 3), (40,), padding_mode="reflect").axes()
+    wide = taps.astype(np.complex128)
+    exact = float(np.linalg.norm(padded_matrix(wide.transpose(1, 2, 3, 0)[0], (40,), "reflect"), 2))
+    supremum = 3 * float(abs(wide[0, 0, 0, 0]))
+    found = finite_moduli.bracket(taps, axes, np.zeros(1), supremum, rtol=1e-12)
+    assert exact * (1 - 1e-14) <= found.upper <= exact * (1 + 1e-9)
+
+
 def test_signs_that_alternate_are_taken_away():
     signs = (-1.0) ** np.add.outer(np.arange(5), np.arange(5))
     kernel = blur(5, 1.0) * signs
