@@ -215,6 +215,48 @@ def forward(device: Device) -> Iterator[Table]:
     yield Table("forward", title, rows, [note])
 
 
+LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
+    "ResNet-18, 64x64x3x3": ((64, 64, 3, 3), (56, 56), 1),
+    "ResNet-50, 2048x512x1x1": ((2048, 512, 1, 1), (7, 7), 1),
+    "ConvNeXt, depthwise 384x1x7x7": ((384, 1, 7, 7), (14, 14), 384),
+    "VGG, 512x512x3x3": ((512, 512, 3, 3), (14, 14), 1),
+    "Conformer, depthwise 512x1x31": ((512, 1, 31), (256,), 512),
+}
+"""Kernels, the sizes of what enters, and groups."""
+
+BATCH = 32
+
+
+def training(device: Device) -> Iterator[Table]:
+    """Time a bracket of layers of well-known networks beside a training step and a forward pass."""
+    torch = library("torch")
+    rows = []
+    for (kind, make), (name, (shape, n, groups)) in itertools.product(
+        KERNELS.items(), LAYERS.items()
+    ):
+        kernel = make(shape).astype(np.float32)
+        weight = torch.from_numpy(kernel).requires_grad_()
+        x = torch.ones((BATCH, shape[1] * groups, *n)).requires_grad_()
+        conv = torch.nn.functional.conv1d if len(n) == 1 else torch.nn.functional.conv2d
+        once = partial(conv, x, weight, padding=shape[2] // 2, groups=groups)
+
+        def step(once: Callable[[], Any] = once, x: Any = x, weight: Any = weight) -> None:
+            torch.autograd.grad(once().sum(), (x, weight))
+
+        run = Run(device.asarray(kernel), groups=groups)
+        timing = race(run, step, device)
+        with torch.no_grad():
+            forward = alone(once, device)
+        cells = {"ours [ms]": 1e3 * timing.ours, "step [ms]": 1e3 * timing.theirs}
+        cells |= {"forward [ms]": 1e3 * forward, "ours / step": timing.ratio}
+        cells |= {"quartiles": list(timing.quartiles), "ours / forward": timing.ours / forward}
+        rows.append({"case": f"{kind}, {name}"} | cells | run.cells)
+    title = (
+        f"Layers, float32, every size, beside a training step in torch, batch {BATCH}, on the CPU"
+    )
+    yield Table("training", title, rows)
+
+
 GEOMETRIES: dict[str, tuple[tuple[int, ...], int | None, dict[str, Any]]] = {
     "stride 2, every size": ((64, 64, 3, 3), None, {"stride": 2}),
     "stride 4, 11 taps, n = 64": ((32, 3, 11, 11), 64, {"stride": 4}),

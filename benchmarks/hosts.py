@@ -4,6 +4,7 @@ The same bounds of new values: the first call of a process, which imports and co
 shape; in NumPy while other processes occupy cores.  Each library gets a process of its own, with default settings.
 """
 
+import contextlib
 import importlib
 import os
 import statistics
@@ -71,18 +72,29 @@ def busy(device: Device) -> Iterator[Table]:
         raise AbsentError(msg)
     rows: list[dict[str, Any]] = [{"work": name} for name in BUSY]
     for others in OTHERS:
-        beside = [subprocess.Popen([sys.executable, "-c", NEVER_RESTS]) for _ in range(others)]
-        try:
+        with beside(others):
             for row, (shape, bound) in zip(rows, BUSY.values(), strict=True):
                 wall, cpu = _medians(shape, bound)
                 row |= {f"wall [ms], {others} beside": 1e3 * wall}
                 row |= {f"CPU [ms], {others} beside": 1e3 * cpu}
-        finally:
-            for process in beside:
-                process.kill()
-                process.wait()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Table("busy", f"Beside busy processes, {cores} cores, default settings, float64", rows)
+    yield Table("busy", f"Beside busy processes, {cores()} cores, default settings, float64", rows)
+
+
+@contextlib.contextmanager
+def beside(others: int) -> Iterator[None]:
+    """Let so many processes that never rest run beside this one."""
+    processes = [subprocess.Popen([sys.executable, "-c", NEVER_RESTS]) for _ in range(others)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def cores() -> int | None:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _medians(shape: tuple[int, ...], bound: Callable[[Any], Any]) -> tuple[float, float]:

@@ -77,6 +77,8 @@ def can_cross(x: Any) -> bool:
 
 def from_host(values: npt.NDArray[Any], *, dtype: DType, like: Array) -> Array:
     """Move host numbers, already rounded to `dtype`, to the library and device of `like`."""
+    if type(like) is np.ndarray:
+        return np.asarray(values, dtype=dtype)
     xp, device = namespace(like), device_of(like)
     if bits(dtype) == 64:
         return xp.asarray(np.asarray(values), dtype=dtype, device=device)

@@ -11,6 +11,7 @@ import array_api_compat as compat
 import numpy as np
 import numpy.typing as npt
 
+from gramnorm._arrays import limits
 from gramnorm._arrays.crossing import host_array, to_host
 from gramnorm._arrays.dtypes import is_complex, real_part
 from gramnorm._arrays.libraries import is_sparse, namespace
@@ -87,7 +88,11 @@ def as_computed(x: Array) -> Array:
 def gram_matrix(a: Array) -> Array:
     """Return A^H A for each matrix of a stack, or of one sparse matrix as a dense one."""
     if isinstance(a, np.ndarray):  # the same, without three layers of calls
-        return np.matmul(a.mT.conj() if a.dtype.kind == "c" else a.mT, a)
+        if a.dtype.kind == "c":
+            return np.matmul(a.mT.conj(), a)
+        # where NumPy sees twice the same array it has one half computed and copied to the other
+        other = a.copy() if a.shape[-1] <= limits.WHOLE_PRODUCTS else a
+        return np.dot(a.T, other) if a.ndim == 2 else np.matmul(a.mT, other)
     gram = matmul(adjoint(a), a)
     return gram.toarray() if is_sparse(gram) else gram
 

@@ -130,7 +130,8 @@ def matrix_norm_bracket(
     whose rounding errors are carried along and climb back through the square roots; stacks are
     worked on in parts of 128 MiB. A single matrix on a host, or a stack of large ones, costs one
     product with the adjoint, a Ritz vector, and the cheapest proof that the Ritz value is almost
-    the norm: its residual, row sums, or a Cholesky factorisation checked by a product. Where the
+    the norm: its residual, row sums, or a Cholesky factorisation checked by a product. From an
+    `rtol` of 1e-3 on this is tried in single precision first, with its rounding counted. Where the
     precision of `x` is too coarse for `rtol` and this shape, float64 is used if the device has it.
 
     Sparse matrices with more than a few hundred rows and columns are bracketed by products with

@@ -7,7 +7,8 @@ on a host, many columns        the same, one matrix after the other
 all other stacks, and on GPUs  Gram iteration of the stack (`gram`)
 =============================  ===========================================================
 
-What goes one by one is computed in float64, for which `certificate` is written.
+What goes one by one is computed in float64, for which `certificate` is written; at loose tolerances
+large matrices are tried in float32 first (`single`).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _bracket_unscaled(a: Array, *, rtol: float) -> Bounds[float] | None:
     if not least < square < 2.0**200:  # false for NaN, inf and zero as well
         return None
     # subnormal entries may have been flushed; beside a norm in this range they are next to nothing
-    loss = 2.0 * float(xp.finfo(a.dtype).smallest_normal) * math.sqrt(math.prod(b.shape))
+    loss = 2.0 * dtypes.finfo(a.dtype).smallest_normal * math.sqrt(math.prod(b.shape))
     return bracket_matrix(b, frobenius2=square, rtol=rtol).widened(loss)
 
 

@@ -20,15 +20,27 @@ import numpy as np
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, threads
 from gramnorm._arrays.types import Array, HostBools, HostFloats, HostInts
 from gramnorm._matrix import moments
-from gramnorm._results import Bounds
+from gramnorm._results import Bounds, of_stack
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import Precision, down, precision_of, up
 
 
 def bracket_by_iteration(a: Array, *, rtol: float) -> Bounds[HostFloats]:
     """Advance the Gram iteration of each matrix of a stack until its bounds are narrow enough."""
+    count, work = a.shape[0], product_operations(a.shape[1:])
+    # a part is done with all of its steps before the next begins: its iterates stay in the cache
+    parts = threads.parts(count, work, like=a)
+
+    def bracketed(part: slice) -> Bounds[HostFloats]:
+        return _bracket_part(a[part, ...], rtol=rtol)
+
+    # a single product is left to the BLAS and its threads
+    return of_stack(threads.shared_if_worth(bracketed, parts, count * work if count > 1 else 0.0))
+
+
+def _bracket_part(a: Array, *, rtol: float) -> Bounds[HostFloats]:
     found = Bounds(np.zeros(a.shape[0]), np.full(a.shape[0], np.inf))
-    chain, rest = GramChains.of(a), np.arange(a.shape[0])
+    chain, rest = GramChain(a), np.arange(a.shape[0])
     # in exact arithmetic the log of the gap is at most 2 ln(q) / 2^t after t steps
     most = 2 + max(0, math.ceil(math.log2(8 * math.log(1 + min(a.shape[1:])) / rtol)))
     while rest.size and found.cost < most:
@@ -151,13 +163,11 @@ class GramChain:
     def _eigenvalues(
         self, square: HostFloats, frobenius2: HostFloats, error: HostFloats, q: int
     ) -> tuple[HostFloats, HostFloats]:
-        """Bracket lambda_1(P^H P) by ||P^H P||_F and ||P^H P||_F^2 / tr P^H P."""
+        """Bracket lambda_1(P^H P) by its trace and ||P^H P||_F."""
         low, high = sums.enclosure(square, q, q, self._precision)
         upper = up(np.sqrt(high) + error)
         least = np.maximum(down(np.sqrt(low)) - up(error), 0.0)
-        positive = frobenius2 > 0
-        lower = down(np.divide(least**2, frobenius2, where=positive, out=np.zeros_like(least)))
-        return lower, upper
+        return moments.lower_bound(frobenius2, down(least**2)), upper
 
     def _climb(self, lower: HostFloats, upper: HostFloats, noise: HostFloats) -> Bounds[HostFloats]:
         """Carry bounds on sigma(P_t) back to sigma(P_0) (Theorem 2)."""
@@ -175,12 +185,6 @@ class GramChains:
 
     def __init__(self, chains: list[GramChain]) -> None:
         self._chains = chains
-
-    @classmethod
-    def of(cls, a: Array) -> GramChains:
-        """Cut the stack `a` into parts."""
-        parts = threads.parts(a.shape[0], product_operations(a.shape[1:]), like=a)
-        return cls([GramChain(a[part, ...]) for part in parts])
 
     @property
     def noise(self) -> HostFloats:

@@ -18,9 +18,9 @@ import numpy as np
 
 from gramnorm._arrays import limits, linalg
 from gramnorm._arrays.types import HostInts, HostNumbers
+from gramnorm._matrix.margin import shortfall
 from gramnorm._matrix.non_negative import NonNegative, leading, moduli, positive
 from gramnorm._results import Bounds
-from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, up
 
 Rows = Any
@@ -160,10 +160,6 @@ class Banded(Protocol):
     def order(self) -> int:
         """Its rows, and columns."""
 
-    @property
-    def size(self) -> float:
-        """An upper bound on its Frobenius norm."""
-
     def block(self, first: int, stop: int, left: int, right: int) -> HostNumbers:
         """Return the rows from `first` to `stop` of the columns from `left` to `right`."""
 
@@ -173,7 +169,6 @@ class SparseRows:
 
     def __init__(self, rows: Rows) -> None:
         self._rows, self.dtype, self.order = rows, rows.dtype, int(rows.shape[0])
-        self.size = sums.host_norm(rows.data)[1]
 
     def block(self, first: int, stop: int, left: int, right: int) -> HostNumbers:
         """Return the rows from `first` to `stop` of the columns from `left` to `right`."""
@@ -188,7 +183,7 @@ def eigenvalue_bound(s: Banded, window: Window, level: float) -> float:
         return math.inf
     defect, size = measured
     prec, n, side, block = precision_of(s.dtype), s.order, window.side, window.block
-    # an entry is a difference of one product for each block column in the window; see Theorem 6
+    # an entry is a difference of one product for each block column in the window
     count = -(-side // block) + 2
     # sums of squares in one stage for each panel; 2 numbers if complex
     relative, lost = (
@@ -196,13 +191,9 @@ def eigenvalue_bound(s: Banded, window: Window, level: float) -> float:
         4.0 * n * side * prec.tiny,
     )
     defect, size = (up((x + lost) / (1 - relative)) for x in (defect, size))
-    entry = up(s.size + level * math.sqrt(n))
-    rounding = (
-        (prec.kappa(block) + prec.gamma(count)) * size
-        + prec.gamma(count) * entry
-        + 2 * count * prec.underflow(block) * n
-    )
-    bound = up(level + math.sqrt(2 * defect) + up(rounding), 4)
+    rest = up(math.sqrt(2 * defect))
+    lost = shortfall(rest, size, products=count, inner=block, order=n, precision=prec)
+    bound = up(level + lost, 4)
     return bound if math.isfinite(bound) else math.inf
 
 

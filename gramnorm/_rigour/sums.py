@@ -63,7 +63,7 @@ def factors(m: int, n: int, prec: Precision) -> tuple[float, float, float]:
 
 def one_square(a: Array, below: float, above: float, lost: float) -> tuple[float, float]:
     """Enclose ||A||_F^2 of one matrix with these `factors`, in scalars of the host."""
-    small = math.prod(a.shape) <= ONE_SUM
+    small = a.shape[0] * a.shape[1] <= ONE_SUM
     computed = linalg.square_sum(a) if small else float(crossing.host_array(inner_product(a, a)))
     return max(computed - lost, 0.0) * below, (computed + lost) * above
 

@@ -1,4 +1,4 @@
-"""The command line: ``gramnorm report [FILE]``.
+"""The command line: ``gramnorm report [FILE ...]``.
 
 Exit codes: 0, every layer has a bound; 1, some layer has none; 2, the command or the file cannot be
 used, with one line on the standard error stream; 130, interrupted, with the rows that were finished
@@ -20,7 +20,8 @@ from gramnorm import _validate
 from gramnorm._arrays import libraries, threads
 from gramnorm.report import Row, bound_layer, failed_row
 from gramnorm.report.files.contents import Contents, ReadError, one_line, printable, selected
-from gramnorm.report.files.readers import read_path, read_stream
+from gramnorm.report.files.readers import read_stream
+from gramnorm.report.files.several import read_paths
 from gramnorm.report.files.sidecar import described, read_sidecar
 from gramnorm.report.network import constant_of
 from gramnorm.report.options import SHIPPED, parser, version
@@ -89,9 +90,10 @@ def _report(options: argparse.Namespace) -> int:
         require_symbol(contents.layers)
     choices = {key: getattr(options, key) for key in ("input_shape", "padding_mode", "rtol")}
     rows, unfinished = _rows(contents, backend=options.backend, **choices, place=place)
-    as_stated = options.input_shape in (None, "file") and options.padding_mode is None
+    as_stated = contents.sized or options.input_shape in (None, "file")
+    as_stated = as_stated and options.padding_mode is None
     report = Report(
-        source=SHIPPED if options.file is None else options.file,
+        source=", ".join(options.files) or SHIPPED,
         version=version(),
         rows=rows,
         skipped=contents.skipped,
@@ -124,13 +126,16 @@ def _contents(options: argparse.Namespace) -> Contents:
     """Read the file and what describes it, and choose the layers asked for."""
     description = None if options.layers is None else read_sidecar(options.layers)
     stated = () if description is None else description.geometry.keys()
-    if options.file is None and options.layout is not None:
-        msg = "--layout says how the kernels of a FILE are stored, and there is none"
-        raise ReadError(msg)
+    about_files = {"layout": options.layout, "entry": options.entry}
+    for name, value in about_files.items():
+        if not options.files and value is not None:
+            msg = f"--{name} is about a FILE, and there is none"
+            raise ReadError(msg)
+    spatial = options.input_shape if isinstance(options.input_shape, tuple) else None
     contents = (
-        _shipped()
-        if options.file is None
-        else read_path(options.file, stated=stated, layout=options.layout)
+        read_paths(options.files, stated=stated, spatial=spatial, **about_files)
+        if options.files
+        else _shipped()
     )
     if description is not None:
         contents = described(contents, description, printable(options.layers))
@@ -148,8 +153,12 @@ def _rows(contents: Contents, backend: str, **choices: Any) -> tuple[list[Row], 
     with progress(layers, sys.stderr) as step:
 
         def bound(which: int) -> None:
-            step(layers[which].name)
-            finished[which] = bound_layer(layers[which], **choices)
+            layer, own = layers[which], choices
+            step(layer.name)
+            if contents.sized:  # its size follows from the network's, but where runtimes differ
+                known = layer.geometry is not None and "input_shape" in layer.geometry
+                own = choices | {"input_shape": "file" if known else None}
+            finished[which] = bound_layer(layer, **own)
 
         # a layer alone has all threads of the BLAS; what is on a device waits there in any case
         several = backend == "numpy" and len(layers) > 1

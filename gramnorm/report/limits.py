@@ -8,6 +8,11 @@ doubt, the user is asked.
 # Reading
 MAX_BYTES = 4 * 2**30  # of all arrays, unpacked: a few megabytes of a file can state terabytes
 DESCRIPTION_BYTES = 2**24  # of JSON: at 200 bytes for a layer, those of 80 000 layers
+MAX_DEPTH = 64  # of dicts within dicts; real ones have a handful
+MAX_VISITS = 2**20  # entries of nested dicts, counted again where one is shared: 2^64 fit in 1 kB
+MAX_FILES = 1000  # of a folder; a checkpoint in shards has some hundreds at most
+HDF5_SECONDS = 60  # of computing time: reading 4 GiB takes a tenth of it
+LIBRARY_BYTES = 3 * 2**30  # of addresses, beside the arrays: of Python, NumPy and HDF5
 LONGEST_NAME = 1000  # the pattern takes the square of its length, and real names are shorter
 
 # Kernels and folded weights

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gramnorm as gn
-from gramnorm._rigour.fractions import length_above, product_above, sum_above
+from gramnorm._rigour.fractions import largest, length_above, product_above, sum_above
 from gramnorm.report import Row
 from gramnorm.report.files.obstacles import SHORTCUT
 
@@ -22,14 +22,15 @@ from gramnorm.report.files.obstacles import SHORTCUT
 class Step:
     """One tensor.
 
-    The `terms`, each a tensor times a number, added up or stacked, then the norm of a layer, if
-    any.
+    The `terms`, each a tensor times a number, added up, stacked, or one of them, then the norm of a
+    layer, if any.
     """
 
     output: str
     terms: tuple[tuple[str, float], ...]
     stacked: bool = False
     layer: str | None = None
+    either: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _walk(network: Network, uppers: Mapping[str, float]) -> float:
     """Return the constant of all outputs together."""
     constants = dict.fromkeys(network.inputs, 1.0)
     for step in network.steps:
-        join = length_above if step.stacked else sum_above
+        join = largest if step.either else length_above if step.stacked else sum_above
         joined = join(product_above([constants[name], factor]) for name, factor in step.terms)
         layer = 1.0 if step.layer is None else uppers[step.layer]
         constants[step.output] = product_above([joined, layer])

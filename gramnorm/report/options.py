@@ -34,10 +34,11 @@ def parser() -> argparse.ArgumentParser:
         "report", help="bound every layer of a network", description=_DESCRIPTION
     )
     report.add_argument(
-        "file",
-        nargs="?",
+        "files",
+        nargs="*",
         metavar="FILE",
-        help=f"an .npz, .npy, .safetensors, PyTorch or .onnx file (default: {SHIPPED})",
+        help="files of weights (.npz, .npy, safetensors, PyTorch, ONNX, Keras, HDF5, Flax's msgpack), or folders of "
+        f"such (default: {SHIPPED})",
     )
     _which(report)
     _how(report)
@@ -49,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
 def _which(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--layers", metavar="FILE.json", help="what the convolutions do with their kernels"
+    )
+    report.add_argument(
+        "--entry",
+        metavar="NAME",
+        help='which of several dicts in a checkpoint to read, such as "model" or "a.b"; "." for all together',
     )
     report.add_argument(
         "--layout",
@@ -74,7 +80,7 @@ def _how(report: argparse.ArgumentParser) -> None:
         type=_input_shape,
         metavar="H,W",
         help='bound convolutions at this input size, or with "file" at the size the file states for each '
-        "(default: at every size)",
+        "(default: at every size); of a graph that leaves its sizes open, this is the size of its inputs",
     )
     report.add_argument(
         "--padding-mode",

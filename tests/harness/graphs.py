@@ -35,7 +35,7 @@ from onnx.version_converter import convert_version
 
 from gramnorm.report import bound_layer
 from gramnorm.report.network import Constant, constant_of
-from gramnorm.report.onnx.constants import ON_CONSTANTS
+from gramnorm.report.onnx.constants import COMPUTED
 from gramnorm.report.onnx.nodes import Fixed, Varying
 from gramnorm.report.onnx.reader import _Walk, read_onnx
 from gramnorm.report.onnx.rules import RULES
@@ -158,6 +158,9 @@ class Builder:
     def array(self, value: Any, dtype: Any = np.float32) -> str:
         """Return the name of a constant: stored, stored and open, from a node, or made by nodes."""
         value, name = np.asarray(value, dtype), self.name()
+        if value.dtype == np.float32 and self.maybe(0.15):
+            self._computed(value, name)
+            return name
         kind = self.rng.random()
         if kind < 0.5:
             self.arrays[name] = value
@@ -168,6 +171,42 @@ class Builder:
         else:
             self._made(value, name)
         return name
+
+    def _computed(self, value: np.ndarray, name: str) -> None:
+        """Add nodes that compute a floating constant without changing it."""
+        t, c, d = self.name(), self.name(), self.name()
+        two = np.asarray(2, value.dtype)
+        op = self.pick("Mul", "Div", "Neg", "Add", "Sub", "Cast", "Transpose", "Max", "Reciprocal",
+                       "Where", "Slice", "Split")  # fmt: skip
+        if op in ("Mul", "Div"):
+            self.arrays |= {t: value / two if op == "Mul" else value * two, c: two}
+            self.make(op, [t, c], [name])
+        elif op in ("Neg", "Reciprocal"):
+            powers = np.copysign(2.0 ** self.rng.integers(-3, 4, value.shape), value)
+            self.arrays[t] = -value if op == "Neg" else powers.astype("f4")
+            self.make(op, [t], [name])
+        elif op in ("Add", "Sub"):
+            self.arrays |= {t: value, c: np.zeros_like(value)}
+            self.make(op, [t, c], [name])
+        elif op == "Cast":
+            self.arrays[t] = value.astype(float)
+            self.make(op, [t], [name], to=FLOAT)
+        elif op == "Max" and self.version >= 8:
+            self.arrays |= {t: value, c: value - two}
+            self.make(op, [t, c], [name])
+        elif op == "Where" and self.version >= 9:
+            self.arrays |= {t: value, c: np.full(value.shape[-1:], True), d: value - two}
+            self.make(op, [c, t, d], [name])
+        elif op == "Slice" and value.ndim:
+            self.arrays[t] = np.concatenate([value, value[:1]])
+            self.node(op, [t], [name], starts=([0], 10), ends=([-1], 10), axes=([0], 10))
+        elif op == "Split" and value.ndim:
+            self.arrays[t] = np.concatenate([value, value])
+            more = {"num_outputs": 2} if self.version >= 18 else {}
+            self.make(op, [t], [name, c], axis=0, **more)
+        else:
+            self.arrays[t] = value.T
+            self.make("Transpose", [t], [name])
 
     def _made(self, value: np.ndarray, name: str) -> None:
         """Add nodes that make a vector out of other constants."""
@@ -400,9 +439,10 @@ def by_deviation(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
         op, axis = "LayerNormalization", b.axis(rank)
         more |= {"axis": axis}
         scale = b.rng.standard_normal(shape[axis:])
-    elif b.version >= 21 and b.maybe(0.5):
-        op, scale = "GroupNormalization", b.rng.standard_normal(c)
-        more |= {"num_groups": int(b.pick(*(g for g in range(1, c + 1) if c % g == 0)))}
+    elif b.version >= 18 and b.maybe(0.5):
+        groups = int(b.pick(*(g for g in range(1, c + 1) if c % g == 0)))
+        op, scale = "GroupNormalization", b.rng.standard_normal(c if b.version >= 21 else groups)
+        more |= {"num_groups": groups}
     else:
         scale = b.rng.standard_normal(c)
     b.make(op, [x, b.array(scale), b.array(b.rng.standard_normal(scale.shape))], [y], **more)
@@ -423,20 +463,26 @@ def resized(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     y, rank = b.name(), len(shape)
     if rank < 3:
         raise UnusableError
-    scales = [1, 1, *(int(b.rng.integers(1, 4)) for _ in shape[2:])]
+    whole = b.maybe(0.5)
+    kinds = (1, 2, 3) if whole else (0.5, 0.6, 1, 1.25, 1.5, 1.7, 2, 2.3, 3)
+    scales = [1, 1, *(float(b.pick(*kinds)) for _ in shape[2:])]
     mode = b.pick("nearest", "linear")
     if b.version < 10:
-        more = {"scales": [float(s) for s in scales]} if b.version < 9 else {}
+        scales = [max(s, 1.0) for s in scales]
+        more = {"scales": scales} if b.version < 9 else {}
         b.make("Upsample", [x] if more else [x, b.array(scales)], [y], mode=mode, **more)
     elif b.version == 10:
         b.make("Resize", [x, b.array(scales)], [y], mode=mode)
     else:
         ways = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
         more = {"coordinate_transformation_mode": b.pick(*ways)} if b.maybe(0.8) else {}
+        if rank == 4 and b.maybe(0.3):
+            mode = "cubic"
+            more |= {"cubic_coeff_a": b.pick(-0.5, -1.5, 0.3)} if b.maybe(0.5) else {}
         if b.maybe(0.8):
             near = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
             more |= {"nearest_mode": b.pick(*near)}
-        sizes = [n * s for n, s in zip(shape, scales, strict=True)]
+        sizes = [max(int(n * s), 1) for n, s in zip(shape, scales, strict=True)]
         last = [b.array(scales)] if b.maybe(0.5) else ["", b.array(sizes, np.int64)]
         b.make("Resize", [x, "", *last], [y], mode=mode, **more)
     return [y]
@@ -676,6 +722,8 @@ def convolved(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     if b.maybe(0.3):
         if b.maybe(0.3):
             more["output_padding"] = [int(b.rng.integers(0, 2)) for _ in range(axes)]
+        if b.maybe(0.3):
+            more["output_shape"] = [int(b.rng.integers(1, 2 * n + 3)) for n in shape[2:]]
         w = b.array(b.rng.standard_normal((c, out, *taps)))
         b.make("ConvTranspose", [x, w], [y], **more)
     else:
@@ -707,6 +755,60 @@ def multiplied(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     return [y]
 
 
+def computed(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Multiply by a matrix that the graph computes: with rounding, or of integers."""
+    y, w, out = b.name(), b.name(), int(b.rng.integers(1, 5))
+    if not shape:
+        raise UnusableError
+    sizes = (shape[-1], out)
+    some = b.rng.standard_normal
+    if b.version >= 10 and b.maybe(0.5):
+        kinds = (np.int8, np.uint8, np.int32) + (np.int16,) * (b.version >= 21)
+        kind = b.pick(*kinds)
+        axis = int(b.rng.integers(2))
+        vector = b.version >= 13 and b.maybe(0.6)
+        least, most = (0, 256) if kind == np.uint8 else (-128, 128)
+        q = b.array(b.rng.integers(least, most, sizes), kind)
+        shapes = (sizes[axis],) if vector else b.pick((), (1,)) if b.version >= 13 else ()
+        zero = [b.array(b.rng.integers(least // 2, most // 2, shapes), kind)]
+        zero = [] if kind == np.int32 or b.maybe(0.3) else zero
+        scale = b.array(np.exp(some(shapes)))
+        more = {"axis": axis - 2 * b.maybe(0.3)} if vector and (axis == 0 or b.maybe(0.5)) else {}
+        if vector and axis == 1 and not more:
+            more = {}
+        b.make("DequantizeLinear", [q, scale, *zero], [w], **more)
+    else:
+        t, u, v = b.name(), b.name(), b.name()
+        b.make("Mul", [b.array(some(sizes)), b.array(some(b.pick((), (1,), (out,), (sizes[0], 1))))],
+               [t])  # fmt: skip
+        b.make("Sqrt", [b.array(np.exp(some(out)))], [u])
+        b.make("Div", [t, u], [v])
+        b.make(b.pick("Add", "Sub"), [v, b.array(some(out))], [w])
+    b.make("MatMul", [x, w], [y])
+    return [y]
+
+
+def branched(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Choose one of two operators by a constant, of which the value may be computed."""
+    y, flag, around, graphs = b.name(), b.name(), b.nodes, []
+    if b.maybe(0.5):
+        flag = b.array(b.maybe(0.5), bool)
+    else:
+        t = b.name()
+        b.make("ReduceSum", [b.array(b.rng.standard_normal(3))], [t], keepdims=0)
+        b.make("Less", [t, b.array(0.0)], [flag])
+    for name in ("then_branch", "else_branch"):
+        b.nodes, before = [], dict(b.arrays)
+        made = b.pick(multiplied, convolved, entrywise, with_constant, computed)(b, x, shape)
+        inner = b.arrays.keys() - before.keys() - {*b.open_arrays} if b.maybe(0.5) else set()
+        own = [numpy_helper.from_array(b.arrays.pop(k), k) for k in sorted(inner)]
+        out = [helper.make_tensor_value_info(made[0], FLOAT, None)]
+        graphs.append((name, helper.make_graph(b.nodes, name, [], out, own)))
+    b.nodes = around
+    b.make("If", [flag], [y], **dict(graphs))
+    return [y]
+
+
 def unknown(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     """Operators without a rule, in which nothing may go wrong either."""
     y = b.name()
@@ -725,7 +827,7 @@ MAKERS: tuple[Maker, ...] = (
     *(with_constant, with_constant, together, together),
     *(normalised, flattened, reshaped, reshaped, transposed, squeezed, squeezed, padded, padded),
     *(sliced, sliced, sliced, joined, split, split, gathered, gathered, blocks),
-    *(by_deviation, repeated, resized, resized, stacked, stacked),
+    *(by_deviation, repeated, resized, resized, stacked, stacked, computed, computed, branched),
     *(pooled, pooled, globally, reduced, reduced, reduced, convolved, convolved, multiplied, multiplied),
 )  # fmt: skip
 SHAPES = (
@@ -766,14 +868,16 @@ def random_graph(rng: np.random.Generator) -> tuple[Any, dict[str, tuple[int, ..
 # -------------------------------------------------------------------------------------------- verdicts
 
 
-def constant(model: Any, *, sizes: str | None = None) -> Constant:
+def constant(
+    model: Any, *, sizes: str | None = None, spatial: tuple[int, ...] | None = None
+) -> Constant:
     """Return the constant of a model, which needs a layer to be read: one is added that is not used."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
     model.graph.input.append(helper.make_tensor_value_info("aside", FLOAT, (1, 2)))
     weight = numpy_helper.from_array(np.eye(2, dtype=np.float32), "aside.weight")
     model.graph.initializer.append(weight)
     model.graph.node.append(helper.make_node("MatMul", ["aside", "aside.weight"], ["aside.out"]))
-    found = read_onnx(io.BytesIO(model.SerializeToString()))
+    found = read_onnx(io.BytesIO(model.SerializeToString()), None, spatial)
     rows = [bound_layer(layer, input_shape=sizes, rtol=0.01) for layer in found.layers]
     return constant_of(found.network, rows)
 
@@ -793,12 +897,15 @@ def size_of(name: Any, names: dict[str, int]) -> Any:
 
 
 def wrong_beliefs(
-    model: Any, inputs: dict[str, tuple[int, ...]], rng: np.random.Generator
+    model: Any,
+    inputs: dict[str, tuple[int, ...]],
+    rng: np.random.Generator,
+    spatial: tuple[int, ...] | None = None,
 ) -> Iterator[str]:
     """Yield where a size that the reader believes, or a constant that it folds, is not what comes out."""
-    walk = _Walk(model)
+    walk = _Walk(model, None, spatial)
     walk.contents()
-    made = [name for node in model.graph.node for name in node.output if name in walk.tensors]
+    made = [name for node in model.graph.node for name in node.output if name in walk.scope]
     everything = onnx.ModelProto.FromString(model.SerializeToString())
     del everything.graph.output[:]
     everything.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
@@ -807,16 +914,29 @@ def wrong_beliefs(
     )
     names = {f"{n + 1}": n for s in inputs.values() for n in s}
     for name, value in zip(made, found, strict=True):
-        tensor = walk.tensors[name]
+        tensor = walk.scope.tensor(name, "")
         if isinstance(tensor, Varying) and tensor.shape is not None and tensor.stopped is None:
             dims = [size_of(n, names) for n in tensor.shape]
             fits = len(dims) == value.ndim
             if not fits or any(n not in (None, m) for n, m in zip(dims, value.shape, strict=True)):
                 yield f"{name}: believed shape {tensor.shape}, true {value.shape}"
         if isinstance(tensor, Fixed) and tensor.value is not None:
-            believed = np.vectorize(lambda v: size_of(v, names), otypes=[value.dtype])(tensor.value)
+            believed = tensor.value
+            if believed.dtype == object:  # sizes, some of them unknown
+                entries = [size_of(v, names) for v in believed.ravel().tolist()]
+                there = [
+                    m if n is None else n
+                    for n, m in zip(entries, value.ravel().tolist(), strict=True)
+                ]
+                believed = np.asarray(there, value.dtype).reshape(believed.shape)
             if believed.shape != value.shape or not np.array_equal(believed, value, equal_nan=True):
                 yield f"{name}: folded to {tensor.value!r}, true {value!r}"
+        elif isinstance(tensor, Fixed) and tensor.dims is not None:
+            dims = [size_of(n, names) for n in tensor.dims]
+            if len(dims) != value.ndim or any(
+                n not in (None, m) for n, m in zip(dims, value.shape, strict=True)
+            ):
+                yield f"{name}: believed shape {tensor.dims}, true {value.shape}"
 
 
 def collection(
@@ -826,7 +946,7 @@ def collection(
     for kind in kinds:
         for case in load_model_tests(kind=kind):
             for model, values in _cases(case):
-                if any(node.op_type not in (*RULES, *ON_CONSTANTS) for node in model.graph.node):
+                if any(node.op_type not in (*RULES, *COMPUTED, "If") for node in model.graph.node):
                     continue
                 floats = [k for k, v in values.items() if v.dtype == np.float32 and v.size]
                 every = [floats] if len(floats) > 1 else []
@@ -900,12 +1020,13 @@ def judge(
     rng: np.random.Generator,
     label: str,
     sizes: str | None = None,
+    spatial: tuple[int, ...] | None = None,
 ) -> Report:
     """Return the report on one model."""
     report = Report(tried=1)
     text = f"{label}\n{onnx.printer.to_text(model)}"
     try:
-        found = constant(model, sizes=sizes)
+        found = constant(model, sizes=sizes, spatial=spatial)
         if found.upper is None:
             report.reasons[str(found.reason).rpartition("understood: ")[2][:60]] += 1
         else:
@@ -915,7 +1036,7 @@ def judge(
             report.attained = int(ratio >= 0.9 * found.upper)
             if not ratio <= found.upper * (1 + 1e-4) + 1e-30:
                 report.violations.append(f"ratio {ratio}, constant {found.upper}: {text}")
-        for wrong in wrong_beliefs(model, inputs, rng):
+        for wrong in wrong_beliefs(model, inputs, rng, spatial):
             report.violations.append(f"{wrong}: {text}")
     except UnusableError:  # at other inputs than those tried before
         report.reasons["onnxruntime refuses"] += 1
@@ -930,7 +1051,9 @@ def _one(task: tuple[int, int]) -> Report:
         model, inputs, b = random_graph(rng)
         with contextlib.suppress(UnusableError):
             b.check(model, inputs)
-            return judge(model, inputs, rng, f"seed {task}", b.pick(None, "file"))
+            one = len(inputs) == 1 and b.maybe(0.3)
+            spatial = inputs["x"][2:] if one and len(inputs["x"]) > 2 else None
+            return judge(model, inputs, rng, f"seed {task}", b.pick(None, "file"), spatial)
 
 
 def survey(count: int, seed: int = 0, jobs: int = 1, first: int = 0) -> Report:

@@ -47,6 +47,18 @@ def write_zip(path: Path, **members: bytes) -> Path:
     return path
 
 
+def flax_bytes(tree: Any) -> bytes:
+    """Return nested dicts of arrays as ``flax.serialization.to_bytes`` writes them."""
+    msgpack = pytest.importorskip("msgpack")
+
+    def extension(value: Any) -> Any:
+        values = np.asarray(value)
+        packed = (values.shape, values.dtype.name, values.tobytes())
+        return msgpack.ExtType(1 if values.ndim else 3, msgpack.packb(packed))
+
+    return bytes(msgpack.packb(tree, default=extension))
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
     """Run the command line here; return its exit code and what it wrote."""
     try:

@@ -14,7 +14,10 @@ import pytest
 pytestmark = pytest.mark.extra
 
 ROOT = Path(__file__).parents[2]
-OPTIONAL = {"cupy", "jax", "matplotlib", "onnx", "rich", "safetensors", "scipy", "sklearn", "torch"}
+OPTIONAL = {
+    *("cupy", "h5py", "jax", "matplotlib", "msgpack", "onnx", "rich", "safetensors"),
+    *("scipy", "sklearn", "torch"),
+}
 
 SCRIPT = '''
 """A user's script."""

@@ -216,3 +216,59 @@ class TestHostile:
             assert found.layers[0].weight.shape == (4, 3)
             read += 1
         assert 10 < read < 250
+
+
+class TestDamage:
+    """An array that cannot be had is lost with the layers that need it, and no others."""
+
+    @pytest.fixture
+    def model(self) -> Any:
+        nodes = [node("MatMul", "x w", "t"), node("MatMul", "t v", "u"), node("Add", "u b")]
+        return model_of(nodes, shape=(1, 3), w=some(3, 4), v=some(4, 5), b=some(5))
+
+    @staticmethod
+    def saved(model: Any, folder: Path) -> contents.Contents:
+        path = folder / "m.onnx"
+        path.write_bytes(model.SerializeToString())
+        return read_path(path)
+
+    @pytest.mark.parametrize("damage", ["outside", "missing", "short", "shape", "type", "sparse"])
+    def test_other_rows_stay(self, model: Any, tmp_path: Path, damage: str) -> None:
+        array = model.graph.initializer[1]
+        if damage in ("outside", "missing"):
+            array.ClearField("raw_data")
+            array.data_location = onnx.TensorProto.EXTERNAL
+            place = "../secret" if damage == "outside" else "nowhere"
+            array.external_data.add(key="location", value=place)
+        elif damage == "short":
+            array.raw_data = array.raw_data[:-1]
+        elif damage == "shape":
+            array.dims[:] = [2**40, 2**40]
+        elif damage == "type":
+            array.data_type = onnx.TensorProto.FLOAT8E4M3FN
+        else:
+            sparse = model.graph.sparse_initializer.add(dims=[4, 5])
+            sparse.values.CopyFrom(array)
+            del model.graph.initializer[1]
+        found = self.saved(model, tmp_path)
+        assert [layer.name for layer in found.layers] == ["w"]
+        assert list(found.failed) == ["v"]
+        assert "the array 'v'" in found.failed["v"]
+        assert found.network.stopped is not None
+
+    def test_a_lost_bias_changes_no_constant(self, model: Any, tmp_path: Path) -> None:
+        model.graph.node[1].op_type = "Gemm"
+        model.graph.node[1].input.append("c")
+        model.graph.initializer.append(onnx.numpy_helper.from_array(some(5), "c"))
+        model.graph.initializer[-1].raw_data = b"?"
+        found = self.saved(model, tmp_path)
+        assert [layer.name for layer in found.layers] == ["w", "v"]
+        assert found.failed == {}
+        assert "does not fit" in found.skipped["c"]
+        assert found.network.stopped is None
+
+    def test_a_constant_made_of_a_lost_one_says_why(self, model: Any, tmp_path: Path) -> None:
+        model.graph.node.insert(1, node("Transpose", "v", "vt"))
+        model.graph.node[2].input[1] = "vt"
+        model.graph.initializer[1].raw_data = b""
+        assert "does not fit its shape" in self.saved(model, tmp_path).failed["v"]

@@ -5,7 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.report.test_onnx import assert_holds, constant, model_of, node, onnx, read, some
+from tests.report.test_onnx import (
+    assert_holds,
+    constant,
+    evaluator,
+    model_of,
+    node,
+    onnx,
+    read,
+    some,
+)
 
 pytestmark = pytest.mark.extra
 __all__ = ["read"]  # a fixture
@@ -48,6 +57,7 @@ NORMALISED = [
     ("LayerNormalization", (1, 3, 4), (3, 4), {"axis": 1}, 17),
     ("InstanceNormalization", (2, 3, 4), 3, {}, 7),
     ("GroupNormalization", (1, 4, 3), 4, {"num_groups": 2}, 21),
+    ("GroupNormalization", (1, 4, 3), 2, {"num_groups": 2}, 18),
     ("RMSNormalization", (1, 2, 6), 6, {}, 23),
 ]
 
@@ -129,14 +139,71 @@ def test_resizing_has_the_root_of_its_scale(
     assert_holds(read, model, (1, 1, n), least=least)
 
 
-def test_resizing_by_other_ways_has_no_constant(read: Any) -> None:
-    for more in ({"mode": "cubic"}, {"coordinate_transformation_mode": "align_corners"}):
-        model = built(node("Resize", "x r s", **more), shape=(1, 1, 4),
-                      r=np.zeros(0, "f4"), s=np.asarray([1, 1, 2], "f4"))  # fmt: skip
-        assert "its mode is" in str(constant(read, model).reason)
-    model = built(node("Resize", "x r s"), shape=(1, 1, 4),
-                  r=np.zeros(0, "f4"), s=np.asarray([1, 1, 1.5], "f4"))  # fmt: skip
-    assert "not whole" in str(constant(read, model).reason)
+WAYS = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+
+
+@pytest.mark.parametrize("places", WAYS)
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("scale", [0.4, 0.75, 1.5, 2.0, 2.3])
+def test_resizing_at_a_known_size_is_bounded_by_its_matrix(
+    read: Any, mode: str, places: str, scale: float
+) -> None:
+    """The matrix is what onnxruntime makes of unit inputs; sharp but for cubic weights, which change sign."""
+    more = {"mode": mode, "coordinate_transformation_mode": places}
+    made = node("Resize", "x r s", **more)
+    arrays = {"r": np.zeros(0, "f4"), "s": np.asarray([1, 1, scale, 1], "f4")}
+    outputs = evaluator(built(made, shape=(1, 1, 7, 1), **arrays))
+    columns = [outputs(e.reshape(1, 1, 7, 1)) for e in np.eye(7, dtype="f4")]
+    truth = np.linalg.norm(np.stack(columns, axis=1), 2)
+    found = constant(read, built(made, shape=(1, 1, 7, 1), **arrays)).upper
+    assert found is not None
+    assert truth <= found * (1 + 1e-6)
+    assert truth >= (0.7 if mode == "nearest" else 0.6) * found
+    everywhere = constant(read, built(made, shape=(1, 1, "n", 1), **arrays))
+    if everywhere.upper is None:
+        assert "at known sizes only" in str(everywhere.reason)
+    else:
+        assert truth <= everywhere.upper * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("places", ["half_pixel", "align_corners"])
+@pytest.mark.parametrize("scale", [1.0, 1.1, 1.5, 2.0, 2.7, 3.0])
+def test_linear_interpolation_has_a_bound_at_every_size(
+    read: Any, places: str, scale: float
+) -> None:
+    made = node("Resize", "x r s", mode="linear", coordinate_transformation_mode=places)
+    arrays = {"r": np.zeros(0, "f4"), "s": np.asarray([1, 1, scale], "f4")}
+    found = constant(read, built(made, shape=(1, 1, "n"), **arrays)).upper
+    assert found is not None
+    for n in range(1, 20):
+        known = constant(read, built(made, shape=(1, 1, n), **arrays)).upper
+        outputs = evaluator(built(made, shape=(1, 1, n), **arrays))
+        columns = [outputs(e.reshape(1, 1, n)) for e in np.eye(n, dtype="f4")]
+        truth = np.linalg.norm(np.stack(columns, axis=1), 2)
+        assert truth <= known * (1 + 1e-6)
+        assert truth <= found * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"coordinate_transformation_mode": "tf_crop_and_resize"}, "its mode is"),
+        ({"mode": "cubic", "exclude_outside": 1}, "exclude_outside"),
+        ({"mode": "linear", "antialias": 1}, "antialias"),
+        ({"mode": "cubic", "cubic_coeff_a": 1e9}, "its mode is"),
+    ],
+)
+def test_resizing_in_other_ways_has_no_constant(read: Any, more: Any, match: str) -> None:
+    model = built(node("Resize", "x r s", **more), shape=(1, 1, 4, 4),
+                  r=np.zeros(0, "f4"), s=np.asarray([1, 1, 2, 2], "f4"))  # fmt: skip
+    assert match in str(constant(read, model).reason)
+
+
+def test_sizes_that_runtimes_may_round_differently_are_unknown(read: Any) -> None:
+    """0.7f is below 0.7, and 10 of it are 6 or 7."""
+    nodes = [node("Resize", "x r s", "t"), node("ReduceSum", "t")]
+    model = built(*nodes, shape=(1, 1, 10), r=np.zeros(0, "f4"), s=np.asarray([1, 1, 0.7], "f4"))
+    assert "unknown number" in str(constant(read, model).reason)
 
 
 def test_expanding_and_tiling_repeat_entries(read: Any) -> None:
@@ -178,6 +245,20 @@ def test_a_transposed_convolution_of_the_input_times_its_stride(
     for shape in ((1, 2, 7), (1, 2, "n")):
         model = built(made, node("Relu", "t"), shape=shape, w=some(2, 3, taps))
         assert_holds(read, model, (1, 2, 7), least=0.5)
+
+
+@pytest.mark.parametrize("size", [5, 8, 9, 10, 13])
+@pytest.mark.parametrize("auto", ["NOTSET", "SAME_UPPER", "SAME_LOWER"])
+def test_a_transposed_convolution_with_its_output_stated(read: Any, auto: str, size: int) -> None:
+    made = node("ConvTranspose", "x w", "t", strides=[2], auto_pad=auto, output_shape=[size])
+    model = built(made, node("ReduceSum", "t axes"), shape=(1, 2, 5), w=some(2, 3, 4),
+                  axes=np.asarray([1]))  # fmt: skip
+    if size > 12:  # beyond what its windows reach
+        assert "beyond" in str(constant(read, model).reason)
+        return
+    assert_holds(read, model, (1, 2, 5), least=0.3)
+    open_ = built(made, node("Relu", "t"), shape=(1, 2, "n"), w=some(2, 3, 4))
+    assert_holds(read, open_, (1, 2, 5), least=0.3)
 
 
 def test_refusals_say_why(read: Any) -> None:

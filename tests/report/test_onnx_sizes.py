@@ -1,9 +1,16 @@
 """Named sizes of inputs: two branches of a graph have one size if the same is done to it."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from gramnorm.report import bound_layer, cli
+from gramnorm.report.files.contents import ReadError
+from gramnorm.report.files.readers import read_path
+from gramnorm.report.network import constant_of
 from gramnorm.report.onnx.nodes import name_of, quotient_below, size_by
 from tests.report.test_onnx import (
     constant,
@@ -88,6 +95,12 @@ RESIDUAL = {
         node("ConvTranspose", "x w", "u", **HALF),
         node("Add", "u t"),
     ],
+    "resized": [
+        node("Conv", "x w", "t", **SAME),
+        node("Resize", "t roi by", "u"),
+        node("ConvTranspose", "x k2", "v", **HALF),
+        node("Add", "u v"),
+    ],
     "padded": [
         node("Pad", "x p", "s"),
         node("Conv", "s w", "t"),
@@ -100,6 +113,7 @@ RESIDUAL = {
 def test_residual_blocks_of_any_size_have_a_constant(read: Any, name: str) -> None:
     arrays = {"w": some(3, 3, 3, 3), "k": some(3, 3, 1, 1), "f": some(3, 3, 5, 5)}
     arrays["p"] = some(8).astype("int64") * 0 + [0, 0, 1, 1, 0, 0, 1, 1]
+    arrays |= {"k2": some(3, 3, 2, 2), "roi": some(0), "by": np.asarray([1, 1, 2, 2], "f4")}
     model = model_of(RESIDUAL[name], shape=DYNAMIC, **arrays)
     found = constant(read, model)
     assert found.upper is not None, found.reason
@@ -123,3 +137,90 @@ def test_residual_blocks_of_any_size_have_a_constant(read: Any, name: str) -> No
 def test_sizes_that_may_differ_are_not_taken_for_equal(read: Any, nodes: Any) -> None:
     model = model_of(nodes, shape=DYNAMIC, w=some(3, 3, 3, 3), k=some(3, 3, 1, 1))
     assert "may not be equal" in str(constant(read, model).reason)
+
+
+class TestChosenSizes:
+    """Numbers in place of the names, in the order of the axes after batch and channels."""
+
+    NODES = (node("Conv", "x w", "t", **SAME, **HALF), node("Conv", "t w", "u"))
+
+    @staticmethod
+    def saved(model: Any, folder: Path) -> Path:
+        path = folder / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    def found(self, model: Any, folder: Path, *spatial: int) -> Any:
+        read_ = read_path(self.saved(model, folder), spatial=spatial)
+        rows = [bound_layer(layer) for layer in read_.layers]
+        return read_, constant_of(read_.network, rows)
+
+    @pytest.mark.parametrize(
+        ("shape", "spatial", "expected"),
+        [
+            (DYNAMIC, (8, 6), (8, 6)),
+            (DYNAMIC, (9,), (9, 9)),
+            (("n", 3, 8, "w"), (5, 6), (8, 6)),
+            ((None, 3, None, None), (7, 5), (7, 5)),
+            (("n", 3, "s", "s"), (7,), (7, 7)),
+        ],
+    )
+    def test_each_layer_has_the_size_that_follows(
+        self, tmp_path: Path, shape: Any, spatial: Any, expected: Any
+    ) -> None:
+        model = model_of(self.NODES, shape=shape, output="u", w=some(3, 3, 3, 3))
+        contents, _ = self.found(model, tmp_path, *spatial)
+        first, second = (layer.geometry["input_shape"] for layer in contents.layers)
+        assert first == expected
+        assert second == tuple((n + 1) // 2 for n in expected)
+        assert contents.sized
+
+    def test_a_graph_that_states_its_sizes_keeps_them(self, tmp_path: Path) -> None:
+        model = model_of(self.NODES, shape=("n", 3, 8, 8), output="u", w=some(3, 3, 3, 3))
+        contents, _ = self.found(model, tmp_path, 16)
+        assert contents.layers[0].geometry["input_shape"] == (8, 8)
+        assert not contents.sized
+
+    def test_one_name_has_one_size(self, tmp_path: Path) -> None:
+        model = model_of(self.NODES, shape=("n", 3, "s", "s"), output="u", w=some(3, 3, 3, 3))
+        with pytest.raises(ReadError, match="'s' of its input 'x' would be 7 and 8"):
+            self.found(model, tmp_path, 7, 8)
+        nodes = [node("Add", "x z")]
+        two = {"x": ("n", 1, "h", "w"), "z": ("n", 1, "w", "h")}
+        model = model_of([*nodes, *self.NODES[:1]], inputs=two, w=some(3, 1, 3, 3))
+        with pytest.raises(ReadError, match="would be"):
+            self.found(model, tmp_path, 7, 8)
+
+    def test_a_name_is_a_size_wherever_it_stands(self, tmp_path: Path) -> None:
+        nodes = [node("ReduceMean", "x", "m", axes=[1, 2], keepdims=0), node("Add", "m z"),
+                 node("Conv", "x w", "t")]  # fmt: skip
+        inputs = {"x": (1, 3, "h", 5), "z": (1, 5), "q": ("h",)}
+        model = model_of(nodes, inputs=inputs, output="y", w=some(3, 3, 3, 3))
+        read_, upper = self.found(model, tmp_path, 4, 9)
+        assert upper.upper == pytest.approx(1 + (1 / 12) ** 0.5)
+        assert "h = 4" in str(read_.notes)
+
+    def test_what_was_refused_for_its_size_has_a_constant(
+        self, tmp_path: Path, capsys: Any
+    ) -> None:
+        nodes = [node("Conv", "x w", "t"), node("ReduceSum", "t axes", "y", keepdims=0)]
+        arrays = {"w": some(3, 3, 3, 3), "axes": np.asarray([2, 3])}
+        model = model_of(nodes, shape=DYNAMIC, **arrays)
+        path = str(self.saved(model, tmp_path))
+        assert cli.main(["report", "--json", path]) == 0
+        assert "unknown number" in json.loads(capsys.readouterr().out)["network"]["reason"]
+        assert cli.main(["report", "--json", "--input-shape", "5,6", path]) == 0
+        told = json.loads(capsys.readouterr().out)
+        (row,) = told["layers"]
+        assert told["network"]["upper"] == pytest.approx(row["upper"] * 12**0.5)
+        assert steepest(model, [(1, 3, 5, 6)]) <= told["network"]["upper"]
+        assert any("h = 5" in text for text in told["notes"])
+
+    def test_a_size_at_which_runtimes_differ_is_left_open(
+        self, tmp_path: Path, capsys: Any
+    ) -> None:
+        made = node("ConvTranspose", "x w", auto_pad="SAME_UPPER", strides=[2, 2])
+        model = model_of([made], shape=DYNAMIC, w=some(3, 3, 3, 3))
+        path = str(self.saved(model, tmp_path))
+        assert cli.main(["report", "--json", "--input-shape", "5,6", path]) == 0
+        assert json.loads(capsys.readouterr().out)["network"]["upper"] is not None

@@ -1,5 +1,6 @@
 """Safetensors, PyTorch checkpoints and sidecars: what they give, what they refuse, and that no damage escapes."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -27,7 +28,16 @@ from gramnorm.report.files.sidecar import Description, described, parse_descript
 from gramnorm.report.files.torch import read_torch
 from gramnorm.report.network import constant_of
 from tests.harness.oracles import conv_matrix, sigma
-from tests.harness.reports import Bomb, assert_refused, run, run_json, some, write_npz, write_zip
+from tests.harness.reports import (
+    Bomb,
+    assert_refused,
+    flax_bytes,
+    run,
+    run_json,
+    some,
+    write_npz,
+    write_zip,
+)
 
 pytestmark = pytest.mark.extra
 
@@ -355,14 +365,31 @@ class TestTorch:
         assert_refused(capsys, tmp_path / "old.pt", "newer torch")
         assert not Path("unpickled").exists()
 
-    @pytest.mark.parametrize("function", [b"cbuiltins\nbytearray\n", b"c_codecs\nencode\n"])
+    @pytest.mark.parametrize(
+        "program",
+        [
+            b"cbuiltins\nbytearray\n\x8a\x06" + bytes(5) + b"\x01\x85R.",  # of 2 ** 40
+            b"c__builtin__\nbytearray\n\x8a\x06" + bytes(5) + b"\x01\x85R.",
+            # twice as long each time, 60 times
+            b"c_codecs\nencode\nq\0" * 60 + b"X\2\0\0\0ab" + b"X\3\0\0\0hex\x86R" * 60 + b".",
+        ],
+    )
     def test_functions_that_make_much_of_little_are_not_called(
-        self, tmp_path: Path, torch: Any, capsys: Any, function: bytes
+        self, tmp_path: Path, torch: Any, capsys: Any, program: bytes
     ) -> None:
         torch.save({"w": torch.ones(2, 2)}, tmp_path / "x.pt")
-        program = b"\x80\x02" + function + b"\x8a\x06" + bytes(5) + b"\x01\x85R."  # of 2 ** 40
-        rewritten(tmp_path / "x.pt", lambda _: program)
+        rewritten(tmp_path / "x.pt", lambda _: b"\x80\x02" + program)
         assert_refused(capsys, tmp_path / "x.pt", "nothing was run")
+
+    def test_a_text_is_not_encoded_without_end(
+        self, tmp_path: Path, torch: Any, capsys: Any
+    ) -> None:
+        torch.save({"w": torch.ones(2, 2)}, tmp_path / "x.pt")
+        long = b"X" + struct.pack("<I", 10**6) + b"a" * 10**6 + b"q\1"
+        again = b"h\0h\1\x85R"  # a megabyte each
+        program = b"\x80\x02(c_codecs\nencode\nq\0" + long + again * 5000 + b"l."
+        rewritten(tmp_path / "x.pt", lambda _: program)
+        assert_refused(capsys, tmp_path / "x.pt", "more than the limit")
 
     def test_few_values_repeated_without_end_are_refused(
         self, tmp_path: Path, torch: Any, capsys: Any
@@ -441,7 +468,7 @@ class TestSelection:
 
 def valid_files() -> dict[str, list[bytes]]:
     """Return small files of each kind whose reader is here."""
-    files: dict[str, list[bytes]] = {"npz": [], "safetensors": [], "torch": []}
+    files: dict[str, list[bytes]] = {"npz": [], "safetensors": [], "torch": [], "msgpack": []}
     geometry = np.array(json.dumps({"w": {"groups": 2}}))
     for save in (np.savez, np.savez_compressed):
         stream = io.BytesIO()
@@ -460,6 +487,14 @@ def valid_files() -> dict[str, list[bytes]]:
         x = torch.from_numpy(some(4, 6))
         torch.save({"state_dict": {"w": x.T, "b": x.bfloat16(), "e": x[:1].expand(3, 6)}}, stream)
         files["torch"].append(stream.getvalue())
+        stream = io.BytesIO()
+        beside = {"args": argparse.Namespace(lr=0.1), "best": np.float64(3)}
+        torch.save({"a": {"b": {"w": x}}, **beside}, stream)
+        files["torch"].append(stream.getvalue())
+    with contextlib.suppress(ImportError):
+        import msgpack  # noqa: F401, PLC0415
+
+        files["msgpack"].append(flax_bytes({"params": {"Dense_0": {"kernel": some(3, 4)}}}))
     return files
 
 
@@ -492,7 +527,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return bytes(found)
 
 
-@pytest.mark.parametrize("kind", ["npz", "safetensors", "torch"])
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "torch", "msgpack"])
 def test_damaged_files_are_read_or_refused_in_one_line(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,10 @@ class ReadError(Exception):
     """A file that cannot be reported on; its text is one line for the user."""
 
 
+class NoLayersError(ReadError):
+    """A file that is sound, and holds no layer."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A weight array, and what is said about its use (`geometry` None: nothing)."""
@@ -64,7 +68,8 @@ class Layer:
         """Whether the norm depends on what nobody said: stride, dilation, groups."""
         if self.kind != "conv" or self.geometry is not None:
             return False
-        one_group = self.groups > 1 or self.weight.shape[0] == 1  # known, or the only possibility
+        # known, or the only possibility: Keras' depthwise kernels may be called like any other
+        one_group = self.groups > 1 or (self.weight.shape[0] == 1 and self.layout != "hwio")
         return not (one_group and math.prod(self.weight.shape[2:]) == 1)
 
 
@@ -103,6 +108,7 @@ class Contents:
     network: Any = None
     obstacles: dict[str, str] = field(default_factory=dict)  # why there is no product
     spare: list[Layer] = field(default_factory=list)  # among the obstacles: rows if asked for
+    sized: bool = False  # the sizes of the network were chosen by the caller
 
 
 def check_total(size: int) -> None:

@@ -65,7 +65,9 @@ def parsed(text: str) -> Name:
         In lower case; the word of a whole name such as ``conv1`` is "layer".
     """
     text = re.sub(r":\d+$", "", text.lower())  # TensorFlow counts the outputs of an operation
-    parts = [p for p in re.split(r"[./\\|'\"\[\]]+", text) if p and p not in _COLLECTIONS]
+    # a flattened tree may have tuples of keys as its names: ('params', 'Dense_0', 'kernel')
+    parts = [p.strip("(), ") for p in re.split(r"[./\\|'\"\[\]]+", text)]
+    parts = [p for p in parts if p and p not in _COLLECTIONS]
     if len(parts) > 1 and parts[-1] in ("value", "raw_value") and _LAST.fullmatch(parts[-2]):
         parts.pop()  # of Flax NNX: the array of a variable
     if not parts:

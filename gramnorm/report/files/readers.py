@@ -5,10 +5,11 @@ mark, goes by its name. Each reader checks what it can before it loads (see its 
 with one line.
 """
 
+import contextlib
 import os
 import stat
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -16,12 +17,16 @@ from numpy.lib import format as npy
 
 from gramnorm.report.files.contents import (
     Contents,
+    NoLayersError,
     ReadError,
     Stored,
     check_total,
     damage_is,
     one_line,
 )
+from gramnorm.report.files.hdf5 import MAGIC
+from gramnorm.report.files.keras import is_keras, read_h5, read_keras
+from gramnorm.report.files.msgpack import is_msgpack, read_msgpack
 from gramnorm.report.files.npz import ENTRY, read_npy, read_npz
 from gramnorm.report.files.parts import folded, marked
 from gramnorm.report.files.roles import understood
@@ -35,7 +40,12 @@ _PICKLE = b"\x80"
 
 
 def read_path(
-    path: str | os.PathLike[str], *, stated: Collection[str] = (), layout: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    stated: Collection[str] = (),
+    layout: str | None = None,
+    entry: str | None = None,
+    spatial: tuple[int, ...] | None = None,
 ) -> Contents:
     """
     Read the layers of a file: ``.npz``, ``.npy``, safetensors, a PyTorch checkpoint, or ``.onnx``.
@@ -49,6 +59,10 @@ def read_path(
     layout : str or None
         How kernels are stored, one of `gramnorm.report.layouts.LAYOUTS`; None to go by names and
         shapes.
+    entry : str or None
+        Which of several dicts to read: its keys with dots between, or "." for all of them.
+    spatial : tuple of int or None
+        Sizes for those that a graph leaves open, as in `read_onnx`.
 
     Returns
     -------
@@ -61,6 +75,19 @@ def read_path(
         If the file is missing, unreadable, damaged, of another kind, too large, or needs pickle.
     """
     path = Path(path)
+    with opened(path) as stream:
+        if path.suffix.lower() != ".onnx":
+            return read_stream(stream, path.name, stated=stated, layout=layout, entry=entry)
+        for option, value in (("--layout", layout), ("--entry", entry)):
+            if value is not None:
+                msg = f"{option} is not for a graph, which states what its weights are"
+                raise ReadError(msg)
+        return read_onnx(stream, path.parent, spatial)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file; let what goes wrong with it name it."""
     try:
         if path.exists() and not stat.S_ISREG(
             path.stat().st_mode
@@ -68,19 +95,20 @@ def read_path(
             msg = "not a regular file"
             raise ReadError(msg)
         with path.open("rb") as stream:
-            if path.suffix.lower() != ".onnx":
-                return read_stream(stream, path.name, stated=stated, layout=layout)
-            if layout is not None:
-                msg = "--layout is not for a graph, which states it itself"
-                raise ReadError(msg)
-            return read_onnx(stream, path.parent)
+            yield stream
     except (ReadError, OSError, ValueError) as error:  # ValueError: a null character in the name
+        kind = type(error) if isinstance(error, ReadError) else ReadError
         msg = f"cannot read {str(path)!r}: {one_line(error)}"
-        raise ReadError(msg) from error
+        raise kind(msg) from error
 
 
 def read_stream(
-    stream: IO[bytes], name: str, *, stated: Collection[str] = (), layout: str | None = None
+    stream: IO[bytes],
+    name: str,
+    *,
+    stated: Collection[str] = (),
+    layout: str | None = None,
+    entry: str | None = None,
 ) -> Contents:
     """
     Read the layers of an open file of any of these kinds.
@@ -91,7 +119,7 @@ def read_stream(
         Open for reading, seekable.
     name : str
         The name of the file; without its suffix that of an array which has none of its own.
-    stated, layout
+    stated, layout, entry
         As in `read_path`.
 
     Returns
@@ -104,40 +132,67 @@ def read_stream(
     ReadError
         As in `read_path`.
     """
+    stored, description = stored_in(stream, Path(name), entry)
+    return contents_of(stored, description, stated=stated, layout=layout)
+
+
+def stored_in(stream: IO[bytes], name: Path, entry: str | None) -> tuple[Stored, Description]:
+    """Return the entries of an open file, and what the format says of them."""
     head = stream.read(16)
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     check_total(size)
-    stored, description = _read(stream, Path(name), head, size)
+    return _read(stream, name, head, size, entry)
+
+
+def contents_of(
+    stored: Stored, description: Description, *, stated: Collection[str], layout: str | None
+) -> Contents:
+    """Decide what each entry of a network is."""
     stored = folded(stored)
     stated = {*stated, *description.geometry}
     contents = marked(understood(stored, stated=stated, layout=layout), stored)
-    contents = described(contents, description, ENTRY)
+    where = "the description of the model" if description.by_keras else ENTRY
+    contents = described(contents, description, where)
     if contents.failed and not contents.layers and not contents.spare:
         msg = "; ".join(f"{key!r}: {reason}" for key, reason in list(contents.failed.items())[:3])
         raise ReadError(msg)
     if not contents.layers and all(values.ndim < 2 for values in stored.arrays.values()):
         msg = "there is no array of two or more axes in it"
-        raise ReadError(msg)
+        raise NoLayersError(msg)
     return contents
 
 
-def _read(stream: IO[bytes], name: Path, head: bytes, size: int) -> tuple[Stored, Description]:
-    """Choose the reader; only ``.npz`` files can say what their arrays are."""
+def _read(
+    stream: IO[bytes], name: Path, head: bytes, size: int, entry: str | None
+) -> tuple[Stored, Description]:
+    """Choose the reader; some formats can say what their arrays are."""
     nothing = Description({})
     if head.startswith(_ZIP):
         with damage_is("a damaged zip file"), zipfile.ZipFile(stream) as archive:
             if is_checkpoint(archive):
-                return read_torch(archive, stream, name.stem), nothing
-            return read_npz(archive)
+                return read_torch(archive, stream, name.stem, entry=entry), nothing
+            _refuse_entry(entry)
+            return read_keras(archive) if is_keras(archive) else read_npz(archive)
+    if is_msgpack(head) or name.suffix == ".msgpack":
+        return read_msgpack(stream, entry=entry), nothing
+    _refuse_entry(entry)
+    if head.startswith(MAGIC):
+        return read_h5(stream)
     if head.startswith(npy.MAGIC_PREFIX):
         return read_npy(stream, name.stem, size), nothing
     if is_safetensors(head, size):
         return read_safetensors(stream), nothing
-    msg = "not an .npz, .npy, safetensors or PyTorch file"
+    msg = "not an .npz, .npy, safetensors, PyTorch, Keras, HDF5 or msgpack file"
     if head.startswith(_PICKLE):
         msg += (
             " (a pickle? those are never loaded; PyTorch files of before 1.6 are, too: "
             "save the state_dict again with a newer torch)"
         )
     raise ReadError(msg)
+
+
+def _refuse_entry(entry: str | None) -> None:
+    if entry is not None:
+        msg = "--entry chooses among nested dicts, and this file has none: choose names with --include"
+        raise ReadError(msg)

@@ -53,6 +53,8 @@ class Description:
 
     geometry: dict[str, dict[str, Any]]
     network: Any = None
+    obstacles: dict[str, str] = dataclasses.field(default_factory=dict)  # to a product of norms
+    by_keras: bool = False  # whose transposed kernels are (*spatial, c_out, c_in)
 
 
 def read_sidecar(path: str | os.PathLike[str]) -> Description:
@@ -198,16 +200,19 @@ def described(contents: Contents, description: Description, where: str) -> Conte
         msg = f"{where} describes {', '.join(map(repr, missing))}, which the file does not hold as a layer"
         raise ReadError(msg)
     layers = [
-        _described(layer, dict(geometry[layer.name]), where) if layer.name in geometry else layer
+        _described(layer, dict(geometry[layer.name]), where, by_keras=description.by_keras)
+        if layer.name in geometry
+        else layer
         for layer in contents.layers
     ]
     network = contents.network if description.network is None else description.network
-    return dataclasses.replace(contents, layers=layers, network=network)
+    obstacles = contents.obstacles | description.obstacles
+    return dataclasses.replace(contents, layers=layers, network=network, obstacles=obstacles)
 
 
-def _described(layer: Layer, stated: dict[str, Any], where: str) -> Layer:
+def _described(layer: Layer, stated: dict[str, Any], where: str, *, by_keras: bool) -> Layer:
     """Return the layer with its geometry, once that can be about such an array."""
-    if layer.layout != "oihw" and stated.get("transposed", False):
+    if layer.layout != "oihw" and stated.get("transposed", False) and not by_keras:
         msg = (
             f"{where} calls {layer.name!r} transposed, whose channels are last: Flax and Keras store such kernels in "
             "different ways; save it as (c_in, c_out / groups, *spatial)"

@@ -14,7 +14,7 @@ import numpy as np
 from gramnorm import _validate
 from gramnorm.report.files import contents as limits
 from gramnorm.report.files.contents import ReadError, damage_is, widened
-from gramnorm.report.onnx.external import Beside
+from gramnorm.report.onnx.external import ArrayError, Beside
 from gramnorm.report.onnx.nodes import NotUnderstoodError, Values, require
 
 STANDARD = ("", "ai.onnx")
@@ -26,6 +26,7 @@ _MOST_PARTS = 10**5  # nodes, arrays, inputs and outputs: a byte or two each in 
 _INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 _NOT_WEIGHTS = ("BOOL", "INT32", "INT64", "STRING")  # masks, indices, texts
 _NEWEST_READ = 28  # version of the operators from which the rules were written
+_DEPRECATED_READ = ("GroupNormalization",)  # in version 18, whose scales are of groups
 _KINDS = ("INT", "FLOAT", "STRING", "INTS", "FLOATS", "TENSOR", "SPARSE_TENSOR")  # of attributes
 
 
@@ -50,17 +51,21 @@ def parsed(stream: Any) -> Any:
     raw = stream.read(size)  # to ask for the limit would take that much memory first
     with _damage_is("a damaged .onnx file"):
         model = onnx.load_model_from_string(raw)
-    graph = model.graph
-    parts = sum(map(len, (graph.node, graph.initializer, graph.input, graph.output)))
-    limit = f"its graph has {parts} parts, more than the limit of {_MOST_PARTS}"
-    require(parts <= _MOST_PARTS, limit, ReadError)
-    sparse = "it holds sparse arrays, which are not read"
-    require(not graph.sparse_initializer, sparse, ReadError)
+    check_parts(model.graph)
     return model
 
 
+def check_parts(graph: Any, others: int = 0) -> int:
+    """Return how many parts a graph has, with those of `others`, if they can be handled."""
+    kinds = (graph.node, graph.initializer, graph.sparse_initializer, graph.input, graph.output)
+    parts = others + sum(map(len, kinds))
+    limit = f"its graph has {parts} parts, more than the limit of {_MOST_PARTS}"
+    require(parts <= _MOST_PARTS, limit, ReadError)
+    return parts
+
+
 @contextlib.contextmanager
-def _damage_is(what: str) -> Iterator[None]:
+def _damage_is(what: str, kind: type[ReadError] = ReadError) -> Iterator[None]:
     """Turn what damaged messages raise into a ReadError."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415
 
@@ -69,7 +74,9 @@ def _damage_is(what: str) -> Iterator[None]:
             yield
     except DecodeError as error:
         msg = f"{what} (not a protocol buffer of this kind)"
-        raise ReadError(msg) from error
+        raise kind(msg) from error
+    except ReadError as error:
+        raise kind(str(error)) from error
 
 
 def check_texts(*names: Any) -> None:
@@ -89,6 +96,11 @@ def is_matrix(tensor: Any) -> bool:
     return len(tensor.dims) > 1 and type_name(tensor.data_type) not in _NOT_WEIGHTS
 
 
+def is_short(tensor: Any) -> bool:
+    """Say whether an array is of bfloat16, which is read into a wider type."""
+    return type_name(tensor.data_type) == "BFLOAT16"
+
+
 def array(tensor: Any, name: str, beside: Beside | None = None) -> Values | None:
     """Return the array in a message, None if its type is not one that is used here.
 
@@ -100,10 +112,10 @@ def array(tensor: Any, name: str, beside: Beside | None = None) -> Values | None
         return None
     shape = tuple(tensor.dims)
     possible = min(shape, default=0) >= 0 and math.prod(shape) <= limits.MAX_BYTES
-    require(possible, f"the array {name!r} states the shape {shape}", ReadError)
+    require(possible, f"the array {name!r} states the shape {shape}", ArrayError)
     if tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data):
         return _outside(tensor, name, kind, beside)
-    with _damage_is(f"the array {name!r} does not fit its shape {shape}"):
+    with _damage_is(f"the array {name!r} does not fit its shape {shape}", ArrayError):
         read = _bfloat16 if kind == "BFLOAT16" else onnx.numpy_helper.to_array
         return np.asarray(read(tensor))
 
@@ -112,7 +124,7 @@ def _outside(tensor: Any, name: str, kind: str, beside: Beside | None) -> Values
     """Return an array that lies in another file."""
     if beside is None:
         msg = f"the array {name!r} lies in another file, which is not looked for here"
-        raise ReadError(msg)
+        raise ArrayError(msg)
     short = kind == "BFLOAT16"
     bits = "u2" if short else package().helper.tensor_dtype_to_np_dtype(tensor.data_type)
     dtype = np.dtype(bits).newbyteorder("<")
@@ -161,7 +173,8 @@ def check_form(node: Any, version: int) -> None:
     # a later version may have an attribute that no rule reads
     changed = f"it changed in version {form.since_version}, after the rules were written"
     require(form.since_version <= _NEWEST_READ, changed)
-    fits = not form.deprecated and form.min_input <= len(node.input) <= form.max_input
+    dropped = form.deprecated and node.op_type not in _DEPRECATED_READ
+    fits = not dropped and form.min_input <= len(node.input) <= form.max_input
     require(fits, f"in version {version} it is deprecated or has another number of inputs")
     for a in node.attribute:
         known = form.attributes.get(a.name)

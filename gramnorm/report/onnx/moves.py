@@ -15,7 +15,6 @@ from gramnorm._rigour.fractions import root_above
 from gramnorm.report.onnx.nodes import (
     Dim,
     Effect,
-    Fixed,
     Node,
     NotUnderstoodError,
     Shape,
@@ -61,7 +60,7 @@ def reshaped(node: Node) -> Effect:
     """Rule of Reshape, resolving 0 (as before) and -1 (what is left)."""
     shape = node.only_varying().shape
     target = node.indices("shape", 1, None)
-    if target is None or node.attributes.get("allowzero", 0):
+    if target is None or (node.attributes.get("allowzero", 0) and 0 in target):
         return Effect({0: 1.0}, (None,))
     least = min((n for n in target if isinstance(n, int)), default=0)
     require(target.count(-1) <= 1 and least >= -1, f"its shape is {target!r}")
@@ -179,7 +178,13 @@ def sliced(node: Node, shape: tuple[Dim, ...]) -> Shape:
 
 
 def _kept(n: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
-    """Return how many of n samples a Slice keeps, None if that is not certain.
+    """Return how many of n samples a Slice keeps, None if that is not certain."""
+    places = kept_places(n, start, end, step)
+    return None if places is None else len(places)
+
+
+def kept_places(n: Dim, start: Dim, end: Dim, step: Dim) -> range | None:
+    """Return which of n samples a Slice keeps, None if that is not certain.
 
     Counted from the front, a start lies in [0, n], or in [0, n - 1] for a negative step: unlike in
     Python, one beyond the range is moved to the nearest sample, which is kept.  An end lies in
@@ -192,7 +197,7 @@ def _kept(n: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
         return None
     start, end = (v + n if v < 0 else v for v in (start, end))
     least, last = (0, n) if step > 0 else (-1, n - 1)
-    return len(range(min(max(start, 0), last), min(max(end, least), last), step))
+    return range(min(max(start, 0), last), min(max(end, least), last), step)
 
 
 def concat(node: Node) -> Effect:
@@ -247,11 +252,17 @@ def gather(node: Node) -> Effect:
 
 def expanded(node: Node) -> Effect:
     """Rule of Expand: broadcasting to a shape."""
-    x, target = node.only_varying(), node.indices("shape", 1, None)
+    x = node.only_varying()
+    result = expanded_shape(node, x.shape)
+    return Effect({0: root_above(Fraction(repeats(x.shape, result)))}, (result,))
+
+
+def expanded_shape(node: Node, shape: Shape) -> tuple[Dim, ...]:
+    """Return the shape after Expand."""
+    target = node.indices("shape", 1, None)
     fits = target is not None and min((n for n in target if isinstance(n, int)), default=1) > 0
     require(fits, f"its shape is {target!r}")
-    result = broadcast([x.shape, tuple(target or ())])
-    return Effect({0: root_above(Fraction(repeats(x.shape, result)))}, (result,))
+    return broadcast([shape, tuple(target or ())])
 
 
 def tiled(node: Node) -> Effect:
@@ -263,61 +274,3 @@ def tiled(node: Node) -> Effect:
     require(min(counts, default=1) > 0, f"repeats is {times!r}")
     dims = (product_of((n, r)) for n, r in zip(x.shape or (), counts, strict=True))
     return Effect({0: root_above(Fraction(math.prod(counts)))}, (tuple(dims),))
-
-
-def resized(node: Node) -> Effect:
-    """Rule of Resize and Upsample by whole numbers (docs/theory.md, Lemma 21)."""
-    x = node.only_varying()
-    given = node.attributes.get
-    once = node.op == "Upsample" or node.version == 10  # whose coordinates are o / s
-    way = given("coordinate_transformation_mode", b"asymmetric" if once else b"half_pixel")
-    mode, default = given("mode", b"nearest"), b"floor" if once else b"round_prefer_floor"
-    nearest = mode == b"nearest" and (way, given("nearest_mode", default)) in _NEAREST
-    linear = mode == b"linear" and way in (b"half_pixel", b"asymmetric")
-    said = ", ".join(map(readable, (mode, way)))
-    require(nearest or linear, f"its mode is {said}")
-    plain = not given("antialias", 0) and "axes" not in node.attributes
-    require(plain, "antialias, or axes")
-    scales = _scales(node, x.shape)
-    growth = [
-        Fraction(s) if nearest or way == b"half_pixel" or s == 1 else Fraction(3 * s - 1, 2)
-        for s in scales
-    ]
-    shape = None
-    if x.shape is not None:
-        sized = zip(x.shape, scales, strict=True)
-        shape = tuple(n * s if isinstance(n, int) else n if s == 1 else None for n, s in sized)
-    return Effect({0: root_above(math.prod(growth, start=Fraction(1)))}, (shape,))
-
-
-_NEAREST = (
-    (b"asymmetric", b"floor"),
-    (b"half_pixel", b"round_prefer_floor"),
-    (b"half_pixel", b"round_prefer_ceil"),
-)
-
-
-def _scales(node: Node, shape: Shape) -> list[int]:
-    """Return the factors by which a Resize makes axes longer, whole numbers."""
-    last = len(node.inputs) - 1
-    if last == 3:
-        sizes = node.indices("sizes", 3, None)
-        stretch = node.attributes.get("keep_aspect_ratio_policy", b"stretch") == b"stretch"
-        given = node.input(2)
-        once = not isinstance(given, Fixed) or given.shape == (0,)
-        require(once, "scales besides its sizes")
-        known = shape is not None and sizes is not None and stretch and len(sizes) == len(shape)
-        require(known, "its sizes are unknown")
-        ratios = [
-            Fraction(m, n) if isinstance(m, int) and isinstance(n, int) and n > 0
-            else Fraction(int(m == n and n is not None))
-            for m, n in zip(sizes or (), shape or (), strict=True)
-        ]  # fmt: skip
-    else:
-        place = 2 if node.op == "Resize" and node.version > 10 else 1
-        require(last in (0, place), "its scales are missing")
-        stored = node.attributes.get("scales", ()) if last == 0 else node.fixed(last)
-        ratios = [Fraction(float(s)) for s in np.ravel(np.asarray(stored))]
-    fits = all(r.denominator == 1 and r >= 1 for r in ratios)
-    require(fits and (shape is None or len(ratios) == len(shape)), "its scales are not whole")
-    return [int(r) for r in ratios]

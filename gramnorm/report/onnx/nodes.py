@@ -39,18 +39,22 @@ def require(holds: Any, otherwise: str, error: type[Exception] = NotUnderstoodEr
 class Fixed:
     """A tensor that does not depend on the graph's inputs.
 
-    Its value is None where it is not known, and may hold names of dimensions; `source` is the
-    stored array that was moved around to make it.
+    Its value is None where it is not known (`reason`: why), and may hold names of dimensions;
+    `source` is the stored array of which it was made, `word` how, if its entries changed.
     """
 
     name: str
     value: Values | None = None
     source: str = ""
+    dims: Shape = None  # the shape, where that is known without the value
+    short: bool = False  # of bfloat16, which the value holds in a wider type
+    word: str | None = None
+    reason: str = ""
 
     @property
     def shape(self) -> Shape:
-        """The shape of the value, None where that is not known."""
-        return None if self.value is None else self.value.shape
+        """The shape, None where it is not known."""
+        return self.dims if self.value is None else self.value.shape
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class Node:
         if x is None:
             return None
         if isinstance(x, Varying) or x.value is None:
-            msg = f"its input {position} ({x.name!r}) is computed in the graph"
+            reason = x.reason if isinstance(x, Fixed) else ""
+            msg = reason or f"its input {position} ({x.name!r}) is computed in the graph"
             raise NotUnderstoodError(msg)
         return x.value
 
@@ -165,13 +170,14 @@ class Node:
 class Effect:
     """What a node does: a factor per varying input, its outputs' shapes, its layer if it has one.
 
-    A layer is the name of a stored array, the weight and its geometry.
+    A layer is the name of a stored array, the weight, its geometry, and how it was made, if the
+    graph computes it.
     """
 
     factors: dict[int, float]
     shapes: tuple[Shape, ...]
     stacked: bool = False
-    layer: tuple[str, Values, dict[str, Any] | None] | None = None
+    layer: tuple[str, Values, dict[str, Any] | None, str | None] | None = None
 
 
 def axis_from_front(axis: Any, rank: int) -> int:

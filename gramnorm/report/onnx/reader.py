@@ -2,9 +2,14 @@
 
 An ONNX file is a protocol-buffer message: arrays, and nodes in an order in which each reads only
 what exists before it.  Arrays must lie in the file itself or in one beside it, and each must hold
-exactly the bytes that its shape needs.  Sizes follow from the shapes of the graph's inputs, carried
-on from node to node; shapes that the file states for tensors on the way are not trusted, since a
-constant depends on them.
+exactly the bytes that its shape needs; one that does not is lost, with the layers that need it.
+Sizes follow from the shapes of the graph's inputs, carried on from node to node; shapes that the
+file states for tensors on the way are not trusted, since a constant depends on them.
+
+The graphs within a node If are walked like the graph around it, one of them or both, and their
+tensors and layers bear its name.  Where both are possible, whichever is taken has at most the
+larger constant, if the choice does not depend on the graph's inputs; where it does, the output may
+jump.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,21 +22,22 @@ import numpy as np
 from gramnorm.report.files import contents as limits
 from gramnorm.report.files.contents import Contents, Layer, ReadError
 from gramnorm.report.network import Network, Step
-from gramnorm.report.onnx import constants, gates, messages
-from gramnorm.report.onnx.external import Beside
+from gramnorm.report.onnx import arithmetic, constants, gates, messages
+from gramnorm.report.onnx.inputs import MOST_AXES, Inputs
+from gramnorm.report.onnx.labels import label_numbered
 from gramnorm.report.onnx.nodes import (
     Effect,
     Fixed,
     Form,
     Node,
     NotUnderstoodError,
+    Shape,
     Varying,
-    name_of,
     require,
 )
 from gramnorm.report.onnx.rules import NORMALISING, RULES, apply_rule, without_rule
+from gramnorm.report.onnx.scope import Scope, Tensor
 
-_MOST_AXES = 64  # of a shape that is known: work may grow with their square
 _MOST_USES = 50  # of one weight, each with another geometry or arrangement
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LAYER_WORDS = ("Attention", "Conv", "Gemm", "GRU", "LSTM", "MatMul", "RNN")  # in other operators
@@ -41,10 +47,10 @@ _LARGE = (
     "any, max |scale| / sqrt(epsilon), which is large"
 )
 
-_Tensor = Fixed | Varying
 
-
-def read_onnx(stream: IO[bytes], folder: Path | None = None) -> Contents:
+def read_onnx(
+    stream: IO[bytes], folder: Path | None = None, spatial: tuple[int, ...] | None = None
+) -> Contents:
     """
     Read the layers and the graph of an open ``.onnx`` file.
 
@@ -55,6 +61,9 @@ def read_onnx(stream: IO[bytes], folder: Path | None = None) -> Contents:
     folder : Path or None
         Where the file lies: arrays that it keeps in other files are looked for there, and nowhere
         else.  None refuses them.
+    spatial : tuple of int or None
+        The sizes of the inputs' axes after batch and channels that the file leaves open, one for
+        all or one for each; None leaves them open.
 
     Returns
     -------
@@ -65,10 +74,12 @@ def read_onnx(stream: IO[bytes], folder: Path | None = None) -> Contents:
     Raises
     ------
     ReadError
-        If the package onnx is missing, or the file is damaged, too large, not in order, or
-        keeps arrays in other files than those beside it.
+        If the package onnx is missing, the file is damaged, too large or not in order, no layer in
+        it can be had, or the sizes contradict each other.
     """
-    contents = _Walk(messages.parsed(stream), folder).contents()
+    model = messages.parsed(stream)
+    label_numbered(model)
+    contents = _Walk(model, folder, spatial).contents()
     failed = list(contents.failed.items())[:_MOST_NAMES]
     reasons = "; ".join(f"{name!r}: {reason}" for name, reason in failed)
     no_layer = f"there is no node {', '.join(_LAYERS)} with a stored weight in it"
@@ -86,7 +97,15 @@ def _graphs_within(nodes: Sequence[Any]) -> list[Any]:
     return [graph for node in nodes for a in node.attribute for graph in (a.g, *a.graphs)]
 
 
-def _first_stop(inputs: Sequence[_Tensor | None]) -> str | None:
+def _common(shapes: Sequence[Shape]) -> Shape:
+    """Return what shapes have in common: None for sizes that differ."""
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes) or len(set(map(len, known))) != 1:
+        return None
+    return tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*known, strict=True))
+
+
+def _first_stop(inputs: Sequence[Tensor | None]) -> str | None:
     """Return why an input has no constant, if one has none."""
     return next((x.stopped for x in inputs if isinstance(x, Varying) and x.stopped), None)
 
@@ -97,14 +116,14 @@ class _Walk:
     What each tensor is, the steps of the network, the layers by name.
     """
 
-    def __init__(self, model: Any, folder: Path | None = None) -> None:
+    def __init__(
+        self, model: Any, folder: Path | None = None, spatial: tuple[int, ...] | None = None
+    ) -> None:
         self.graph = model.graph
-        self.beside = None if folder is None else Beside(folder)
-        self.tensors: dict[str, _Tensor] = {}
+        self.scope = Scope(folder)
+        self.parts = messages.check_parts(self.graph)
         self.steps: list[Step] = []
         self.layers: dict[str, Layer] = {}
-        self.readers: dict[str, list[str]] = {}  # of a stored array: the operators
-        self.matrices: set[str] = set()  # stored arrays that may be weights
         self.refused: dict[str, str] = {}  # weights that became no layer
         self.uses: dict[str, list[float]] = {}  # of a layer: by what each use multiplies it
         self.normalising: list[str] = []  # nodes that divide by a deviation
@@ -112,20 +131,18 @@ class _Walk:
         self.functions = {(f.domain, f.name): f for f in model.functions}
         self.functions_weigh = any(True for _ in self._inner_weights(model.functions))
         self.versions = {o.version for o in model.opset_import if o.domain in messages.STANDARD}
+        self.scope.store(self.graph)
+        self.inputs = Inputs([v for v in self.graph.input if v.name not in self.scope], spatial)
 
     def contents(self) -> Contents:
         """Walk, and return what was found."""
-        self._arrays()
-        inputs = [value for value in self.graph.input if value.name not in self.tensors]
-        for value in inputs:
-            self._define(self._input(value))
-        for number, node in enumerate(self.graph.node):
-            label = f"node {node.name or f'number {number}'!r} ({node.op_type})"
-            self._node(node, label)
-        outputs = [self._tensor(value.name, "the graph's output") for value in self.graph.output]
+        inputs = self.inputs.tensors()
+        for tensor in inputs:
+            self.scope.define(tensor.name, tensor)
+        outputs = self._walked(self.graph)
         stopped = self._version_reason() or _first_stop(outputs)
         network = Network(
-            tuple(value.name for value in inputs),
+            tuple(tensor.name for tensor in inputs),
             tuple(self.steps),
             tuple(t.name for t in outputs if isinstance(t, Varying)),
             stopped if outputs else "the graph has no output",
@@ -135,18 +152,30 @@ class _Walk:
             for name, why in self.refused.items()
         }
         layers = list(self.layers.values())
-        return Contents(layers, self._skipped(), refused, self._notes(), network=network)
+        sized = self.inputs.is_bound
+        return Contents(
+            layers, self._skipped(), refused, self._notes(), network=network, sized=sized
+        )
+
+    def _walked(self, graph: Any) -> list[Tensor]:
+        """Walk the nodes of a graph, and return its outputs."""
+        for number, node in enumerate(graph.node):
+            name = self.scope.prefix + (node.name or f"number {number}")
+            self._node(node, f"node {name!r} ({node.op_type})")
+        return [self.scope.tensor(value.name, "the graph's output") for value in graph.output]
 
     def _notes(self) -> list[str]:
         """Return what a reader of the numbers should know: open inputs, what the rows leave out."""
-        given = [v.name for v in self.graph.input if v.name in self.readers]
+        given = [v.name for v in self.graph.input if v.name in self.scope.readers]
         several = [name for name, factors in self.uses.items() if len(factors) > 1]
         scaled = [name for name, factors in self.uses.items() if set(factors) != {1.0}]
         replaced = (
             f"{len(given)} stored arrays are inputs of the graph as well, which a caller may replace; "
             "all numbers here are for the stored ones"
         )
+        sizes = [f"{name} = {n}" for name, n in self.inputs.bound.items()]
         notes = {
+            "named sizes of its inputs, chosen with --input-shape": sizes,
             replaced: given,
             "used more than once, with one row for all uses": several,
             "multiplied by a number (alpha), which the row leaves out": scaled,
@@ -156,13 +185,16 @@ class _Walk:
 
     def _skipped(self) -> dict[str, str]:
         """Return why each stored array that is no layer is none."""
-        return {
-            name: f"used by {', '.join(sorted(set(ops)))}, no layer of its own"
-            if ops
-            else "not used by the graph"
-            for name, ops in self.readers.items()
-            if name not in self.layers and name not in self.refused
-        }
+        rows = self.layers.keys() | self.refused.keys()
+        return {name: self._use(name) for name in self.scope.readers if name not in rows}
+
+    def _use(self, name: str) -> str:
+        """Return what a stored array is used for, or why it cannot be had."""
+        if name in self.scope.damaged:
+            return self.scope.damaged[name]
+        ops = self.scope.readers[name]
+        used = f"used by {', '.join(sorted(set(ops)))}, no layer of its own"
+        return used if ops else "not used by the graph"
 
     def _version_reason(self) -> str | None:
         """Return why no operator is understood, if the standard's version is not known."""
@@ -172,79 +204,90 @@ class _Walk:
         stated = " and ".join(map(str, sorted(self.versions))) or "that is not stated"
         return f"operators of version {stated}; known are {first} to {newest}"
 
-    # What the nodes read and write.
-
-    def _arrays(self) -> None:
-        """Take the stored arrays as constants."""
-        for tensor in self.graph.initializer:
-            messages.check_texts(tensor.name)
-            value = messages.array(tensor, tensor.name, self.beside)
-            self._define(Fixed(tensor.name, value, tensor.name))
-            if messages.is_matrix(tensor):
-                self.matrices.add(tensor.name)
-            self.readers[tensor.name] = []
-
-    @staticmethod
-    def _input(value: Any) -> Varying:
-        """Return an input of the graph with the shape that it states."""
-        stated = value.type.tensor_type
-        messages.check_texts(value.name, *(d.dim_param for d in stated.shape.dim))
-        if messages.type_name(stated.elem_type) not in messages.FLOATS:
-            # integers would wrap round and divide with a remainder
-            reason = f"the input {value.name!r} is no tensor of floating type"
-            return Varying(value.name, None, reason)
-        if not stated.HasField("shape") or len(stated.shape.dim) > _MOST_AXES:
-            return Varying(value.name)
-        dims = [d.dim_value if d.dim_value > 0 else name_of(d.dim_param) for d in stated.shape.dim]
-        return Varying(value.name, tuple(dims))
-
-    def _tensor(self, name: str, reader: str) -> _Tensor:
-        """Return what a tensor is."""
-        order = f"{reader} reads {name!r}, which nothing before it makes: not in order, or a cycle"
-        require(name in self.tensors, order, ReadError)
-        return self.tensors[name]
-
-    def _define(self, tensor: _Tensor) -> None:
-        """Enter a tensor, which must be new."""
-        new = tensor.name not in self.tensors
-        require(new, f"two things in it are called {tensor.name!r}", ReadError)
-        self.tensors[tensor.name] = tensor
-
     # Nodes.
 
     def _node(self, proto: Any, label: str) -> None:
         """Define the outputs of a node."""
         messages.check_texts(proto.op_type, proto.domain, *proto.input, *proto.output)
-        inputs = tuple(self._tensor(name, label) if name else None for name in proto.input)
-        for name in set(proto.input) & self.readers.keys():
-            self.readers[name].append(proto.op_type)
-        outputs = list(proto.output)
+        inputs = tuple(self.scope.tensor(name, label) if name else None for name in proto.input)
+        for name in {x.name for x in inputs if isinstance(x, Fixed)} & self.scope.readers.keys():
+            self.scope.readers[name].append(proto.op_type)
+        outputs = [self.scope.prefix + name if name else "" for name in proto.output]
         forms: tuple[Form, ...] = ()
+        results: Sequence[Tensor]
         try:
-            node = self._understood(proto, inputs)
-            forms = gates.forms(node)
-            results: Sequence[_Tensor] = self._results(node, outputs, label)
+            if proto.op_type == "If" and self._is_standard(proto):
+                results = self._branched(proto, inputs, outputs, label)
+            else:
+                node = self._understood(proto, inputs)
+                forms = gates.forms(node)
+                results = self._results(node, outputs, label)
         except NotUnderstoodError as error:
             reason = f"{label} is not understood: {error}"
             for name in sorted(self._weights(proto, inputs, label)):
                 self.refused.setdefault(name, reason)
             stop = _first_stop(inputs) or reason
             results = [Varying(name, None, stop) for name in outputs]
-        if len(results) == 1 and isinstance(results[0], Varying):
+        if forms and len(results) == 1 and isinstance(results[0], Varying):
             results = [replace(results[0], forms=forms)]
-        for result in results:
-            if result.name:  # an output may be left out
-                self._define(result)
+        for name, result in zip(proto.output, results, strict=True):
+            if name:  # an output may be left out
+                self.scope.define(name, result)
 
-    def _understood(self, proto: Any, inputs: tuple[_Tensor | None, ...]) -> Node:
+    def _branched(
+        self, proto: Any, inputs: Sequence[Tensor | None], outputs: list[str], label: str
+    ) -> Sequence[Tensor]:
+        """Return the outputs of a node If: those of the branch taken, or of either."""
+        messages.check_form(proto, self._version())
+        condition = inputs[0]
+        taken = constants.truth(condition)
+        graphs = {a.name: a.g for a in proto.attribute}
+        require(len(graphs) == len(proto.attribute), "it has an attribute twice")
+        kept = [name for name in ("then_branch", "else_branch") if taken in (None, name)]
+        own = next(filter(None, outputs), label)  # unlike the names of nodes no other has it
+        found = [self._branch(graphs[k], f"{own}/{k}/") for k in kept]
+        counts = {len(tensors) for tensors in found}
+        require(counts == {len(outputs)}, "its branches have another number of outputs")
+        if taken is not None:
+            return found[0]
+        if not isinstance(condition, Varying):
+            return list(map(self._either, outputs, *found))
+        jumps = "its condition depends on the graph's inputs, and where it changes the output jumps"
+        stop = condition.stopped or f"{label} is not understood: {jumps}"
+        return [Varying(name, None, stop) for name in outputs]
+
+    def _branch(self, graph: Any, prefix: str) -> list[Tensor]:
+        """Walk a graph within a node, and return its outputs."""
+        self.parts = messages.check_parts(graph, self.parts)
+        require(not graph.input, "a branch has inputs")
+        with self.scope.within(prefix):
+            self.scope.store(graph)
+            return self._walked(graph)
+
+    def _either(self, name: str, *tensors: Tensor) -> Tensor:
+        """Return one of several tensors, whichever is taken."""
+        shape = _common([x.shape for x in tensors])
+        varying = [x for x in tensors if isinstance(x, Varying)]
+        if not varying:
+            return Fixed(name, dims=shape, reason=f"{name!r} is one of two constants")
+        stop = _first_stop(varying)
+        if stop is None and name:
+            terms = tuple((x.name, 1.0) for x in varying)
+            self.steps.append(Step(name, terms, either=True))
+        return Varying(name, shape, stop)
+
+    def _understood(self, proto: Any, inputs: tuple[Tensor | None, ...]) -> Node:
         """Return a node of the standard, whose signature is that of its version."""
         require(proto.output, "it has no output")
         attributes = messages.attributes(proto)
         own = f"it is not of the standard's operators (domain {proto.domain!r})"
         require(self._is_standard(proto), own)
-        version = messages.newest_version() if self._version_reason() else max(self.versions)
+        version = self._version()
         messages.check_form(proto, version)
         return Node(proto.op_type, attributes, inputs, len(proto.output), version)
+
+    def _version(self) -> int:
+        return messages.newest_version() if self._version_reason() else max(self.versions)
 
     def _function(self, proto: Any) -> Any:
         """Return the function in the file that a node calls, None for an operator."""
@@ -256,16 +299,16 @@ class _Walk:
     def _is_standard(self, proto: Any) -> bool:
         return proto.domain in messages.STANDARD and self._function(proto) is None
 
-    def _results(self, node: Node, outputs: list[str], label: str) -> Sequence[_Tensor]:
+    def _results(self, node: Node, outputs: list[str], label: str) -> Sequence[Tensor]:
         """Return what the outputs of a node of the standard are."""
         stop = _first_stop(node.inputs)
         # what rules make has shapes that no value changes
         of_shape = node.op == "Shape" and stop is None
         if of_shape or not node.all_varying():
-            return self._folded(node, outputs)
+            return self._folded(node, outputs, label)
         if gated := gates.product(node):
             form, factor = gated
-            source = self._tensor(form.source, label)
+            source = self.scope.full[form.source]
             assert isinstance(source, Varying)
             if source.stopped is None:
                 self.steps.append(Step(outputs[0], ((form.source, factor),)))
@@ -277,7 +320,7 @@ class _Walk:
         terms = tuple((node.varying(i).name, factor) for i, factor in effect.factors.items())
         results = []
         for name, shape in zip(outputs, effect.shapes, strict=False):
-            few = shape is not None and len(shape) <= _MOST_AXES
+            few = shape is not None and len(shape) <= MOST_AXES
             results.append(Varying(name, shape if few else None, stop))
             if stop is None and name:
                 self.steps.append(Step(name, terms, stacked=effect.stacked, layer=layer))
@@ -290,52 +333,70 @@ class _Walk:
         """Enter the layer of a node; return the name of its row."""
         if effect.layer is None:
             return None
-        source, weight, geometry = effect.layer
+        source, weight, geometry, word = effect.layer
         for use in range(1, _MOST_USES + 1):
             name = source if use == 1 else f"{source} (use {use})"
-            there = self.layers.setdefault(name, Layer(name, weight, geometry))
+            there = self.layers.setdefault(name, Layer(name, weight, geometry, word=word))
             if there.geometry == geometry and np.array_equal(there.weight, weight, equal_nan=True):
                 self.uses.setdefault(name, []).extend(effect.factors.values())
                 return name
         msg = f"{source!r} is used in more than {_MOST_USES} ways"
         raise NotUnderstoodError(msg)
 
-    def _folded(self, node: Node, outputs: list[str]) -> Sequence[Fixed]:
+    def _folded(self, node: Node, outputs: list[str], label: str) -> Sequence[Fixed]:
         """Return the outputs of a node that reads constants only (or the shape of a tensor)."""
         if node.op == "Constant":
-            value = node.attributes.get("value")
-            if "sparse_value" in node.attributes or (value and messages.is_matrix(value)):
-                self.matrices.add(outputs[0])
-            try:
-                return [Fixed(outputs[0], constants.stated(node.attributes), outputs[0])]
-            except ReadError as error:  # an array as damaged as those stored are refused for
-                if outputs[0] in self.matrices:
-                    self.refused[outputs[0]] = str(error)
-                return [Fixed(outputs[0], None, outputs[0])]
-        if node.op == "Shape" and node.all_varying():
-            return [Fixed(outputs[0], constants.shape_of(node))]
-        require(node.op in constants.ON_CONSTANTS, without_rule(node.op))
-        sources = [x.source for x in node.inputs if isinstance(x, Fixed)]
-        weights = [source for source in sources if source in self.matrices]
-        source = next(iter((*weights, *sources)), "")
-        if len(outputs) > 1:
-            return [Fixed(name, None, source) for name in outputs]
+            return [self._constant(node, outputs[0])]
+        require(node.op not in constants.NOT_CONSTANT, without_rule(node.op))
+        fixed = [x for x in node.inputs if isinstance(x, Fixed)]
+        weights = [x for x in fixed if x.source in self.scope.matrices]
+        first = next(iter((*weights, *fixed)), Fixed(outputs[0]))
+        unknown = f"it is computed in the graph by {label}, {constants.reason_for(node.op)}"
+        made = Fixed(
+            outputs[0],
+            None,
+            first.source or outputs[0],
+            short=node.op != "Cast" and any(x.short for x in fixed),
+            word=constants.word_for(node.op) or first.word,
+            reason=next((x.reason for x in fixed if x.value is None and x.reason), unknown),
+        )
+        found = zip(outputs, self._values(node, fixed), constants.shapes_made(node), strict=True)
+        return [replace(made, name=name, value=value, dims=dims) for name, value, dims in found]
+
+    def _constant(self, node: Node, name: str) -> Fixed:
+        """Return what a node Constant states, or why it cannot be had."""
+        value = node.attributes.get("value")
+        if "sparse_value" in node.attributes or (value and messages.is_matrix(value)):
+            self.scope.matrices.add(name)
+        short = value is not None and messages.is_short(value)
         try:
-            value = constants.moved(node)
-        except (NotUnderstoodError, ValueError, LookupError, TypeError, OverflowError):
-            value = None
-        first = node.input(0)
-        assert first is None or isinstance(first, Fixed)
-        if value is not None and first is not None and not np.may_share_memory(value, first.value):
-            self.copied += value.nbytes
-            value = (
-                value if self.copied <= limits.MAX_BYTES // 8 else None
-            )  # beside the file itself
-        return [Fixed(outputs[0], value, source)]
+            stated = constants.stated(node.attributes)
+        except ReadError as error:  # an array as damaged as those stored are refused for
+            if name in self.scope.matrices:
+                self.refused[name] = str(error)
+            return Fixed(name, None, name, reason=str(error))
+        return Fixed(name, stated, name, short=short)
+
+    def _values(self, node: Node, fixed: Sequence[Fixed]) -> list[Any]:
+        """Return the values of a node on constants, if there is room for them beside the file."""
+        arrays = [x.value for x in fixed if x.value is not None]
+        room = limits.MAX_BYTES // 8
+        is_large = any(v.size > arithmetic.FEW for v in arrays)
+        unknown = [None] * node.outputs
+        if is_large and self.copied > room:
+            return unknown
+        try:
+            values = constants.computed(node)
+        except (NotUnderstoodError, ReadError, ValueError, LookupError, TypeError, OverflowError):
+            return unknown
+        for value in values:
+            if value is not None and not any(np.may_share_memory(value, v) for v in arrays):
+                self.copied += value.nbytes
+        return unknown if is_large and self.copied > room else values
 
     # Layers that are not understood.
 
-    def _weights(self, proto: Any, inputs: Sequence[_Tensor | None], label: str) -> set[str]:
+    def _weights(self, proto: Any, inputs: Sequence[Tensor | None], label: str) -> set[str]:
         """Return the stored arrays by which a node may multiply that is not understood.
 
         For want of names, its label.  A node with a rule, such as Add, is no layer, whatever it
@@ -346,7 +407,7 @@ class _Walk:
         if standard and proto.op_type in RULES.keys() - {*_LAYERS}:
             return set()
         fixed = [x for x in inputs if isinstance(x, Fixed)]
-        names = {x.source for x in fixed if x.source in self.matrices}
+        names = {x.source for x in fixed if x.source in self.scope.matrices}
         names |= {name or label for name in self._inner_weights(_graphs_within([proto]))}
         if self.functions_weigh and self._function(proto) is not None:
             names.add(label)
@@ -359,9 +420,9 @@ class _Walk:
     def _inner_weights(self, graphs: Sequence[Any]) -> Iterator[str]:
         """Yield the stored arrays that inner graphs read, empty texts for those they hold."""
         for graph in graphs:
-            read = (self.tensors.get(name) for node in graph.node for name in node.input)
+            read = (self.scope.get(name) for node in graph.node for name in node.input)
             yield from (
-                x.source for x in read if isinstance(x, Fixed) and x.source in self.matrices
+                x.source for x in read if isinstance(x, Fixed) and x.source in self.scope.matrices
             )
             inner = [a for node in graph.node for a in node.attribute]
             held = [

@@ -10,7 +10,7 @@ to be 1.
 
 from collections.abc import Callable
 
-from gramnorm.report.onnx import entries, moves, windows
+from gramnorm.report.onnx import entries, moves, resizing, windows
 from gramnorm.report.onnx.entries import leaky, slope
 from gramnorm.report.onnx.moves import rearranged
 from gramnorm.report.onnx.nodes import Effect, Node, NotUnderstoodError, require
@@ -98,6 +98,6 @@ RULES: dict[str, Rule] = {
     "Gather": moves.gather,
     "Expand": moves.expanded,
     "Tile": moves.tiled,
-    **_each("Resize", "Upsample", by=moves.resized),
+    **_each("Resize", "Upsample", by=resizing.resized),
 }
 """The operators that are understood."""

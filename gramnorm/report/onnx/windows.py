@@ -114,7 +114,6 @@ def conv(node: Node) -> Effect:
         "padding": tuple(w.pads for w in windows),
     }
     if transposed:
-        require("output_shape" not in node.attributes, "output_shape leaves the padding open")
         extra = node.integers("output_padding", (0,) * axes)
         geometry |= {"transposed": True, "output_padding": extra}
     at_size: dict[str, Any] = {"input_shape": sizes} if sizes is not None else {}
@@ -132,12 +131,20 @@ def conv(node: Node) -> Effect:
         require(fits, f"its input has {x.shape[1]} channels, its weight {inputs}")
         spatial = found or _spatial(node, x.shape[2:], windows, geometry)
         shape = (x.shape[0], outputs, *spatial)
-    if transposed and _is_same(node):
-        if any(lo != hi for lo, hi in geometry["padding"]):  # runtimes differ about the side
-            geometry["padding_of_size"], at_size = True, {}
-    elif _is_same(node) and (sizes is None or max(geometry["stride"]) > 1):
-        geometry["padding_of_size"] = True  # at another size it is another
-    return _layer(node, 1, kernel, geometry | at_size, shape=shape)
+    return _layer(node, 1, kernel, geometry | _of_size(node, geometry, sizes), shape=shape)
+
+
+def _of_size(node: Node, geometry: dict[str, Any], sizes: tuple[int, ...] | None) -> dict[str, Any]:
+    """Return the size of the input, if it is known, and whether the padding is for it alone."""
+    automatic, stated = _is_same(node), "output_shape" in node.attributes
+    at_size: dict[str, Any] = {} if sizes is None else {"input_shape": sizes}
+    if node.op == "Conv":
+        depends = automatic and (sizes is None or max(geometry["stride"]) > 1)
+    else:
+        uneven = any(lo != hi for lo, hi in geometry["padding"])
+        depends = stated or (automatic and uneven)
+        at_size = {} if uneven and depends else at_size  # runtimes differ about the side
+    return at_size | ({"padding_of_size": True} if depends else {})
 
 
 def _spatial(
@@ -146,6 +153,8 @@ def _spatial(
     """Return the sizes after a convolution of named ones."""
     if node.op == "Conv":
         return [_outputs(node, w, n) for w, n in zip(windows, sizes, strict=True)]
+    if "output_shape" in node.attributes:
+        return [None] * len(windows)  # at some sizes runtimes make something else
     extras = geometry["output_padding"]
     grown = [w.reach - w.stride + e - sum(w.pads) for w, e in zip(windows, extras, strict=True)]
     return [
@@ -249,7 +258,9 @@ def _layer(
 ) -> Effect:
     source = node.inputs[position]
     assert isinstance(source, Fixed)
-    return Effect({1 - position: factor}, (shape,), layer=(source.source, weight, geometry))
+    return Effect(
+        {1 - position: factor}, (shape,), layer=(source.source, weight, geometry, source.word)
+    )
 
 
 def _weight(node: Node, position: int, *, least: int, most: int = 32) -> Values:
@@ -285,6 +296,8 @@ def _windows(
     plain = list(map(_Windows, taps, strides, dilations, sizes or (None,) * axes))
     given = node.integers("pads", (0,) * (2 * axes))
     automatic = node.attributes.get("auto_pad", b"NOTSET")
+    if node.op == "ConvTranspose" and "output_shape" in node.attributes:
+        return sizes, _shaped(node, plain)
     if automatic == b"VALID":
         return sizes, plain
     if automatic in (b"NOTSET", b""):
@@ -297,6 +310,21 @@ def _windows(
             return sizes, _cropped(node, plain)
         pads = [w.same(upper=automatic == b"SAME_UPPER") for w in plain]
     return sizes, [replace(w, pads=p) for w, p in zip(plain, pads, strict=True)]
+
+
+def _shaped(node: Node, plain: list[_Windows]) -> list[_Windows]:
+    """Return windows of a ConvTranspose cropped to the sizes that the node states.
+
+    At an unknown size they are not cropped: the operator has the same bound at every size.
+    """
+    extras = node.integers("output_padding", (0,) * len(plain))
+    wanted = node.integers("output_shape", (0,) * len(plain))
+    totals = [
+        0 if w.size is None else w.stride * (w.size - 1) + w.reach + e - n
+        for w, e, n in zip(plain, extras, wanted, strict=True)
+    ]
+    require(min(totals) >= 0 and min(wanted) > 0, "output_shape beyond what its windows reach")
+    return [replace(w, pads=(t // 2, t - t // 2)) for w, t in zip(plain, totals, strict=True)]
 
 
 def _cropped(node: Node, plain: list[_Windows]) -> list[_Windows]:
