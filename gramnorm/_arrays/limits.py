@@ -229,7 +229,20 @@ CORRELATION_SECONDS, READ_SECONDS = 9e-5, 4e-9
 
 # Times rtol above the lower bound, for the factorisation of a band: where it proves the gap asked
 # for, and where it leaves less than the repetition of samples does, if the lower bound is poor.
-BAND_GAPS = 0.8, 40.0
+BAND_GAPS = 0.8, 6.0, 40.0
+
+# Part of the norm that windows may lose and still be worth their factorisations: the repetition of
+# samples loses a factor of the root of two at least where it is not 1.
+WINDOWS_SLACK = 0.3
+
+# Samples between the ends of an axis that bounds by moduli are computed with: 9 x 9 Gaussian blurs
+# are missed by 2e-4, by 1e-3 with 32.  Products of two numbers in a correlation with the moduli, of
+# all groups: half a second, and 20 to 60 of them.
+MODULI_MIDDLE, MODULI_WORK = 96, 2**28
+
+# Rows of the matrices of corners, or a number whose cube the cubes of theirs, over all groups, stay
+# below; and the seconds that one may take, as foretold: a small part of the iterations they help.
+CORNER_SIDE, CORNER_SECONDS = 256, 0.1
 
 # Numbers in an intermediate result on the way to a matrix: 512 MiB in float64.
 ASSEMBLED_ENTRIES = 2**26

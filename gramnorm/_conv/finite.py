@@ -16,10 +16,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from gramnorm._arrays import dtypes, libraries, limits
+import numpy as np
+
+from gramnorm._arrays import crossing, dtypes, libraries, limits
 from gramnorm._arrays.types import Array
-from gramnorm._conv import every_size, finite_banded, finite_costs, finite_matrix
-from gramnorm._conv.finite_lower import Wave, golub_kahan
+from gramnorm._conv import (
+    every_size,
+    finite_banded,
+    finite_costs,
+    finite_ends,
+    finite_matrix,
+    finite_moduli,
+)
+from gramnorm._conv.finite_lower import Wave, golub_kahan, window_size
 from gramnorm._conv.finite_upper import compression
 from gramnorm._conv.geometry import Axis
 from gramnorm._conv.sampling import Maximum
@@ -50,6 +59,7 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     axes = tuple(i if i.outputs == a.outputs else a for i, a in zip(inside, axes, strict=True))
     continued = any(a.mode != "zeros" for a in axes)
     parts = [axes] if continued else [*itertools.product(*(a.parts() for a in axes))]
+    is_blur = continued and _has_one_sign(taps)  # then its moduli tell its norm
     spent = []  # one search for all parts
 
     @functools.cache
@@ -62,17 +72,26 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     searched = partial(_continued, taps) if continued else _zero_padded
 
     def narrow(part: Sequence[Axis]) -> Bounds[float]:
+        seconds, gap = finite_costs.searched(wide, part, rtol=rtol)
+        gap = 0.0 if is_blur else gap
         ways = [
             *_factorised(wide, part, rtol=rtol),
-            Way(
-                *finite_costs.searched(wide, part, rtol=rtol),
-                lambda: searched(wide, part, *supremum(), rtol=rtol),
-            ),
+            Way(seconds, gap, lambda: searched(wide, part, *supremum(), rtol=rtol)),
         ]
-        return _narrowed(ways, rtol=rtol)
+        found = _narrowed(ways, rtol=rtol)
+        if continued and not found.is_within(rtol):
+            ceiling = supremum()[1].bounds.upper
+            windows = finite_ends.bracket(wide, part, ceiling, found.lower, rtol=rtol)
+            found = found.narrowed(windows)
+        return found
 
     found = [narrow(part) for part in parts]
     return of_direct_sum(found + spent)
+
+
+def _has_one_sign(taps: Array) -> bool:
+    host = crossing.host_array(taps)
+    return not np.iscomplexobj(host) and bool(np.all(host >= 0) or np.all(host <= 0))
 
 
 def _narrowed(ways: Sequence[Way], *, rtol: float) -> Bounds[float]:
@@ -132,12 +151,23 @@ def _continued(
     lower = max((wave.quotient(part) for part in parts), default=0.0)
     above = Bounds(lower, best.bounds.upper * _repetition(axes))
     yield above.narrowed(_round_the_circle(taps, axes, rtol=rtol / 2))
+    yield finite_moduli.bracket(wide, axes, best.turns, best.bounds.upper, rtol=rtol)
     for part in parts:
         yield golub_kahan(wide, part, wave, rtol=rtol)
     # with the samples that continue the input, which may make another group the largest
     groups = taps.shape[1]
-    for g in range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]:
-        yield golub_kahan(wide, axes, dataclasses.replace(wave, group=g), rtol=rtol)
+    each = range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]
+    for corner in finite_ends.corners(taps, axes, finite_ends.cheap_size(wide, axes)):
+        # vectors that vanish away from the corners hide from iterations that begin elsewhere
+        if finite_costs.assembled(wide, corner) <= limits.CORNER_SECONDS:
+            found = finite_matrix.bracket(wide, corner, rtol=rtol)
+            yield dataclasses.replace(found, upper=math.inf)
+    most = window_size(axes, taps.shape[3])
+    if any(a.size > most for a in axes):  # in the corners, which take as long together
+        most = max(most // 2, 1)
+    for one in finite_ends.corners(taps, axes, most):
+        for g in each:
+            yield golub_kahan(wide, one, dataclasses.replace(wave, group=g), rtol=rtol)
 
 
 def _supremum(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[Symbol, Maximum]:
