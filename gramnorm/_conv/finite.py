@@ -59,7 +59,7 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     axes = tuple(i if i.outputs == a.outputs else a for i, a in zip(inside, axes, strict=True))
     continued = any(a.mode != "zeros" for a in axes)
     parts = [axes] if continued else [*itertools.product(*(a.parts() for a in axes))]
-    is_blur = continued and _has_one_sign(taps)  # then its moduli tell its norm
+    is_blur = continued and _has_one_sign(taps, axes)  # then its moduli tell its norm
     spent = []  # one search for all parts
 
     @functools.cache
@@ -89,9 +89,17 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     return of_direct_sum(found + spent)
 
 
-def _has_one_sign(taps: Array) -> bool:
-    host = crossing.host_array(taps)
-    return not np.iscomplexobj(host) and bool(np.all(host >= 0) or np.all(host <= 0))
+def _has_one_sign(taps: Array, axes: Sequence[Axis]) -> bool:
+    """Say whether no tap is negative, or positive, up to signs that alternate along some axes."""
+    host, sizes = crossing.host_array(taps), [a.taps for a in axes]
+    if np.iscomplexobj(host):
+        return False
+    parities = np.indices(sizes).reshape(len(sizes), -1) % 2
+    for chosen in itertools.product((0, 1), repeat=len(sizes)):
+        signs = (1 - 2 * (np.asarray(chosen) @ parities % 2)).reshape(-1, 1, 1, 1)
+        if np.all(host * signs >= 0) or np.all(host * signs <= 0):
+            return True
+    return False
 
 
 def _narrowed(ways: Sequence[Way], *, rtol: float) -> Bounds[float]:
