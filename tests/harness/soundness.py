@@ -241,7 +241,7 @@ class MatrixTask:
                 unconverged=int(not converged[i]),
                 over=[found.over[i : i + 1]] if normal[i] else [],
             )
-            kind = "matrix" if self.steps is None else "fixed steps"
+            kind = "matrix" if self.steps is None else "matrix, fixed steps,"
             report.counts[f"{kind} {name}"].add(count)
         how = "alone" if self.singly else "in a stack"
         how += ", by a certificate" if self.certified else ""
