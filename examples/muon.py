@@ -10,9 +10,9 @@ norm, the row sums of the Gram matrix (AOL), and the row sums of its square, whi
 The larger the singular values after scaling, the fewer polynomials are needed.  AOL and `gramnorm.spectral_rescaling`
 rescale row by row, so they orthogonalise the rescaled matrix, whose polar factor is another one.
 
-The script also counts, for matrices that scalings find hard, how often the norm is above 1 after all, and how often the
-five first polynomials of Polar Express, which grow fast above 1, then leave a norm above 1.5: as they are optimal on (0, 1],
-and over the powers of 1.01 by which their authors divide them.
+The script also counts, for matrices that scalings find hard, how often the norm is above 1 after all, and how often
+it then grows above 1.5 by the first five polynomials of Polar Express: as they are optimal on (0, 1], and over the
+powers of 1.01 by which their authors divide them.
 """
 
 import argparse

@@ -55,7 +55,7 @@ def spectral_rescaling(
         The rescaled matrices, in the namespace, device and dtype of `x`. Rows of zeros stay, and a
         matrix that holds NaN or inf becomes NaN.
     products : array, shape (..., m, m), if `gram`
-        Their Gram matrices ``y y^H`` in the same dtype, Hermitian to the last bit.
+        Their Gram matrices ``y y^H``, in the same dtype.
 
     Raises
     ------
@@ -112,7 +112,8 @@ def spectral_rescaling(
         y = xp.reshape(values, a.shape)
         if not gram:
             return y
-        products = _between(factor, _two_sided(lags)[0, ...])
+        weights = xp.astype(factor, lags.dtype)  # W A W of the notes
+        products = lags[0, ...] * weights[..., :, None] * weights[..., None, :]
         return y, xp.reshape(xp.astype(products, y.dtype), (*a.shape[:-1], a.shape[-2]))
 
 
@@ -244,12 +245,6 @@ def _rescaled(
     return xp.astype(taps * xp.astype(factor[..., None], work), out), factor, lags
 
 
-def _between(factor: Array, products: Array) -> Array:
-    """Return D A D for diagonals (b, p) and Hermitian matrices (b, p, p), Hermitian again."""
-    xp = libraries.namespace(products)
-    return products * xp.astype(factor[..., :, None] * factor[..., None, :], products.dtype)
-
-
 def row_scales(x: Array, box: tuple[int, ...], *, steps: int) -> tuple[Array, Array]:
     """Return tau, shape (b, p), with X X^H <= diag(tau)^2 for taps (K, b, p, q) on the box.
 
@@ -347,6 +342,8 @@ def _tap_sizes(x: Array) -> Array:
     """Return (sum_k |X_k|^2)^(1/2) entry by entry as a constant, shape (b, p, q)."""
     xp = libraries.namespace(x)
     size = xp.abs(autodiff.without_gradient(x))
+    if x.shape[0] == 1:
+        return size[0, ...]
     largest = xp.max(size, axis=0)
     largest = xp.where(largest > 0, largest, xp.ones_like(largest))
     size = size / largest  # so that no square that counts underflows

@@ -247,7 +247,6 @@ def test_gram_matrices_are_those_of_the_rescaled_rows(be, dtype):
         assert products.shape == (len(keep), m, m)
         wide = "complex128" if dtype == "complex64" else "longdouble"
         w, products = (be.to_numpy(y).astype(wide) for y in (w, products))
-        assert np.array_equal(products, np.conj(np.swapaxes(products, -1, -2)))
         unit = UNITS["float32" if dtype == "complex64" else dtype]
         assert gram_excess(w, products, unit, work) <= 1
         assert np.array_equal(w, be.to_numpy(rescaled(be, x, steps=steps)).astype(wide))
