@@ -2,17 +2,19 @@
 Scaling before Newton-Schulz: the Muon optimiser
 ================================================
 
-Muon replaces a matrix of momenta by a nearly orthogonal one.  It brings its norm to at most 1 and then applies odd
-polynomials that move singular values between 0 and 1 towards 1.  Five scalings are compared on the momentum of a small
-network, with the four families of polynomials that are in use: the Frobenius norm, the spectral norm, the Schatten-4
-norm, the row sums of the Gram matrix (AOL), and the row sums of its square, which is one more Gram step.
+Muon replaces a matrix of momenta by a nearly orthogonal one. It brings its norm to at most 1 and
+then applies odd polynomials that move singular values between 0 and 1 towards 1. Five scalings are
+compared on the momentum of a small network, with the four families of polynomials that are in use:
+the Frobenius norm, the spectral norm, the Schatten-4 norm, the row sums of the Gram matrix (AOL),
+and the row sums of its square, which is one more Gram step.
 
-The larger the singular values after scaling, the fewer polynomials are needed.  AOL and `gramnorm.spectral_rescaling`
-rescale row by row, so they orthogonalise the rescaled matrix, whose polar factor is another one.
+The larger the singular values after scaling, the fewer polynomials are needed. AOL and
+`gramnorm.spectral_rescaling` rescale row by row, so they orthogonalise the rescaled matrix, whose
+polar factor is another one.
 
-The script also counts, for matrices that scalings find hard, how often the norm is above 1 after all, and how often
-it then grows above 1.5 by the first five polynomials of Polar Express: as they are optimal on (0, 1], and over the
-powers of 1.01 by which their authors divide them.
+The script also counts, for matrices that scalings find hard, how often the norm is above 1 after
+all, and how often it then grows above 1.5 by the first five polynomials of Polar Express: as they
+are optimal on (0, 1], and over the powers of 1.01 by which their authors divide them.
 """
 
 import argparse
@@ -68,7 +70,7 @@ def newton_schulz(y: Any, polynomials: Iterable[Polynomial], gram: Any = None) -
 
 
 def orthogonalised(x: Any, *, gram_steps: int = 1, steps: int = 5) -> Any:
-    """Return nearly orthogonal matrices, of either library: rescale the shorter side, then iterate."""
+    """Return nearly orthogonal matrices of either library: the shorter side is rescaled."""
     tall = x.shape[-2] > x.shape[-1]
     y, gram = gn.spectral_rescaling(x.mT if tall else x, steps=gram_steps, gram=True)
     y = newton_schulz(y, steps * (MUON,), gram)
@@ -117,7 +119,7 @@ def muon(lr: float = 0.02, *, momentum: float = 0.95) -> Transformation:
 
 
 # %%
-# The scalings.  Each returns the scaled matrix; the four in use are written as they are used, without a margin.
+# The scalings.  The four in use are written as they are used, without a margin.
 
 
 def row_sums(x: torch.Tensor) -> torch.Tensor:
@@ -222,15 +224,8 @@ def draw(x: torch.Tensor) -> None:
         panel.set_ylabel("$||I - YY^T||_F / \\sqrt{m}$")
 
 
-def main() -> None:
-    """Count norms above 1, train, compare the scalings of a momentum, and draw."""
-    parser = argparse.ArgumentParser(description="Compare scalings before Newton-Schulz.")
-    parser.add_argument("--output", type=Path, default=Path(sys.argv[0]).with_suffix(".png"))
-    output = parser.parse_args().output
-    for name, scale in SCALINGS.items():
-        for dtype in (torch.float32, torch.bfloat16):
-            print(f"{name}, {str(dtype)[6:]}: {counts(scale, dtype)}")
-    x = momentum_of_a_network()
+def compare(x: torch.Tensor) -> None:
+    """Print what each scaling makes of a matrix, and how many polynomials it then takes."""
     polar = newton_schulz(SCALINGS["spectral"](x), 40 * (QUINTIC,))
     for name, scale in SCALINGS.items():
         y = scale(x)
@@ -245,7 +240,25 @@ def main() -> None:
             f"0.01: {needed[0]} of 15/8, -10/8, 3/8, {needed[1]} of Polar Express; "
             f"distance from the polar factor {float(turned) / len(y) ** 0.5:.3f}"
         )
-    draw(x)
+
+
+def main() -> None:
+    """Count norms above 1, train, compare the scalings of a momentum, and draw."""
+    parser = argparse.ArgumentParser(description="Compare scalings before Newton-Schulz.")
+    parser.add_argument("--output", type=Path, default=Path(sys.argv[0]).with_suffix(".png"))
+    output = parser.parse_args().output
+    for name, scale in SCALINGS.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            print(f"{name}, {str(dtype)[6:]}: {counts(scale, dtype)}")
+    momentum = momentum_of_a_network()
+    for label, x in {
+        "momentum": momentum,
+        "Gaussian 256 x 512": torch.randn(256, 512),
+        "Gaussian 512 x 640": torch.randn(512, 640),
+    }.items():
+        print(f"\n{label}")
+        compare(x)
+    draw(momentum)
     plt.savefig(output, dpi=150)
 
 
