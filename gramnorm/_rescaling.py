@@ -80,11 +80,11 @@ def spectral_rescaling(
     cheaper one to rescale, as it is the one that the Newton-Schulz iteration wants.
 
     With `gram`, the matrix `A` that was formed comes back as ``W A W``, W the diagonal matrix that
-    the rows were multiplied by. Its entries are those of the exact product of `y` as stored up to
-    ``(kappa + 5 u) |y| |y|^H``, that is by ``kappa + 5 u`` at most, `u` the unit of the dtype and
-    `kappa`, about ``n`` units of the type that is computed in, the loss of one product. Underflow
-    can take entries of two rows if both are shorter than the largest entry of `x` by the square
-    root of the smallest normal number.
+    the rows were multiplied by. Entry by entry it is the exact product of `y` as stored up to
+    ``(kappa + 5 u) |y| |y|^H``, at most ``kappa + 5 u``, with `u` the unit of the dtype and
+    `kappa`, about ``n`` units of the type that is computed in, the loss of one product; and up to
+    underflow, which does not count unless the lengths of two rows, over the largest entry of `x`,
+    have a product near the smallest normal number.
 
     References
     ----------
