@@ -30,7 +30,9 @@ __all__ = ["conv_spectral_rescaling", "spectral_rescaling"]
 
 
 @compiling.one_node
-def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
+def spectral_rescaling(
+    x: Array, /, *, steps: int, gram: bool = False
+) -> Array | tuple[Array, Array]:
     """Return the matrices with rescaled rows: 1 is a certified upper bound on their norms.
 
     Row i is divided by ``tau_i = (sum_j |A^p|_ij)^(1/(2p))``, ``A = x x^H``, ``p = 2^(steps - 1)``.
@@ -44,12 +46,16 @@ def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
         Matrices, as in `matrix_norm_bound`, but none that are sparse.
     steps : int
         Number of Gram products, at least 1.
+    gram : bool, optional
+        Whether to return the Gram matrices of the rescaled rows as well, which costs no product.
 
     Returns
     -------
-    array, shape (..., m, n)
+    y : array, shape (..., m, n)
         The rescaled matrices, in the namespace, device and dtype of `x`. Rows of zeros stay, and a
         matrix that holds NaN or inf becomes NaN.
+    products : array, shape (..., m, m), if `gram`
+        Their Gram matrices ``y y^H``, in the same dtype.
 
     Raises
     ------
@@ -70,7 +76,15 @@ def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
 
     This is the spectral rescaling of Delattre et al. [1]_; rescaling the columns instead, as in
     [2]_, is the same function of the adjoint. A power of `A` is a matrix of m rows: the cost is one
-    product with the adjoint and ``steps - 1`` products of order m.
+    product with the adjoint and ``steps - 1`` products of order m. If m > n, the adjoint is the
+    cheaper one to rescale, as it is the one that the Newton-Schulz iteration wants.
+
+    With `gram`, the matrix `A` that was formed comes back as ``W A W``, W the diagonal matrix that
+    the rows were multiplied by. Entry by entry it is the exact product of `y` as stored up to
+    ``(kappa + 5 u) |y| |y|^H``, at most ``kappa + 5 u``, with `u` the unit of the dtype and
+    `kappa`, about ``n`` units of the type that is computed in, the loss of one product; and up to
+    underflow, which does not count unless the lengths of two rows, over the largest entry of `x`,
+    have a product near the smallest normal number.
 
     References
     ----------
@@ -94,8 +108,13 @@ def spectral_rescaling(x: Array, /, *, steps: int) -> Array:
     count = _validate.positive_int(steps, name="steps")
     stack = xp.reshape(a, (1, math.prod(a.shape[:-2]), *a.shape[-2:]))
     with libraries.plain_arithmetic(a):
-        values = _rescaled(stack, kernel_size=(), stride=(), steps=count)
-    return xp.reshape(values, a.shape)
+        values, factor, lags = _rescaled(stack, kernel_size=(), stride=(), steps=count)
+        y = xp.reshape(values, a.shape)
+        if not gram:
+            return y
+        weights = xp.astype(factor, lags.dtype)  # W A W of the notes
+        products = lags[0, ...] * weights[..., :, None] * weights[..., None, :]
+        return y, xp.reshape(xp.astype(products, y.dtype), (*a.shape[:-1], a.shape[-2]))
 
 
 @compiling.one_node
@@ -175,7 +194,7 @@ def conv_spectral_rescaling(
     blocks = (geometry.groups, a.shape[0] // geometry.groups, a.shape[1])
     taps = xp.permute_dims(xp.reshape(a, (*blocks, math.prod(geometry.kernel_size))), (3, 0, 1, 2))
     with libraries.plain_arithmetic(a):
-        values = _rescaled(
+        values, _, _ = _rescaled(
             taps,
             kernel_size=geometry.kernel_size,
             stride=strides_without_dilation(geometry),
@@ -198,12 +217,17 @@ def phase_box(kernel_size: tuple[int, ...], stride: tuple[int, ...]) -> tuple[in
 
 def _rescaled(
     taps: Array, *, kernel_size: tuple[int, ...], stride: tuple[int, ...], steps: int
-) -> Array:
-    """Rescale the rows of taps (T, b, p, q) of b convolutions; of b matrices, if without axes."""
+) -> tuple[Array, Array, Array]:
+    """Rescale the rows of taps (T, b, p, q) of b convolutions; of b matrices, if without axes.
+
+    Return them, the factors (b, p) of the rows of the scaled taps, and the Gram taps of these.
+    """
     xp = libraries.namespace(taps)
     out = taps.dtype if dtypes.is_floating(taps.dtype) else result_dtype(taps)
     if 0 in taps.shape:
-        return xp.astype(taps, out)
+        nothing = xp.zeros((1, *taps.shape[1:-1]), dtype=out, device=libraries.device_of(taps))
+        lags = nothing[..., :, None] * nothing[..., None, :]
+        return xp.astype(taps, out), dtypes.real_part(nothing[0, ...]), lags
     real = dtypes.longest_real_dtype(taps)
     if libraries.has_values(taps):
         real = working_dtype(taps, math.inf, 1.0)  # which refuses products in reduced precision
@@ -214,42 +238,42 @@ def _rescaled(
     # scaled, the taps are what is rescaled: their own rounding is none of the result's
     taps = taps / xp.astype(divisor(peak)[:, None, None], work)
     values, _ = polyphase(taps, kernel_size, stride)
-    tau = row_scales(values, phase_box(kernel_size, stride), steps=steps)
+    tau, lags = row_scales(values, phase_box(kernel_size, stride), steps=steps)
     factor = _shrinkage(tuple(values.shape), work, out) / tau
     peak = xp.broadcast_to(peak[:, None], factor.shape)
     factor = xp.where(xp.isfinite(peak), factor, xp.full_like(factor, math.nan))
-    return xp.astype(taps * xp.astype(factor[..., None], work), out)
+    return xp.astype(taps * xp.astype(factor[..., None], work), out), factor, lags
 
 
-def row_scales(x: Array, box: tuple[int, ...], *, steps: int) -> Array:
+def row_scales(x: Array, box: tuple[int, ...], *, steps: int) -> tuple[Array, Array]:
     """Return tau, shape (b, p), with X X^H <= diag(tau)^2 for taps (K, b, p, q) on the box.
 
-    Rows of zeros have tau = 1.
+    Rows of zeros have tau = 1. The taps of X X^H come with them, as `_gram_lags` returns them.
     """
     xp = libraries.namespace(x)
     box = tuple(k for k in box if k > 1)
     prec = precision_of(dtypes.real_dtype(x.dtype))
     up = 1 + 8 * prec.unit  # a square root, a division and three more roundings
     empty = xp.max(_tap_sizes(x), axis=-1) == 0
+    first = lags = _gram_lags(x, box)
     levels = []
-    for step in range(1, steps + 1):
-        error = _row_error(x, box)
+    for _ in range(steps - 1):
+        largest = xp.max(_row_sums(autodiff.without_gradient(lags)), axis=-1, keepdims=True)
+        # a group that is next to nothing beside others is subnormal: its inverse overflows
+        least = xp.full_like(largest, prec.tiny)
+        scale = 1 / xp.where(largest > least, largest, least)
+        levels.append((scale, scale * _row_error(x, box)))
+        x = _two_sided(lags * xp.astype(scale[..., None], lags.dtype))
+        box = tuple(2 * k - 1 for k in box)
         lags = _gram_lags(x, box)
-        if step < steps:
-            largest = xp.max(_row_sums(autodiff.without_gradient(lags)), axis=-1, keepdims=True)
-            # a group that is next to nothing beside others is subnormal: its inverse overflows
-            least = xp.full_like(largest, prec.tiny)
-            scale = 1 / xp.where(largest > least, largest, least)
-            levels.append((scale, scale * error))
-            x = _two_sided(lags * xp.astype(scale[..., None], lags.dtype))
-            box = tuple(2 * k - 1 for k in box)
+    error = _row_error(x, box)
     loss = 2 * prec.gamma(lags.shape[0] + lags.shape[-1] + 8)
     bound = (_row_sums(lags) * (1 + loss) + error) * up
     for scale, error in reversed(levels):
         # P^2 <= diag(bound) / scale, and the exact product is below |P| + diag(error)
         bound = (xp.sqrt(bound) + error) * up
         bound = bound / scale
-    return xp.where(empty, xp.ones_like(bound), xp.sqrt(bound) * up)
+    return xp.where(empty, xp.ones_like(bound), xp.sqrt(bound) * up), first
 
 
 def _gram_lags(x: Array, box: tuple[int, ...]) -> Array:
@@ -318,6 +342,8 @@ def _tap_sizes(x: Array) -> Array:
     """Return (sum_k |X_k|^2)^(1/2) entry by entry as a constant, shape (b, p, q)."""
     xp = libraries.namespace(x)
     size = xp.abs(autodiff.without_gradient(x))
+    if x.shape[0] == 1:
+        return size[0, ...]
     largest = xp.max(size, axis=0)
     largest = xp.where(largest > 0, largest, xp.ones_like(largest))
     size = size / largest  # so that no square that counts underflows

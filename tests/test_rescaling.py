@@ -170,6 +170,118 @@ def test_rounding_of_a_product_stays_within_its_bound():
                 assert np.array_equal(lags, np.conj(np.swapaxes(lags[::-1], -1, -2)))
 
 
+# --------------------------------------------------------------------------- optimisers
+
+UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+
+
+def short(be, host, dtype):
+    """Return the matrix in a type that NumPy may not have, if the library has it."""
+    if not hasattr(be.xp, dtype) or (be.id.startswith("strict") and "16" in dtype):
+        pytest.skip(f"no {dtype} here")
+    with np.errstate(over="ignore", under="ignore"):
+        return be.xp.astype(be.asarray(np.asarray(host, "float32")), getattr(be.xp, dtype))
+
+
+def momenta(rng, m, n):
+    """Return matrices that scalings find hard: by name, entries in the range of bfloat16."""
+    noise = rng.standard_normal((m, n))
+    graded = noise * 10.0 ** rng.uniform(-6, 0, (m, 1))
+    return {
+        "rank one": np.outer(rng.standard_normal(m), rng.standard_normal(n)),
+        "flat": np.ones((m, n)),
+        "equal up to sign": np.sign(noise),
+        "orthonormal": np.linalg.svd(noise, full_matrices=False)[2 * (m < n)][:m],
+        "one entry": np.eye(m, n) * (np.arange(m) == 1)[:, None],
+        "huge": noise * 1e38 / np.max(np.abs(noise)),
+        "tiny": noise * 2.0**-120,
+        "subnormal": noise * 2.0**-130,
+        "graded": graded,
+        "zero rows": graded * (np.arange(m) % 2)[:, None],
+        "zero": np.zeros((m, n)),
+    }
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_no_momentum_has_a_norm_above_one_once_it_is_rescaled(be, dtype, steps):
+    if dtype == "bfloat16":
+        skip_on_jax(be)
+    for m, n in ((6, 9), (9, 6), (16, 17)):
+        cases = momenta(np.random.default_rng(m), m, n)
+        x = short(be, np.stack(list(cases.values())), dtype)
+        w = rescaled(be, x, steps=steps)
+        assert w.dtype == x.dtype
+        host = be.to_numpy(w).astype("float64")
+        above = [name for name, b in zip(cases, host, strict=True) if not is_contraction(b)]
+        assert not above
+
+
+def gram_excess(w, products, unit, work):
+    """Return the largest error of an entry, and of its adjoint, over what is allowed for it."""
+    exact, size = w @ np.conj(np.swapaxes(w, -1, -2)), np.abs(w)
+    n, u = w.shape[-1], UNITS[work]
+    kappa = 1.6 * 2 * (n + 4) * u if np.iscomplexobj(w) else n * u
+    # entries of float16 err absolutely below its normal numbers
+    lost = 2 * math.sqrt(n) * 2.0**-24 if unit == UNITS["float16"] else 1e-36
+    allowed = (1.01 * kappa + 5 * unit) * (size @ np.swapaxes(size, -1, -2)) + lost
+    return float(np.max(np.abs(products - exact) / allowed))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
+def test_gram_matrices_are_those_of_the_rescaled_rows(be, dtype):
+    if not be.has_float64 and dtype == "float64":
+        pytest.skip("no float64 here")
+    work = "float64" if be.has_float64 else "float32"
+    for (m, n), steps in (((5, 8), 1), ((5, 8), 3), ((7, 3), 2), ((1, 4), 1)):
+        if be.id.startswith("jax") and steps > 2:
+            continue  # a compilation each
+        rng = np.random.default_rng(n)
+        cases = momenta(rng, max(m, 2), n)
+        keep = [name for name in cases if dtype != "float16" or name not in {"huge", "subnormal"}]
+        host = np.stack([cases[name][:m] for name in keep])
+        x = be.asarray(host * (1 - 2j), dtype) if dtype == "complex64" else short(be, host, dtype)
+        w, products = rescaled(be, x, steps=steps, gram=True)
+        assert products.dtype == x.dtype
+        assert be.is_at_home(products)
+        assert products.shape == (len(keep), m, m)
+        wide = "complex128" if dtype == "complex64" else "longdouble"
+        w, products = (be.to_numpy(y).astype(wide) for y in (w, products))
+        unit = UNITS["float32" if dtype == "complex64" else dtype]
+        assert gram_excess(w, products, unit, work) <= 1
+        assert np.array_equal(w, be.to_numpy(rescaled(be, x, steps=steps)).astype(wide))
+
+
+def test_gram_matrices_of_a_batch_are_in_the_order_of_the_batch(be):
+    a = random_kernel(30, (2, 3, 4, 5), stored_dtype(be, "float64"))
+    w, products = (be.to_numpy(y) for y in rescaled(be, be.asarray(a), steps=2, gram=True))
+    assert products.shape == (2, 3, 4, 4)
+    near = functools.partial(np.allclose, rtol=0, atol=1e-12 if be.has_float64 else 1e-5)
+    assert near(products, w @ np.swapaxes(w, -1, -2))
+    for index in np.ndindex(2, 3):  # one by one, in NumPy's float64
+        one, product = spectral_rescaling(a[index], steps=2, gram=True)
+        assert near(w[index], one)
+        assert near(products[index], product)
+
+
+def test_gram_matrices_of_special_input(be):
+    a = np.ones((3, 2, 4), stored_dtype(be, "float64"))
+    a[0, 1, 2], a[1, 0, 0] = np.nan, np.inf
+    _, products = rescaled(be, be.asarray(a), steps=2, gram=True)
+    found = be.to_numpy(products)
+    assert np.all(np.isnan(found[:2]))
+    assert np.allclose(found[2], 1 / 2, rtol=1e-4)
+    for shape in ((0, 3), (3, 0), (0, 2, 2)):
+        x = be.asarray(np.zeros(shape, stored_dtype(be, "complex128")))
+        w, products = spectral_rescaling(x, steps=2, gram=True)
+        assert w.shape == shape
+        assert products.dtype == x.dtype
+        assert np.array_equal(be.to_numpy(products), np.zeros((*shape[:-1], shape[-2])))
+    x = be.asarray(np.eye(2, 3, dtype="int32"))
+    w, products = rescaled(be, x, steps=1, gram=True)
+    assert w.dtype == products.dtype
+
+
 # ------------------------------------------------------------------------- the right values
 
 
@@ -363,6 +475,9 @@ def test_torch_gradcheck(steps, dtype):
     torch = torch_or_skip()
     x = torch.tensor(random_kernel(14, (2, 2, 2), dtype), requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: spectral_rescaling(x, steps=steps), x, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda x: spectral_rescaling(x, steps=steps, gram=True)[1], x, fast_mode=True
+    )
     kernel = torch.tensor(random_kernel(15, (2, 1, 3), dtype), requires_grad=True)
     assert torch.autograd.gradcheck(
         lambda k: conv_spectral_rescaling(k, steps=steps), kernel, fast_mode=True
@@ -397,6 +512,29 @@ def test_torch_vmap():
     x = torch.tensor(random_kernel(18, (3, 4, 3)))
     mapped = torch.vmap(lambda a: spectral_rescaling(a, steps=3))(x)
     assert torch.allclose(mapped, spectral_rescaling(x, steps=3), rtol=1e-13)
+    mapped = torch.vmap(lambda a: spectral_rescaling(a, steps=3, gram=True))(x)
+    for found, expected in zip(mapped, spectral_rescaling(x, steps=3, gram=True), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_compiles_gram_matrices_into_one_graph(dtype):
+    torch = torch_or_skip()
+    x = torch.tensor(random_kernel(31, (3, 4), "float32")).to(getattr(torch, dtype))
+    x.requires_grad_(True)
+
+    def function(x):
+        w, products = spectral_rescaling(2 * x, steps=2, gram=True)
+        return products @ w
+
+    torch.compiler.reset()
+    value = torch.compile(function, backend="aot_eager", fullgraph=True)(x)
+    eager = function(x)
+    rtol = 64 * UNITS[dtype]
+    assert torch.allclose(value, eager, rtol=rtol, atol=rtol)
+    (found,) = torch.autograd.grad(value.sum(), x)
+    (expected,) = torch.autograd.grad(eager.sum(), x)
+    assert torch.allclose(found, expected, rtol=rtol, atol=rtol)
 
 
 @pytest.fixture
@@ -430,6 +568,22 @@ def test_jax_jit_grad_and_vmap_agree_with_torch(jax, which):
     assert np.allclose(np.asarray(gradient), x.grad.numpy(), rtol=1e-9, atol=1e-12)
     mapped = jax.jit(jax.vmap(lambda k: function(k, **given_options)))(jnp.asarray(host)[None])
     assert np.allclose(np.asarray(mapped)[0], function(host, **given_options), rtol=1e-12)
+
+
+def test_jax_compiles_maps_and_differentiates_gram_matrices(jax):
+    torch = torch_or_skip()
+    jnp = importlib.import_module("jax.numpy")
+    host, weights = random_kernel(32, (3, 4, 5)), random_kernel(33, (4, 4))
+
+    def products(x):
+        return spectral_rescaling(x, steps=2, gram=True)[1]
+
+    mapped = jax.jit(jax.vmap(products))(jnp.asarray(host))
+    assert np.allclose(np.asarray(mapped), products(host), rtol=0, atol=1e-14)
+    found = jax.jit(jax.grad(lambda x: (products(x) * weights).sum()))(jnp.asarray(host))
+    x = torch.tensor(host, requires_grad=True)
+    (products(x) * torch.tensor(weights)).sum().backward()
+    assert np.allclose(np.asarray(found), x.grad.numpy(), rtol=1e-9, atol=1e-12)
 
 
 def test_jax_takes_a_matrix_operation_by_operation(jax):

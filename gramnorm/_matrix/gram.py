@@ -36,10 +36,10 @@ def bracket_by_iteration(
     count, work = a.shape[0], product_operations(a.shape[1:])
     # a part is done with all of its steps before the next begins: its iterates stay in the cache
     parts = threads.parts(count, work, like=a)
-    if places is not None or len(parts) == 1:
+    if len(parts) == 1:
         return _bracket_part(a, np.arange(count) if places is None else places, rtol=rtol)
 
-    def bracketed(part: slice) -> Bounds[HostFloats]:
+    def bracketed(part: slice) -> Bounds[HostFloats]:  # of the host, where every place counts
         return _bracket_part(a[part, ...], np.arange(part.stop - part.start), rtol=rtol)
 
     return of_stack(threads.shared_if_worth(bracketed, parts, count * work))

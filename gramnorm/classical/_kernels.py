@@ -114,7 +114,7 @@ def aol(kernel: Array, conv: Convolution) -> float:
 def _largest_scale(taps: Array, box: tuple[int, ...], *, steps: int) -> float:
     """Return the largest tau of Theorem 15: X X^H <= diag(tau)^2 for X with these taps."""
     xp = libraries.namespace(taps)
-    tau = row_scales(taps, box, steps=steps)
+    tau, _ = row_scales(taps, box, steps=steps)
     present = xp.any(taps != 0, axis=(0, 3))  # rows of zeros have tau = 1
     return float(np.max(crossing.to_host(xp.where(present, tau, xp.zeros_like(tau)))))
 

@@ -132,6 +132,7 @@ def test_a_large_blur_converges(mode):
 
 def test_what_is_too_dear_keeps_the_bound_by_repetition(monkeypatch):
     monkeypatch.setattr(limits, "LONGEST", 0)
+    monkeypatch.setattr(limits, "WINDOWS_SLACK", 0.0)
     kernel = drawn((4, 4, 3, 3), "float64")
     bracket = gn.conv_norm_bracket(kernel, (20, 20), padding=1, padding_mode="reflect")
     assert not bracket.converged

@@ -425,9 +425,11 @@ def value_and_grad(case: Case, gn: Any) -> None:
 def rescaled(case: Case, gn: Any) -> None:
     x, v = case.array(matrix_shape(case))
     steps = int(case.rng.integers(1, 4))
-    w = case.host(gn.spectral_rescaling(x, steps=steps))
+    w, products = map(case.host, gn.spectral_rescaling(x, steps=steps, gram=True))
     case.sides(w, None, np.ones(w.shape[:-2]), "rescaled")
-    case.near(w, gn.spectral_rescaling(double(v), steps=steps), 2e-2, "rescaled")
+    expected, gram = gn.spectral_rescaling(double(v), steps=steps, gram=True)
+    case.near(w, expected, 2e-2, "rescaled")
+    case.near(products, gram, 4e-2, "Gram matrices")
 
 
 def sizes(case: Case, v: np.ndarray) -> tuple[int, ...]:

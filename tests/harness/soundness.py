@@ -241,7 +241,7 @@ class MatrixTask:
                 unconverged=int(not converged[i]),
                 over=[found.over[i : i + 1]] if normal[i] else [],
             )
-            kind = "matrix" if self.steps is None else "fixed steps"
+            kind = "matrix" if self.steps is None else "matrix, fixed steps,"
             report.counts[f"{kind} {name}"].add(count)
         how = "alone" if self.singly else "in a stack"
         how += ", by a certificate" if self.certified else ""
@@ -540,7 +540,7 @@ def _check_fixed_steps(case: Case, lib: Library, library: str, inject: float) ->
     upper = float(lib.to_numpy(bound(lib.asarray(case.kernel)))) * (1 - inject)
     high, _, open_, _ = judge(case, 0.0, upper)
     report = Report()
-    report.counts[f"conv fixed steps {case.family}"] = Count(1, int(high), 0, int(open_))
+    report.counts[f"fixed steps, conv {case.family}"] = Count(1, int(high), 0, int(open_))
     if high:
         report.failures.append(
             f"upper violated: {library} {case.family} {case.options}, {steps} steps, "

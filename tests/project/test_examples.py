@@ -1,10 +1,12 @@
 """The examples of the gallery run as they stand, and show what their texts say."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.extra
@@ -68,3 +70,44 @@ def test_of_three_answers_for_one_layer_the_certified_one_is_never_below_the_nor
     below = re.search(r"SVD: (\d+) of 1000", printed)
     assert 300 < int(below[1]) < 700
     assert "gramnorm: 0 of 1000 random layers below" in printed
+
+
+@pytest.mark.slow
+def test_of_the_scalings_before_newton_schulz_only_ours_leave_no_norm_above_one(tmp_path):
+    pytest.importorskip("torch")
+    printed = run("muon.py", tmp_path)
+    counts = re.findall(r"^(.*), (?:b?float\d\d): (\d+) of 60 above 1", printed, flags=re.MULTILINE)
+    assert len(counts) == 12
+    assert all((int(count) == 0) == name.startswith("spectral_rescaling") for name, count in counts)
+    assert len(re.findall("over powers of 1.01: 0$", printed, flags=re.MULTILINE)) == 12
+    first, last = re.search(r"network: ([\d.]+), after 40 steps ([\d.]+)", printed).groups()
+    assert float(last) < 0.1 * float(first)
+    largest = dict(
+        re.findall(r"^(.*): singular values [\d.]+ to ([\d.]+);", printed, flags=re.MULTILINE)
+    )
+    names = ("Frobenius", "spectral_rescaling, steps=1", "spectral_rescaling, steps=2")
+    one, two, three = (float(largest[name]) for name in names)
+    assert one < two < three < 1
+
+
+def test_optimiser_and_transformation_of_the_example_take_the_same_steps():
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    pytest.importorskip("matplotlib", reason="the examples draw")
+    spec = importlib.util.spec_from_file_location("muon_example", EXAMPLES / "muon.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    rng = np.random.default_rng(0)
+    gradients = [rng.standard_normal((2, 5, 3)).astype("float32") for _ in range(3)]
+    parameter = torch.nn.Parameter(torch.zeros(2, 5, 3))
+    optimiser = example.Muon([parameter])
+    transformation = example.muon()
+    tree = {"a": jax.numpy.zeros((2, 5, 3))}
+    state = transformation.init(tree)
+    update = jax.jit(transformation.update)
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient)
+        optimiser.step()
+        steps, state = update({"a": jax.numpy.asarray(gradient)}, state, tree)
+        tree = jax.tree.map(lambda p, step: p + step, tree, steps)
+    assert np.allclose(parameter.detach().numpy(), np.asarray(tree["a"]), rtol=0, atol=1e-5)
+    assert np.max(np.abs(np.asarray(tree["a"]))) > 1e-2
