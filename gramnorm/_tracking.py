@@ -7,7 +7,7 @@ A wave x[i] = v[:, i mod s] exp(i theta . i) of stride s leaves a convolution wi
 and of unit u, v and any theta every |u^H F(theta) v| is at most the norm.  So what is kept gives a
 number below it, whose gradient is that of the norm where u, v and theta attain it.  A step of power
 iteration moves the vectors, the frequency climbs by what is sure to gain (docs/theory.md,
-Lemma 26).  A matrix is a convolution with one tap.
+Lemma 29).  A matrix is a convolution with one tap.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CLIMBING = 4
 """Waves whose frequencies climb; the others stay at points of a grid and say where else it is high."""
 
 _PER_AXIS = 8
-"""Most points of that grid along an axis: one more than there are taps, up to this."""
+"""Most points of that grid along an axis: twice as many as there are taps, up to this."""
 
 
 class Tracked(NamedTuple):
@@ -232,7 +232,7 @@ def _of_peaks(a: Array, first: HostFloats, v: HostNumbers, geometry: ConvGeometr
     kernel = kernel.astype(np.complex128 if np.iscomplexobj(kernel) else np.float64)
     operator = _Waves(kernel, geometry)
     taps = np.asarray(geometry.kernel_size)
-    counts = np.where(taps > 1, np.minimum(taps + 1, _PER_AXIS), 1)
+    counts = np.where(taps > 1, np.minimum(2 * taps, _PER_AXIS), 1)
     grid = np.stack(np.meshgrid(*(np.arange(n) / n for n in counts), indexing="ij"), axis=-1)
     theta = 2 * np.pi * grid.reshape(-1, len(counts))
     theta = theta / np.where(taps > 1, geometry.dilation, 1)

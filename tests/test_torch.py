@@ -19,7 +19,12 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrizations, parametrize  # noqa: E402
 
-from gramnorm.torch import SpectralBound, layer_norms, lipschitz_penalty  # noqa: E402
+from gramnorm.torch import (  # noqa: E402
+    NormTracker,
+    SpectralBound,
+    layer_norms,
+    lipschitz_penalty,
+)
 
 # torch's own remarks, about memory and about speed
 pytestmark = [
@@ -482,6 +487,83 @@ def test_rescale_can_be_mapped_so_it_looks_at_no_value() -> None:
     stack = torch.stack([layer.weight.detach(), 2 * layer.weight.detach()])
     mapped = torch.func.vmap(spectral)(stack)
     assert torch.allclose(mapped[0], spectral(stack[0]), rtol=1e-12)
+
+
+def followed(every: int = 10) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1, bias=False),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+    for layer in (model[0], model[2], model[4]):
+        bound = SpectralBound(layer, bound=0.5, certify_every=every)
+        parametrize.register_parametrization(layer, "weight", bound)
+    return model
+
+
+def trained(model: nn.Module, steps: int, penalty=lambda: 0.0) -> nn.Module:
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(steps):
+        loss = (model(torch.randn(8, 2, 4, 4)) - 1).square().mean() + penalty()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model
+
+
+def test_followed_layers_are_certified_once_training_is_over() -> None:
+    model = trained(followed(), 25)
+    with torch.no_grad():  # while saving, or validating
+        assert max(layer_norms(model).values()) <= 0.5 * (1 + 1e-6) * (1 + 2e-3)
+    for layer in (model.eval()[0], model[2], model[4]):
+        weight = layer.weight.detach().numpy()
+        options = {} if weight.ndim == 2 else {"stride": layer.stride}
+        bracket = gn.matrix_norm_bracket if weight.ndim == 2 else gn.conv_norm_bracket
+        assert 0.49 <= bracket(weight, **options).lower <= 0.5
+    copies = copy.deepcopy(model)
+    again = followed()
+    again.load_state_dict(model.state_dict())
+    for other in (copies, again.eval()):
+        assert torch.equal(other[2].weight, model[2].weight)
+    layer = parametrize.remove_parametrizations(model.train()[2], "weight")
+    assert gn.conv_norm_bracket(layer.weight.detach().numpy(), stride=2).lower <= 0.5
+
+
+def test_followed_weights_are_nearly_at_the_bound_in_training() -> None:
+    model = trained(followed(), 25)
+    layer = model[0]
+    weight = layer.weight
+    assert weight.requires_grad
+    norm = gn.conv_norm_bracket(weight.detach().numpy())
+    assert norm.upper >= 0.5 * (1 - 2e-3)
+    assert norm.lower <= 0.5 * 1.05
+    with parametrize.cached():
+        assert layer.weight is layer.weight
+
+
+def test_the_penalty_can_follow_the_norms() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    tracker = NormTracker(certify_every=10)
+    start = float(lipschitz_penalty(model).detach())
+    trained(model, 25, lambda: lipschitz_penalty(model, tracker=tracker))
+    estimates, bounds = tracker(model), layer_norms(model)
+    assert estimates.keys() == bounds.keys()
+    for name, bound in bounds.items():
+        assert 0.95 * bound <= estimates[name] <= bound
+    assert float(lipschitz_penalty(model).detach()) < start
+
+
+def test_wrong_arguments_of_what_follows() -> None:
+    with pytest.raises(ValueError, match="certify_every is for method='divide'"):
+        SpectralBound(nn.Linear(3, 3), method="rescale", certify_every=3)
+    for wrong in (0, 1.5, "3"):
+        with pytest.raises((TypeError, ValueError), match="certify_every"):
+            SpectralBound(nn.Linear(3, 3), certify_every=wrong)
+        with pytest.raises((TypeError, ValueError), match="certify_every"):
+            NormTracker(certify_every=wrong)
 
 
 def test_torchs_own_spectral_norm_does_not_bound_a_convolution() -> None:
