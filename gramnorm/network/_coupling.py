@@ -18,7 +18,6 @@ from fractions import Fraction
 
 import numpy as np
 
-from gramnorm._arrays import crossing
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm._conv.bounds import conv_norm_bound, conv_norm_value_and_grad
 from gramnorm._matrix.bounds import matrix_norm_bound, matrix_norm_value_and_grad
@@ -31,7 +30,9 @@ LARGEST = 170.0
 
 _UNDERFLOW = 2.0**-570  # 2^-1074 of the product, and 2^-1074 of scaling times 2^500 at most
 _MATRIX_GAP, _CONV_GAP = 1e-8, 2e-4  # of the bound; of the norm of B, the l-th part
-_GRID = 4  # frequencies per tap and axis in the smooth value
+# Frequencies per tap and axis of the smooth value: with 4 the bounds of trained chains end 1 to 5 %
+# higher, as peaks between frequencies are missed.
+_GRID = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +88,12 @@ class Coupling:
             even, odd = (i, i - 1) if i % 2 == 0 else (i - 1, i)
             if i % 2:  # the adjoint of a correlation: its kernel transposed and flipped
                 block = np.flip(np.swapaxes(block, 0, 1), tuple(range(2, w.ndim)))
-            at = np.ix_(np.isin(rows, places[even]), np.isin(columns, places[odd]))
-            # a shift of taps is a shift of one layer's samples: it leaves the norm as it is
-            window = tuple(slice(0, k) for k in w.shape[2:])
-            entries[(*at, *window)] = block
-            forward[at] = i % 2 == 0
+            first = int(np.searchsorted(rows, ends[even])), int(np.searchsorted(columns, ends[odd]))
+            # where the taps stand is a shift of one layer's samples, which no norm notices
+            start = (*first, *[0] * (w.ndim - 2))
+            at = tuple(slice(j, j + n) for j, n in zip(start, block.shape, strict=True))
+            entries[at] = block
+            forward[at[:2]] = i % 2 == 0
         return cls(entries, forward, rows, columns, exponents, sizes)
 
     def scaled(self, multipliers: HostFloats) -> HostFloats:
@@ -118,9 +120,7 @@ class Coupling:
         ends = Fraction(float(multipliers[0])) / Fraction(float(multipliers[-1]))
         return float_above(scale * ends * Fraction(beta) ** depth)
 
-    def value_and_gradient(
-        self, logarithms: HostFloats, *, steps: int
-    ) -> tuple[float, HostFloats]:
+    def value_and_gradient(self, logarithms: HostFloats, *, steps: int) -> tuple[float, HostFloats]:
         """Return the logarithm of a smooth bound and its gradient by those of the multipliers."""
         b = self.scaled(np.exp(np.clip(logarithms, -LARGEST, LARGEST)))
         if b.ndim == 2:

@@ -1,0 +1,408 @@
+"""Chains: no bound is below the Jacobian of any pattern of activity, whatever the multipliers."""
+
+import itertools
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gramnorm as gn
+from gramnorm.network._coupling import Coupling
+from gramnorm.network._minimise import lbfgs
+
+DATA = Path(__file__).parents[4] / "shared" / "data"
+HIDDEN = 9  # neurons at most, for 2^9 patterns
+
+
+def largest_jacobian(matrices: list[np.ndarray]) -> float:
+    """Return the supremum over diagonals in [0, 1]: convex in each entry, so 0 and 1 attain it."""
+    jacobians = matrices[0][None]
+    for w in matrices[1:]:
+        patterns = np.asarray(list(itertools.product((0.0, 1.0), repeat=w.shape[1])))
+        active = patterns[:, None, :, None] * jacobians[None]
+        jacobians = w @ active.reshape(-1, *active.shape[2:])
+    return float(np.max(np.linalg.norm(jacobians, 2, axis=(-2, -1))))
+
+
+def dense_chain(rng: np.random.Generator) -> list[np.ndarray]:
+    depth = int(rng.integers(1, 6))
+    while True:
+        sizes = rng.integers(1, 5, depth + 1)
+        if np.sum(sizes[1:-1]) <= HIDDEN:
+            break
+    spread = rng.choice([0.0, 1.0, 3.0])
+    return [
+        np.exp(spread * rng.standard_normal()) * rng.standard_normal((n, m))
+        for m, n in itertools.pairwise(sizes)
+    ]
+
+
+def conv_chain(rng: np.random.Generator, axes: int) -> list[np.ndarray]:
+    depth, widest = int(rng.integers(1, 4)), 2 if axes == 1 else 1
+    sizes = rng.integers(1, widest + 1, depth + 1)
+    taps = rng.integers(1, 4, (depth, axes))
+    return [
+        rng.standard_normal((n, m, *k))
+        for (m, n), k in zip(itertools.pairwise(sizes), taps, strict=True)
+    ]
+
+
+def unrolled(kernel: np.ndarray, shape: tuple[int, ...], pads: Any) -> np.ndarray:
+    """Return the matrix of a correlation, entry by entry; `pads` None for a circle."""
+    c_out, c_in, *taps = kernel.shape
+    low = pads if pads is not None else [0] * len(taps)
+    sizes = (
+        [n + 2 * p - k + 1 for n, p, k in zip(shape, pads, taps, strict=True)] if pads else shape
+    )
+    matrix = np.zeros((c_out, *sizes, c_in, *shape))
+    for at in itertools.product(*map(range, sizes)):
+        for tap in itertools.product(*map(range, taps)):
+            read = tuple(i + t - p for i, t, p in zip(at, tap, low, strict=True))
+            if pads is None:
+                read = tuple(i % n for i, n in zip(read, shape, strict=True))
+            elif any(not 0 <= i < n for i, n in zip(read, shape, strict=True)):
+                continue
+            matrix[(slice(None), *at, slice(None), *read)] += kernel[(..., *tap)]
+    return matrix.reshape(c_out * math.prod(sizes), -1)
+
+
+def unrolled_chain(rng: np.random.Generator, kernels: list[np.ndarray]) -> list[np.ndarray] | None:
+    """Return the matrices of a chain on a small image; None if it has too many neurons."""
+    axes = kernels[0].ndim - 2
+    shape = tuple(rng.integers(2, 5 if axes == 1 else 3, axes))
+    circular = rng.random() < 0.3
+    matrices = []
+    for kernel in kernels:
+        pads = None if circular else [int(rng.integers(k // 2, k)) for k in kernel.shape[2:]]
+        matrices.append(unrolled(kernel, shape, pads))
+        shape = (
+            shape
+            if circular
+            else tuple(
+                n + 2 * p - k + 1 for n, p, k in zip(shape, pads, kernel.shape[2:], strict=True)
+            )
+        )
+        if min(shape) < 1:
+            return None
+    return matrices if sum(len(w) for w in matrices[:-1]) <= HIDDEN else None
+
+
+def coupled(layers: list[np.ndarray]) -> Coupling:
+    bound = gn.matrix_norm_bound if layers[0].ndim == 2 else gn.conv_norm_bound
+    return Coupling.of(layers, [float(bound(w)) for w in layers])
+
+
+def guess(rng: np.random.Generator, chain: Coupling) -> np.ndarray:
+    spread = rng.choice([0.1, 1.0, 3.0])
+    return np.exp(spread * rng.standard_normal(2 + sum(chain.sizes[1:-1])))
+
+
+def vectors(rng: np.random.Generator, layers: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.exp(rng.standard_normal(w.shape[0])) for w in layers[:-1]]
+
+
+def exactly(bound: float) -> float:
+    """Return what the exact supremum, known to rounding only, is compared with."""
+    return bound * (1 + 1e-13)
+
+
+def test_theorem_holds_for_any_multipliers_of_dense_chains() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(2000):
+        layers = dense_chain(rng)
+        chain = coupled(layers)
+        bound = chain.certificate(guess(rng, chain))
+        assert largest_jacobian(layers) <= exactly(bound)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_theorem_holds_for_any_multipliers_and_size_of_convolutions(axes: int) -> None:
+    rng = np.random.default_rng(axes)
+    seen = 0
+    while seen < 100:
+        kernels = conv_chain(rng, axes)
+        matrices = unrolled_chain(rng, kernels)
+        if matrices is None:
+            continue
+        seen += 1
+        chain = coupled(kernels)
+        assert largest_jacobian(matrices) <= exactly(chain.certificate(guess(rng, chain)))
+
+
+def test_public_bounds_of_dense_chains_are_above_every_pattern_and_in_order() -> None:
+    rng = np.random.default_rng(3)
+    closest = math.inf
+    for _ in range(40):
+        layers = dense_chain(rng)
+        truth = largest_jacobian(layers)
+        product = gn.product_bound(*(float(gn.matrix_norm_bound(w)) for w in layers))
+        bound, found = gn.chain_bound(layers, return_multipliers=True)
+        assert truth <= exactly(bound)
+        assert bound <= product
+        again = gn.chain_certificate(layers, found)
+        assert truth <= exactly(again) <= 1.001 * product
+        assert again == pytest.approx(bound, rel=2e-5)
+        assert truth <= exactly(gn.chain_certificate(layers, vectors(rng, layers)))
+        closest = min(closest, bound / truth)
+    assert closest < 1 + 1e-6  # some are attained, so the assertions above can fail
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_public_bounds_of_convolutions_are_above_every_pattern(axes: int) -> None:
+    rng = np.random.default_rng(10 + axes)
+    seen = 0
+    while seen < 8:
+        kernels = conv_chain(rng, axes)
+        if (matrices := unrolled_chain(rng, kernels)) is None:
+            continue
+        seen += 1
+        truth = largest_jacobian(matrices)
+        bound, found = gn.chain_bound(kernels, return_multipliers=True)
+        assert truth <= exactly(bound)
+        assert bound <= gn.product_bound(*(float(gn.conv_norm_bound(k)) for k in kernels))
+        assert truth <= exactly(gn.chain_certificate(kernels, found))
+        assert truth <= exactly(gn.chain_certificate(kernels, vectors(rng, kernels)))
+
+
+def test_convolutions_on_a_long_circle_have_nearly_the_bound_of_every_size() -> None:
+    rng = np.random.default_rng(4)
+    kernels = [rng.standard_normal(s) for s in ((2, 1, 3), (3, 2, 4), (2, 3, 1), (1, 2, 2))]
+    multipliers = vectors(rng, kernels)
+    size = 24
+    every = gn.chain_certificate(kernels, multipliers)
+    one = gn.chain_certificate(
+        [unrolled(k, (size,), None) for k in kernels], [np.repeat(x, size) for x in multipliers]
+    )
+    assert 0.97 * every < one <= every * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("depth", range(1, 9))
+def test_chain_of_numbers_is_above_their_exact_product_and_close(depth: int) -> None:
+    rng = np.random.default_rng(depth)
+    for _ in range(5):
+        layers = list(np.exp(5 * rng.standard_normal((depth, 1, 1))))
+        exact = math.prod(Fraction(float(w[0, 0])) for w in layers)
+        multipliers = list(1 / np.cumprod(np.ravel(layers))[:-1, None])  # every block then is 1
+        for bound in (gn.chain_bound(layers), gn.chain_certificate(layers, multipliers)):
+            assert exact <= Fraction(bound) <= exact * Fraction(1.001)
+
+
+def test_two_layers_attain_half_the_norm_of_a_sum() -> None:
+    rng = np.random.default_rng(5)
+    first, last = rng.standard_normal((2, 4, 4))
+    x = np.exp(rng.standard_normal(4))
+    a, b = x[:, None] * first, last / x
+    t = np.linalg.norm(a, 2) / np.linalg.norm(b, 2)
+    halves = [
+        np.linalg.norm(a @ a.T / s + s * b.T @ b, 2) / 2 for s in t * np.geomspace(0.2, 5, 400)
+    ]
+    assert gn.chain_certificate([first, last], [x]) == pytest.approx(min(halves), rel=1e-4)
+
+
+def test_common_factors_of_multipliers_and_powers_of_two_in_weights_do_not_matter() -> None:
+    rng = np.random.default_rng(6)
+    layers = [rng.standard_normal(s) for s in ((3, 2), (4, 3), (2, 4))]
+    x = vectors(rng, layers)
+    plain = gn.chain_certificate(layers, x)
+    for factor in (1e-300, 1e-10, 1e300):
+        found = gn.chain_certificate(layers, [factor * v for v in x])
+        assert found == pytest.approx(plain, rel=1e-4)
+    moved = [layers[0] * 2.0**900, layers[1] * 2.0**-900, layers[2] * 2.0**-30]
+    scaled = [x[0] * 2.0**-900, x[1]]
+    assert gn.chain_certificate(moved, scaled) * 2.0**30 == pytest.approx(plain, rel=1e-4)
+    assert gn.chain_bound(moved) * 2.0**30 == pytest.approx(gn.chain_bound(layers), rel=1e-4)
+
+
+def test_weights_at_both_ends_of_the_range_keep_the_side() -> None:
+    rng = np.random.default_rng(7)
+    base = [rng.standard_normal((3, 3)) for _ in range(3)]
+    for powers in ((1000, -1060, 60), (-1000, -20, 1000), (900, 900, -1000), (-500, -500, -500)):
+        layers = [np.ldexp(np.round(w * 2**10), p - 10) for w, p in zip(base, powers, strict=True)]
+        exact = Fraction(
+            largest_jacobian([np.ldexp(w, -p) for w, p in zip(layers, powers, strict=True)])
+        )
+        exact *= Fraction(1 - 1e-12) * Fraction(2) ** sum(powers)
+        for bound in (gn.chain_bound(layers), gn.chain_certificate(layers, [np.ones(3)] * 2)):
+            assert math.isinf(bound) or Fraction(bound) >= exact
+
+
+def test_multipliers_of_any_size_are_sound() -> None:
+    rng = np.random.default_rng(8)
+    layers = [rng.standard_normal(s) for s in ((3, 2), (3, 3), (2, 3))]
+    truth = largest_jacobian(layers)
+    for extreme in (5e-324, 1e-200, 1e200, np.finfo(np.float64).max):
+        for place in range(3):
+            x = [np.ones(3), np.ones(3)]
+            x[0][place] = extreme
+            assert truth <= gn.chain_certificate(layers, x)
+
+
+def test_coupled_multipliers_cannot_creep_in() -> None:
+    """Multipliers that couple neurons give 1 for this network, whose constant is the root of 8."""
+    layers = [np.asarray([[-2.0, -2.0], [-2.0, -1.0]]), np.asarray([[1.0, -1.0]])]
+    assert math.sqrt(8) <= gn.chain_bound(layers) < math.sqrt(8) * (1 + 1e-6)
+
+
+def test_all_libraries_and_types_give_the_bound_of_the_stored_weights(be: Any) -> None:
+    rng = np.random.default_rng(9)
+    host = [rng.standard_normal(s) for s in ((3, 2), (2, 3))]
+    for dtype in ("float32", "float64"):
+        layers = [be.asarray(w, dtype) for w in host]
+        stored = [be.to_numpy(w).astype(np.float64) for w in layers]
+        x = be.asarray(np.asarray([1.0, 2.0, 0.5]), dtype)
+        assert gn.chain_bound(layers) == gn.chain_bound(stored)
+        assert gn.chain_certificate(layers, [x]) == gn.chain_certificate(
+            stored, [np.asarray([1.0, 2.0, 0.5])]
+        )
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [((math.nan, 1.0), math.nan), ((math.inf, 0.0), math.inf), ((math.inf, math.nan), math.nan)],
+)
+def test_weights_that_are_no_numbers_show_in_the_bound(entries: Any, expected: float) -> None:
+    layers = [np.asarray([[entry]]) for entry in entries]
+    for bound in (gn.chain_bound(layers), gn.chain_certificate(layers, [np.ones(1)])):
+        assert bound == pytest.approx(expected, nan_ok=True)
+
+
+def test_zero_and_empty_layers_give_zero() -> None:
+    ones = np.ones((2, 2))
+    assert gn.chain_bound([ones, np.zeros((2, 2)), ones]) == 0.0
+    assert gn.chain_certificate([ones, np.zeros((2, 2))], [np.ones(2)]) == 0.0
+    assert gn.chain_bound([np.ones((0, 2)), np.ones((2, 0))]) == 0.0
+
+
+def test_neurons_without_weights_do_not_disturb() -> None:
+    layers = [np.asarray([[3.0, 4.0], [0.0, 0.0]]), np.asarray([[2.0, 0.0], [0.0, 0.0]])]
+    assert 10.0 <= gn.chain_bound(layers) < 10.0 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf, -math.inf])
+def test_multipliers_that_are_not_positive_and_finite_are_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="multipliers 0 must be positive and finite"):
+        gn.chain_certificate([np.ones((2, 2))] * 2, [np.asarray([1.0, wrong])])
+
+
+@pytest.mark.parametrize(
+    ("layers", "multipliers", "error", "match"),
+    [
+        ([], [], ValueError, "one array or more"),
+        (np.ones((2, 2)), [], TypeError, "list or tuple"),
+        ([np.ones(3)], [], ValueError, "shape"),
+        ([np.ones((2, 2)), np.ones((2, 3))], [np.ones(2)], ValueError, "2 inputs"),
+        ([np.ones((2, 2)), np.ones((2, 2, 3))], [np.ones(2)], ValueError, "as many axes"),
+        ([np.ones((2, 2)) * 1j], [], TypeError, "real floating"),
+        ([np.ones((2, 2), dtype=int)], [], TypeError, "real floating"),
+        ([[[1.0]]], [], TypeError, "must be an array"),
+        ([np.ones((2, 2))] * 2, [], ValueError, "got 0"),
+        ([np.ones((2, 2))] * 2, [np.ones(2)] * 3, ValueError, "got 3"),
+        ([np.ones((2, 2))] * 2, [np.ones(3)], ValueError, "shape"),
+        ([np.ones((2, 2))] * 2, [np.ones((2, 2))], ValueError, "shape"),
+        ([np.ones((2, 2))] * 2, [np.ones(2, dtype=int)], TypeError, "real floating"),
+        ([np.ones((2, 2))] * 2, [1.0], TypeError, "must be an array"),
+        ([np.ones((2, 2))] * 2, np.ones((1, 2)), TypeError, "list or tuple"),
+    ],
+)
+def test_misuse_is_explained(layers: Any, multipliers: Any, error: type, match: str) -> None:
+    with pytest.raises(error, match=match):
+        gn.chain_certificate(layers, multipliers)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_a_time_limit_is_positive(limit: float) -> None:
+    with pytest.raises(ValueError, match="time_limit"):
+        gn.chain_bound([np.ones((2, 2))], time_limit=limit)
+
+
+def test_a_time_limit_returns_what_was_reached() -> None:
+    rng = np.random.default_rng(11)
+    layers = list(rng.standard_normal((5, 24, 24)))
+    product = gn.product_bound(*(float(gn.matrix_norm_bound(w)) for w in layers))
+    early, found = gn.chain_bound(layers, time_limit=1e-9, return_multipliers=True)
+    late = gn.chain_bound(layers)
+    assert late < early <= product
+    assert gn.chain_certificate(layers, found) <= early * 1.01
+    assert late < 0.4 * product
+
+
+def test_arguments_are_not_written_to() -> None:
+    rng = np.random.default_rng(12)
+    layers = list(rng.standard_normal((3, 2, 2)))
+    x = [np.ones(2), np.ones(2)]
+    copies = [w.copy() for w in layers]
+    for array in (*layers, *x):
+        array.flags.writeable = False
+    gn.chain_bound(layers)
+    gn.chain_certificate(layers, x)
+    assert all(np.array_equal(w, c) for w, c in zip(layers, copies, strict=True))
+
+
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_gradient_is_that_of_the_smooth_value(axes: int) -> None:
+    rng = np.random.default_rng(13)
+    layers = dense_chain(rng) if axes == 0 else conv_chain(rng, axes)
+    while len(layers) < 3:
+        layers = dense_chain(rng) if axes == 0 else conv_chain(rng, axes)
+    chain = coupled(layers)
+    y = rng.standard_normal(2 + sum(chain.sizes[1:-1]))
+    _, gradient = chain.value_and_gradient(y, steps=3)
+    for i, step in enumerate(1e-6 * np.eye(len(y))):
+        ahead, behind = (chain.value_and_gradient(y + s, steps=3)[0] for s in (step, -step))
+        assert gradient[i] == pytest.approx((ahead - behind) / 2e-6, rel=1e-4, abs=1e-6)
+
+
+def test_descent_finds_the_minimum_of_a_narrow_valley() -> None:
+    def rosenbrock(x: np.ndarray) -> tuple[float, np.ndarray]:
+        a, b = x
+        value = (1 - a) ** 2 + 100 * (b - a * a) ** 2
+        return value, np.asarray([-2 * (1 - a) - 400 * a * (b - a * a), 200 * (b - a * a)])
+
+    *_, last = lbfgs(rosenbrock, np.asarray([-1.2, 1.0]), rtol=1e-14)
+    assert last == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_descent_stops_where_there_is_none() -> None:
+    assert not list(lbfgs(lambda x: (0.0, 0 * x), np.ones(2), rtol=1e-9))
+    assert not list(lbfgs(lambda x: (math.nan, x), np.ones(2), rtol=1e-9))
+
+
+needs_networks = pytest.mark.skipif(
+    not (DATA / "networks.npz").is_file(), reason="public networks are not at hand"
+)
+
+
+def public(name: str) -> tuple[list[np.ndarray], float]:
+    records = json.loads((DATA / "networks.json").read_text())["networks"]
+    (record,) = (r for r in records if r["name"] == name)
+    with np.load(DATA / "networks.npz") as weights:
+        layers = [weights[key].astype(np.float64) for key in record["layers"]]
+    return layers, record["prototype_certified"]
+
+
+@needs_networks
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("lipsdp_random_weights", 36.48222, 36.4825),
+        ("fnn3_seed0", 9.7286138, 9.7286139 * (1 + 1e-6)),
+        ("fnn3_seed1", 9.7917862, 9.7917863 * (1 + 1e-6)),
+        ("lipsdp_mnist_weights", 24.087, 24.3664 * (1 + 1e-4)),
+    ],
+)
+def test_public_dense_networks_reach_their_semidefinite_bound(
+    name: str, least: float, most: float
+) -> None:
+    layers, _ = public(name)
+    assert least <= gn.chain_bound(layers) <= most
+
+
+@needs_networks
+@pytest.mark.parametrize(("name", "ratio"), [("mnist_c8_d2", 1.003), ("mnist_c8_d4", 1.003)])
+def test_public_convolutions_come_close_to_their_best_known_bound(name: str, ratio: float) -> None:
+    kernels, best = public(name)
+    assert gn.chain_bound(kernels) <= ratio * best
