@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
+from gramnorm._rigour import fractions
+from gramnorm.network import _coupling
 from gramnorm.network._coupling import Coupling
 from gramnorm.network._minimise import lbfgs
 
@@ -189,6 +191,25 @@ def test_chain_of_numbers_is_above_their_exact_product_and_close(depth: int) -> 
         multipliers = list(1 / np.cumprod(np.ravel(layers))[:-1, None])  # every block then is 1
         for bound in (gn.chain_bound(layers), gn.chain_certificate(layers, multipliers)):
             assert exact <= Fraction(bound) <= exact * Fraction(1.001)
+
+
+def test_rounding_of_scaled_weights_and_of_the_power_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the norm of what is stored, all that may be lost is what the certificate adds."""
+    monkeypatch.setattr(
+        _coupling, "matrix_norm_bound", lambda b, **_: fractions.length_above(np.ravel(b).tolist())
+    )
+    rng = np.random.default_rng(14)
+    for _ in range(300):
+        first, last, *x = np.exp(rng.standard_normal(5))
+        chain = Coupling.of([np.asarray([[first]]), np.asarray([[last]])], [first, last])
+        bound = Fraction(chain.certificate(np.asarray(x)))
+        a, hidden, b = (Fraction(float(v)) for v in x)
+        scales = [Fraction(2) ** int(e) for e in chain.exponents]
+        w, v = Fraction(float(first)) / scales[0], Fraction(float(last)) / scales[1]
+        exact = (a / b) / 2 * ((w * hidden / a) ** 2 + (b * v / hidden) ** 2) * math.prod(scales)
+        assert exact <= bound <= exact * Fraction(1 + 1e-14)
 
 
 def test_two_layers_attain_half_the_norm_of_a_sum() -> None:
