@@ -182,6 +182,23 @@ def test_convolutions_on_a_long_circle_have_nearly_the_bound_of_every_size() -> 
     assert 0.97 * every < one <= every * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("last", "truth"),
+    [
+        ([[1.0, 0.0], [0.0, -1.0]], 2.0),  # x(t) - x(t + 2) has the gain 2 at the frequency pi / 2
+        ([[0.0, 1.0], [-1.0, 0.0]], 1.0),  # nothing if both channels are active, else a shift
+    ],
+)
+def test_delays_of_channels_add_up_in_the_direction_of_the_signal(
+    shape: tuple[int, ...], last: Any, truth: float
+) -> None:
+    first = np.asarray([[1.0, 0.0], [0.0, 1.0]]).reshape(2, 1, *shape)
+    kernels = [first, np.asarray(last).reshape(1, 2, *shape)]
+    for bound in (gn.chain_bound(kernels), gn.chain_certificate(kernels, [np.ones(2)])):
+        assert truth <= bound < truth * (1 + 1e-3)
+
+
 @pytest.mark.parametrize("depth", range(1, 9))
 def test_chain_of_numbers_is_above_their_exact_product_and_close(depth: int) -> None:
     rng = np.random.default_rng(depth)
