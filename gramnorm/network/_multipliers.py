@@ -28,7 +28,7 @@ from gramnorm.network._minimise import lbfgs
 _MATRIX_STEPS = 3, 5, 7, 9, 12, 15, 18, 21
 _CONV_STEPS = 3, 5, 7, 9
 _END_STEPS = 5, 12, 18
-_MATRIX_RTOL, _CONV_RTOL = 1e-9, 1e-6
+_MATRIX_RTOL, _CONV_RTOL = 1e-10, 1e-6
 _ITERATIONS = 100  # of a stage
 
 

@@ -394,6 +394,18 @@ def test_gradient_is_that_of_the_smooth_value(axes: int) -> None:
         assert gradient[i] == pytest.approx((ahead - behind) / 2e-6, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (1, 4)])
+@pytest.mark.parametrize("steps", [1, 4, 9])
+def test_smooth_value_and_gradient_are_those_of_gram_steps(
+    shape: tuple[int, int], steps: int
+) -> None:
+    b = np.random.default_rng(15).standard_normal(shape)
+    value, gradient = _coupling._schatten_norm_and_gradient(b, power=2.0 ** (steps + 1))
+    expected, slope = gn.matrix_norm_value_and_grad(b, steps=steps)
+    assert value == pytest.approx(float(expected), rel=1e-12)
+    assert gradient == pytest.approx(slope, rel=1e-9, abs=1e-12)
+
+
 def test_descent_finds_the_minimum_of_a_narrow_valley() -> None:
     def rosenbrock(x: np.ndarray) -> tuple[float, np.ndarray]:
         a, b = x
