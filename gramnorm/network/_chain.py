@@ -76,8 +76,8 @@ def chain_certificate(layers: Sequence[Array], multipliers: Sequence[Array], /) 
     tanh, sigmoid, softplus, hard tanh and ELU with ``alpha`` in [0, 1] have such slopes; the
     absolute value, GELU, SiLU, softmax, maximum pooling and normalisation layers have not.
     For matrices this is Theorem 27 of the theory page. For convolutions, Theorem 28, it holds for
-    every input size, and for zero padding of any amount in each layer, or circular padding in all
-    of them; not for reflecting or replicating padding. Rounding of weights times multipliers, of
+    every input size, and for zero padding of any amount in each layer, or where all are circular
+    at one size; not for padding that reflects, replicates or wraps beyond that size. Rounding of weights times multipliers, of
     the norm and of its power is counted; that of the network's own arithmetic is not. Multipliers
     beyond e^170 times weights of norm about one are replaced by that.
 
