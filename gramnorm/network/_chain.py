@@ -77,9 +77,10 @@ def chain_certificate(layers: Sequence[Array], multipliers: Sequence[Array], /) 
     absolute value, GELU, SiLU, softmax, maximum pooling and normalisation layers have not.
     For matrices this is Theorem 27 of the theory page. For convolutions, Theorem 28, it holds for
     every input size, and for zero padding of any amount in each layer, or where all are circular
-    at one size; not for padding that reflects, replicates or wraps beyond that size. Rounding of weights times multipliers, of
-    the norm and of its power is counted; that of the network's own arithmetic is not. Multipliers
-    beyond e^170 times weights of norm about one are replaced by that.
+    at one size; not for padding that reflects, replicates or wraps beyond that size. Rounding of
+    weights times multipliers, of the norm and of its power is counted; that of the network's own
+    arithmetic is not. Multipliers beyond e^170 times weights of norm about one are replaced by
+    that.
 
     Examples
     --------
@@ -115,8 +116,9 @@ def chain_bound(
     layers : sequence of arrays
         The weights in order, as in `chain_certificate`.
     time_limit : float, optional
-        Seconds after which the descent stops where it is; the bound that is certified then holds
-        as well. Looked at after each step, so that a large chain takes longer.
+        Seconds after which the descent stops where it is, which costs sharpness alone; by default
+        it goes on to its end, for deep chains of wide convolutions over minutes. Looked at after
+        each step, so that a large chain takes longer.
     return_multipliers : bool, optional
         Whether to return the multipliers of the bound as well.
 
