@@ -31,9 +31,6 @@ LARGEST = 170.0
 
 _UNDERFLOW = 2.0**-570  # 2^-1074 of the product, and 2^-1074 of scaling times 2^500 at most
 _MATRIX_GAP, _CONV_GAP = 1e-8, 2e-4  # of the bound; of the norm of B, the l-th part
-# Frequencies per tap and axis of the smooth value: with 4 the bounds of trained chains end 1 to 5 %
-# higher, as peaks between frequencies are missed.
-_GRID = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +118,18 @@ class Coupling:
         ends = Fraction(float(multipliers[0])) / Fraction(float(multipliers[-1]))
         return float_above(scale * ends * Fraction(beta) ** depth)
 
-    def value_and_gradient(self, logarithms: HostFloats, *, steps: int) -> tuple[float, HostFloats]:
-        """Return the logarithm of a smooth bound and its gradient by those of the multipliers."""
+    def value_and_gradient(
+        self, logarithms: HostFloats, *, steps: int, density: int
+    ) -> tuple[float, HostFloats]:
+        """Return the logarithm of a smooth bound and its gradient by those of the multipliers.
+
+        For convolutions, on a circle with `density` frequencies per tap of each axis.
+        """
         b = self.scaled(np.exp(np.clip(logarithms, -LARGEST, LARGEST)))
         if b.ndim == 2:
             value, gradient = _schatten_norm_and_gradient(b, power=2.0 ** (steps + 1))
         else:
-            size = tuple(_GRID * k for k in b.shape[2:])
+            size = tuple(density * k for k in b.shape[2:])
             value, gradient = conv_norm_value_and_grad(
                 b, size, padding_mode="circular", steps=steps
             )

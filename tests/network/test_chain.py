@@ -306,9 +306,11 @@ def test_gradient_is_that_of_the_smooth_value(axes: int) -> None:
         layers = dense_chain(rng) if axes == 0 else conv_chain(rng, axes)
     chain = coupled(layers)
     y = rng.standard_normal(2 + sum(chain.sizes[1:-1]))
-    _, gradient = chain.value_and_gradient(y, steps=3)
+    _, gradient = chain.value_and_gradient(y, steps=3, density=4)
     for i, step in enumerate(1e-6 * np.eye(len(y))):
-        ahead, behind = (chain.value_and_gradient(y + s, steps=3)[0] for s in (step, -step))
+        ahead, behind = (
+            chain.value_and_gradient(y + s, steps=3, density=4)[0] for s in (step, -step)
+        )
         assert gradient[i] == pytest.approx((ahead - behind) / 2e-6, rel=1e-4, abs=1e-6)
 
 
