@@ -5,7 +5,7 @@ entries in [0, 1].  So the Lipschitz constant of a chain is at most the supremum
 
     ||W_l D_{l-1} W_{l-1} ... D_1 W_1||,
 
-and every choice of positive multipliers gives a bound of it by one norm (Theorem 27).  Multipliers
+and every choice of positive multipliers gives a bound of it by one norm (Theorem 29).  Multipliers
 are found by descent, or come from elsewhere, and are never trusted: the norm at the end proves.
 """
 
@@ -75,7 +75,7 @@ def chain_certificate(layers: Sequence[Array], multipliers: Sequence[Array], /) 
     ``0 <= (f(s) - f(t)) / (s - t) <= 1`` for all s and t. ReLU, leaky ReLU with a slope in [0, 1],
     tanh, sigmoid, softplus, hard tanh and ELU with ``alpha`` in [0, 1] have such slopes; the
     absolute value, GELU, SiLU, softmax, maximum pooling and normalisation layers have not.
-    For matrices this is Theorem 27 of the theory page. For convolutions, Theorem 28, it holds for
+    For matrices this is Theorem 29 of the theory page. For convolutions, Theorem 30, it holds for
     every input size, and for zero padding of any amount in each layer, or where all are circular
     at one size; not for padding that reflects, replicates or wraps beyond that size. Rounding of
     weights times multipliers, of the norm and of its power is counted; that of the network's own

@@ -6,8 +6,8 @@ spatial axis.  The coupling B has the even i for rows and the odd ones for colum
     B[i, i-1] = X_i W_i / X_{i-1}  (i even),    B[i-1, i] = (X_i W_i / X_{i-1})^*  (i odd).
 
 So each entry of X_even W / X_odd or its adjoint is that of the coupling of the weights alone times
-a quotient of two multipliers, and Lip <= (X_0 / X_l) 2^(1-l) ||B||^l (Theorem 27; for kernels
-Theorem 28, where the adjoint flips the taps as well).
+a quotient of two multipliers, and Lip <= (X_0 / X_l) 2^(1-l) ||B||^l (Theorem 29; for kernels
+Theorem 30, where the adjoint flips the taps as well).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Coupling:
         return self.entries * quotients.reshape(*quotients.shape, *[1] * (self.entries.ndim - 2))
 
     def certificate(self, multipliers: HostFloats) -> float:
-        """Return the bound of Theorems 27 and 28 for these multipliers, rounding included."""
+        """Return the bound of Theorems 29 and 30 for these multipliers, rounding included."""
         b = self.scaled(multipliers)
         taps, depth = math.prod(b.shape[2:]), self.depth
         if b.ndim == 2:

@@ -1,4 +1,4 @@
-"""Where good multipliers are: proves nothing, since every multiplier gives a bound (Theorem 27).
+"""Where good multipliers are: proves nothing, since every multiplier gives a bound (Theorem 29).
 
 The unknowns are logarithms y of the multipliers, in which the bound
 
