@@ -11,20 +11,23 @@ Small products on several threads suffer more from a busy machine than from anyt
 ``OPENBLAS_NUM_THREADS=1 python -m benchmarks`` repeats best.  asv reads the class `Conv`.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 import gramnorm as gn
 from benchmarks.devices import Device
-from benchmarks.kernels import COMMON, RESNET18, gaussian, trained_layers, trained_like
+from benchmarks.kernels import COMMON, RESNET18, gaussian, smooth, trained_layers, trained_like
 from benchmarks.rivals import exact_svd, library, published_gram_iteration
 from benchmarks.tables import Cells, Table
 from benchmarks.timing import PATIENCE, aim, alone, race
+from gramnorm._conv import finite, finite_costs
 
 LARGEST = 2**27
 """Most bytes of the symbol with which a rival is run; its peak is about four times that."""
@@ -215,6 +218,48 @@ def forward(device: Device) -> Iterator[Table]:
     yield Table("forward", title, rows, [note])
 
 
+LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
+    "ResNet-18, 64x64x3x3": ((64, 64, 3, 3), (56, 56), 1),
+    "ResNet-50, 2048x512x1x1": ((2048, 512, 1, 1), (7, 7), 1),
+    "ConvNeXt, depthwise 384x1x7x7": ((384, 1, 7, 7), (14, 14), 384),
+    "VGG, 512x512x3x3": ((512, 512, 3, 3), (14, 14), 1),
+    "Conformer, depthwise 512x1x31": ((512, 1, 31), (256,), 512),
+}
+"""Kernels, the sizes of what enters, and groups."""
+
+BATCH = 32
+
+
+def training(device: Device) -> Iterator[Table]:
+    """Time a bracket of layers of well-known networks beside a training step and a forward pass."""
+    torch = library("torch")
+    rows = []
+    for (kind, make), (name, (shape, n, groups)) in itertools.product(
+        KERNELS.items(), LAYERS.items()
+    ):
+        kernel = make(shape).astype(np.float32)
+        weight = torch.from_numpy(kernel).requires_grad_()
+        x = torch.ones((BATCH, shape[1] * groups, *n)).requires_grad_()
+        conv = torch.nn.functional.conv1d if len(n) == 1 else torch.nn.functional.conv2d
+        once = partial(conv, x, weight, padding=shape[2] // 2, groups=groups)
+
+        def step(once: Callable[[], Any] = once, x: Any = x, weight: Any = weight) -> None:
+            torch.autograd.grad(once().sum(), (x, weight))
+
+        run = Run(device.asarray(kernel), groups=groups)
+        timing = race(run, step, device)
+        with torch.no_grad():
+            forward = alone(once, device)
+        cells = {"ours [ms]": 1e3 * timing.ours, "step [ms]": 1e3 * timing.theirs}
+        cells |= {"forward [ms]": 1e3 * forward, "ours / step": timing.ratio}
+        cells |= {"quartiles": list(timing.quartiles), "ours / forward": timing.ours / forward}
+        rows.append({"case": f"{kind}, {name}"} | cells | run.cells)
+    title = (
+        f"Layers, float32, every size, beside a training step in torch, batch {BATCH}, on the CPU"
+    )
+    yield Table("training", title, rows)
+
+
 GEOMETRIES: dict[str, tuple[tuple[int, ...], int | None, dict[str, Any]]] = {
     "stride 2, every size": ((64, 64, 3, 3), None, {"stride": 2}),
     "stride 4, 11 taps, n = 64": ((32, 3, 11, 11), 64, {"stride": 4}),
@@ -254,6 +299,61 @@ def geometry(device: Device) -> Iterator[Table]:
         run = Run(device.asarray(kernel), n, **options)
         rows.append({"case": case, "ours [ms]": 1e3 * alone(run, device)} | run.cells)
     yield Table("geometry", "Geometries, float64, rtol 1e-3", rows)
+
+
+FINITE: dict[str, tuple[Callable[..., Any], tuple[int, ...], int, dict[str, Any]]] = {
+    "128x128x3x3, n = 2": (gaussian, (128, 128, 3, 3), 2, {}),
+    "64x64x3x3, n = 4": (gaussian, COMMON, 4, {}),
+    "64x64x3x3, n = 7": (gaussian, COMMON, 7, {}),
+    "64x64x3x3, n = 14": (gaussian, COMMON, 14, {}),
+    "64x64x3x3, n = 28": (gaussian, COMMON, 28, {}),
+    "trained-like 64x64x3x3, n = 7": (trained_like, COMMON, 7, {}),
+    "64x64x3x3, stride 2, n = 16": (gaussian, COMMON, 16, {"stride": 2}),
+    "16x16x3x3, reflect, n = 28": (gaussian, (16, 16, 3, 3), 28, GEOMETRIES["reflect, n = 32"][2]),
+    "8x8x3x3, n = 24": (gaussian, (8, 8, 3, 3), 24, {}),
+    "depthwise 64, n = 8": (gaussian, (64, 1, 3, 3), 8, {"groups": 64}),
+    "depthwise 64, n = 24": (gaussian, (64, 1, 3, 3), 24, {"groups": 64}),
+    "depthwise 4, n = 24": (gaussian, (4, 1, 3, 3), 24, {"groups": 4}),
+    "1-D 16x16x31, n = 100": (gaussian, (16, 16, 31), 100, {}),
+    "1-D 16x16x31, n = 1000": (gaussian, (16, 16, 31), 1000, {}),
+    "1-D smooth 128x1024x64, n = 32": (smooth, (128, 1024, 64), 32, {}),
+    "1-D smooth 128x1024x64, n = 64": (smooth, (128, 1024, 64), 64, {}),
+}
+
+
+class TooDearError(Exception):
+    """A way that is not among those to choose from."""
+
+
+def _alone_by(way: str, run: Run, device: Device) -> float:
+    """Return the seconds of a bracket found one way; NaN if that is too dear or not enough."""
+    others = {"assembled", "banded", "searched"} - {way}
+    with contextlib.ExitStack() as patches:
+        for other in others:
+            dear = (math.inf, math.inf) if other == "searched" else math.inf
+            patch = mock.patch.object(finite_costs, other, return_value=dear)
+            patches.enter_context(patch)
+        if way != "searched":  # the last resort
+            patches.enter_context(mock.patch.object(finite, "_supremum", side_effect=TooDearError))
+        try:
+            seconds = alone(run, device)
+        except TooDearError:
+            return math.nan
+    return seconds if run.bracket.converged else math.nan
+
+
+def ways(device: Device) -> Iterator[Table]:
+    """Time the way that was chosen for a finite size against each that would have been enough."""
+    rows = []
+    for case, (make, shape, n, options) in FINITE.items():
+        run = Run(device.asarray(make(shape)), n, **options)
+        found = {way: _alone_by(way, run, device) for way in ("assembled", "banded", "searched")}
+        chosen = alone(run, device)
+        ratio = chosen / min((t for t in found.values() if not math.isnan(t)), default=math.nan)
+        each = {f"{way} [ms]": 1e3 * seconds for way, seconds in found.items()}
+        rows.append({"case": case, "ours [ms]": 1e3 * chosen} | each | {"ratio": ratio} | run.cells)
+    title = "Finite sizes, Gaussian, rtol 1e-3: ours against the best of all ways that are enough"
+    yield Table("ways", title, rows, ["-: too dear to be chosen, or the gap is wider"])
 
 
 def trained(device: Device) -> Iterator[Table]:

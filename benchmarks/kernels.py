@@ -48,6 +48,13 @@ def decaying(shape: tuple[int, ...], seed: int = 0) -> Any:
     return ((u / np.arange(1, u.shape[1] + 1)) @ vh).reshape(shape)
 
 
+def smooth(shape: tuple[int, ...], seed: int = 0) -> Any:
+    """Return noise under a moving average of 20 taps along the last axis."""
+    window = np.hanning(22)[1:-1]
+    noise = gaussian((*shape[:-1], shape[-1] + len(window) - 1), seed)
+    return np.apply_along_axis(np.convolve, -1, noise, window / np.linalg.norm(window), "valid")
+
+
 def orthogonal_like(shape: tuple[int, ...], seed: int = 0) -> Any:
     """Return an orthogonal convolution with a hundredth of noise: singular values all near 1.
 

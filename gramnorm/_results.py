@@ -239,6 +239,8 @@ def upper_array(host: HostFloats, *, dtype: DType, like: Array) -> Array:
 def _readable(host: HostFloats, *, dtype: DType, like: Array) -> HostFloats:
     """Return upper bounds none of which is positive here and read as zero beside `like`."""
     tiny = dtypes.finfo(dtype).smallest_normal
+    if not (host < tiny).any():
+        return host
     subnormal = (host > 0) & (host < tiny)
     if np.any(subnormal) and probes.flushes_subnormals(like, dtype):
         return np.where(subnormal, tiny, host)

@@ -15,12 +15,16 @@ from gramnorm._arrays.types import Array, DType, HostFloats, HostInts
 
 
 def host_array(x: Array) -> npt.NDArray[Any]:
-    """Return `x` as a NumPy array of its type, not to be written to; a copy from elsewhere."""
+    """Return `x` as a NumPy array of its type, not to be written to; a copy from elsewhere.
+
+    bfloat16, unknown to NumPy, becomes float32.
+    """
     if isinstance(x, np.ndarray | np.generic):
         return np.asarray(x)
+    if name_of(x.dtype) == "bfloat16":
+        x = namespace(x).astype(x, namespace(x).float32)
     if compat.is_torch_array(x):
-        # NumPy has no bfloat16
-        return np.asarray((x.float() if x.dtype.itemsize == 2 else x).numpy(force=True))
+        return np.asarray(x.numpy(force=True))
     if compat.is_cupy_array(x):
         return np.asarray(x.get())
     return np.asarray(x) if compat.is_jax_array(x) else np.from_dlpack(x)
@@ -31,17 +35,17 @@ def at_home(x: Array) -> Array:
 
     NumPy's calls cost less than PyTorch's, and JAX compiles every step of a search for each of the
     sizes that it meets.  `x` has values and no lazy flags; it is shared, not copied, except that
-    bfloat16, unknown to NumPy, becomes float32.  Other libraries and devices keep their arrays.
+    bfloat16 becomes float32.  Other libraries and devices keep their arrays.
     """
     if not (compat.is_torch_array(x) or compat.is_jax_array(x)):
         return x
-    if not (libraries.HOST_WITH_NUMPY and is_on_cpu(x)):
-        return x
-    if compat.is_jax_array(x) and not x.is_fully_addressable:  # parts are in other processes
-        return x
-    if name_of(x.dtype) == "bfloat16":
-        x = namespace(x).astype(x, namespace(x).float32)
-    return np.asarray(x)
+    here = libraries.HOST_WITH_NUMPY and is_on_cpu(x) and is_whole(x)
+    return host_array(x) if here else x
+
+
+def is_whole(x: Array) -> bool:
+    """Say whether this process holds all of `x`; of JAX, others may hold parts."""
+    return not compat.is_jax_array(x) or bool(x.is_fully_addressable)
 
 
 def host_sparse(x: Array) -> Array:
@@ -77,6 +81,8 @@ def can_cross(x: Any) -> bool:
 
 def from_host(values: npt.NDArray[Any], *, dtype: DType, like: Array) -> Array:
     """Move host numbers, already rounded to `dtype`, to the library and device of `like`."""
+    if type(like) is np.ndarray:
+        return np.asarray(values, dtype=dtype)
     xp, device = namespace(like), device_of(like)
     if bits(dtype) == 64:
         return xp.asarray(np.asarray(values), dtype=dtype, device=device)

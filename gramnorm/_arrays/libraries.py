@@ -18,14 +18,16 @@ from gramnorm._arrays.autodiff import without_gradient
 from gramnorm._arrays.types import Array, Device, Namespace
 
 HOST_WITH_NUMPY = True
-"""Whether arrays of PyTorch and JAX in the host's memory are computed with NumPy.
+"""Whether NumPy computes with arrays in the host's memory, and with small ones of a device.
 
-Tests switch it off, so that the kernels meet these libraries where no GPU is at hand.
+Tests switch it off, so that the CPU stands in for a device where no GPU is at hand.
 """
 
 
 def namespace_of(x: object, *, name: str) -> Namespace:
     """Return the array namespace of `x`, or explain which arrays are accepted."""
+    if type(x) is np.ndarray:
+        return numpy_namespace()
     if isinstance(x, np.ndarray) and type(x) is not np.ndarray and not isinstance(x, np.memmap):
         msg = (
             f"{name} must be a plain array, got {type(x).__name__}, whose products or missing "
@@ -132,6 +134,8 @@ def device_of(x: Array) -> Device:
 
 def has_values(x: Array) -> bool:
     """Say whether the numbers of `x` can be looked at now: not traced or on the meta device."""
+    if isinstance(x, np.ndarray):
+        return True
     if compat.is_jax_array(x):
         import jax
 
@@ -147,12 +151,10 @@ def has_values(x: Array) -> bool:
 
 def plain(x: Array) -> Array:
     """Return the values of `x` as a constant, stored without lazy flags or swapped bytes."""
+    if isinstance(x, np.ndarray):
+        return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
     x = without_gradient(x)
-    if compat.is_torch_array(x):
-        return x.resolve_conj().resolve_neg()
-    if isinstance(x, np.ndarray) and not x.dtype.isnative:
-        return x.astype(x.dtype.newbyteorder("="))
-    return x
+    return x.resolve_conj().resolve_neg() if compat.is_torch_array(x) else x
 
 
 def plain_arithmetic(x: Array) -> contextlib.AbstractContextManager[object]:
@@ -176,11 +178,13 @@ def is_sparse(x: object) -> bool:
 
 def is_on_cpu(x: Array) -> bool:
     """Say whether `x` lives on the host, where factorisations are cheap and values are at hand."""
+    if isinstance(x, np.ndarray):
+        return True
     xp = namespace(x)
     if compat.is_torch_array(x):
-        return bool(x.device.type == "cpu")
+        return HOST_WITH_NUMPY and x.device.type == "cpu"
     if compat.is_jax_array(x):
-        return all(d.platform == "cpu" for d in x.devices())
+        return HOST_WITH_NUMPY and all(d.platform == "cpu" for d in x.devices())
     return not compat.is_cupy_namespace(xp)
 
 

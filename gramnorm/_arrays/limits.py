@@ -23,12 +23,32 @@ finding the BLAS 1 ms, once."""
 SHARED_COLUMNS = 1024
 """Most columns of matrices of which each has one thread; the BLAS shares larger products well."""
 
+KEPT_BYTES = 2**23
+"""Arrays that the process keeps for those to come: a search over frequencies makes no larger ones
+often."""
+
+
+# Devices
+
+DEVICE_OPERATIONS = 1e8
+"""Work from which on a device has it: one product of all matrices of a stack, or eight blocks of a
+symbol, whose batches go through several levels. No GPU took part: a bracket takes about a hundred
+calls of a device's library, some 10 us each, and the host as long for 180 x 180, which is this much.
+"""
+
+PADDED_BATCH = 64, 2**20
+"""Frequencies of a batch, and most entries of their blocks, where all batches have one size. JAX on
+a CPU takes 146 ms for 16 x 16 x 3 x 3 with 16, 87 with 64 and 93 with 256."""
+
 
 # Matrices
 
 # Part of a stack in complex double precision: a few such arrays live at a time, half a GiB in all.
 PART_BYTES = 2**27
 
+# Columns up to which a Gram matrix is formed whole: 0.7 us and not 1.4 at 32 columns in float32, 5.2
+# and not 5.9 at 64, but 55 and not 46 at 128.
+WHOLE_PRODUCTS = 64
 # Up to here squarings are tried first: a product is then too short to pay for a Ritz vector's
 # calls.
 SQUARING_COLUMNS = 192
@@ -54,6 +74,20 @@ ENOUGH = 1.6
 CHOLESKY_LEVEL = 1.2
 # The check costs this fraction of n of a product; fewer columns make the products slow.
 CHOLESKY_BLOCK = 64
+SINGLE = 1e-3
+"""Tolerance from which on a single matrix is tried in single precision."""
+
+SINGLE_COLUMNS, SINGLE_PIECES = 256, (256, 64)
+"""Columns of a block of its Gram matrix, of which one triangle is formed: 14.2 ms at 1024 columns,
+15.2 with 64 and 14.9 by NumPy's own. Rows that are summed up in one product, if not all are."""
+
+SINGLE_STEPS = 8, 250
+"""Lanczos steps that tell whether single precision is worth more of them, and the most."""
+
+SINGLE_LEVEL, SINGLE_LOSS, SINGLE_SHARE = 0.6, 0.35, 4
+"""Of the room above the Rayleigh quotient: where to factorise, and what rounding may cost at most.
+Part of the tolerance to which the quotient must have settled: the level leaves room for the rest."""
+
 # P = 2^40 leaves ln(n) / P, 1e-11 at n = 4096, of the largest eigenvalue undecided.
 POWER_SQUARINGS = 40
 
@@ -167,24 +201,51 @@ START_RTOL = 1e-2
 
 # Convolutions at a finite size
 
-# Side of an operator whose matrix comes before all else.  3 x 3 layers, Gaussian and decaying, of
-# 1 to 16 channels: 4 ms against 22 to 43 ms for the other bounds.
-ASSEMBLED_AT_ONCE = 256
+LONGEST = 25.0
+"""Seconds, as predicted, that the factorisations of an operator may take. What has 8192 rows takes 8
+in a dense one, and up to as much to form."""
 
-# The same where cubes of sides, over all groups, stay below the cube of this: 128 channels at 2 x 2
-# take 23 ms and not 290, 64 at 4 x 4 33 and not 147, 16 at 8 x 8 32 and not 78.
-ASSEMBLED_CHEAPLY = 1024
+LARGE_RATE, SMALL_RATE = 4e10, 2e10
+"""Operations per second of products of a thousand rows and columns; of products with few columns, and
+of factorisations in a window: 1e10 at a width of 500, 2.4e10 at 6000."""
+
+ENTRY_SECONDS, TERM_SECONDS = 15e-9, 1e-9
+"""Passes over an entry of a Gram matrix: 50 products with a vector in single precision, and moves.
+Adding a term to an entry of a band; ten before the first."""
+
+SQUARING_CALL, SQUARING_SECONDS, CERTIFICATE_SECONDS = 3e-4, 4e-5, 2e-3
+"""Calls of Python: for all matrices that are squared, for each of them, and for a certificate. One of
+order 64 takes 0.4 ms, 64 take 12; one of order 256 takes 4 ms, of 400 6 to 8, of 1024 34."""
+
+WINDOW_SECONDS = 3e-4
+"""Calls for a block of columns of a factorisation in a window."""
+
+FREQUENCY_SECONDS, BLOCK_ENTRY_SECONDS = 6e-6, 40e-9
+"""The symbol at one frequency, with its norm: 16 us for 64 blocks of one entry, 25 to 51 for 16 x 16,
+0.19 ms for 64 x 64, 0.6 for 128 x 128."""
+
+CORRELATION_SECONDS, READ_SECONDS = 9e-5, 4e-9
+"""Calls for a product with the operator, and a sample read for an output."""
 
 # Times rtol above the lower bound, for the factorisation of a band: where it proves the gap asked
 # for, and where it leaves less than the repetition of samples does, if the lower bound is poor.
-BAND_GAPS = 0.8, 40.0
+BAND_GAPS = 0.8, 6.0, 40.0
 
-# Side of an operator whose matrix is the last resort.  16 channels at 16 x 16, 3 x 3 taps, have
-# just that: 1.5 s for a gap of 6e-4, and the Gram matrix takes 128 MiB, twice that if complex.
-ASSEMBLED = 4096
+# Part of the norm that windows may lose and still be worth their factorisations: the repetition of
+# samples loses a factor of the root of two at least where it is not 1.
+WINDOWS_SLACK = 0.3
 
-# Numbers in an intermediate result on the way to a matrix: 256 MiB in float64.
-ASSEMBLED_ENTRIES = 2**25
+# Samples between the ends of an axis that bounds by moduli are computed with: 9 x 9 Gaussian blurs
+# are missed by 2e-4, by 1e-3 with 32.  Products of two numbers in a correlation with the moduli, of
+# all groups: half a second, and 20 to 60 of them.
+MODULI_MIDDLE, MODULI_WORK = 96, 2**28
+
+# Rows of the matrices of corners, or a number whose cube the cubes of theirs, over all groups, stay
+# below; and the seconds that one may take, as foretold: a small part of the iterations they help.
+CORNER_SIDE, CORNER_SECONDS = 256, 0.1
+
+# Numbers in an intermediate result on the way to a matrix: 512 MiB in float64.
+ASSEMBLED_ENTRIES = 2**26
 
 # Taps whose pairs are summed up under a plane wave: two tables of 32 and 64 MiB; 45 x 45 taps take
 # 0.3 s at 512 x 512 and 1.3 s at 4096 x 4096.
@@ -250,18 +311,19 @@ FACTOR_COLUMNS, INNER = 32, 64
 rounding is proportional. Order 512 in single precision takes 5.0 ms, 5.8 with blocks of 64, and
 numpy.linalg.cholesky 11 in double."""
 
-FORMED = 2**20
-"""Entries of the matrices that are formed together, 16 MiB, since the table is read once for all:
-256 channels take 1.46 s, 1.58 with 2^17 and 1.56 with 2^22."""
+FORMED = 8, 2**17
+"""Least matrices and most entries that are formed together, 3 MiB, since the table is read once for
+all: at 64 channels each takes 11 us and not 30 with 2^20; fewer than 8 of 256 channels take a tenth
+longer."""
 
-ESTIMATED = 2**18
-"""Entries of the images of vectors that are formed together: 1.46 s at 256 channels, 1.57 with
-2^15, and 1.39 with 2^21, which take 16 MiB per array and Lanczos step."""
+ESTIMATED = 2**17
+"""Entries of the images of vectors that are formed together, 1 MiB: 64 to 256 channels take as long
+with 2^16 and 2^18."""
 
-WIDE_COLUMNS = 48
+WIDE_COLUMNS = 32
 """Columns of a block from which on cells are closed by factorisations and not by squarings:
-Gaussian and trained-like kernels take 34 and 19 ms against 41 and 11 at 32, 50 and 26 against 77
-and 22 at 48, 78 and 31 against 144 and 31 at 64."""
+Gaussian and trained-like kernels take 19 and 14 ms against 23 and 14 at 24, 27 and 14 against 43
+and 13 at 32, 35 and 16 against 79 and 22 at 40."""
 
 WIDE_TABLE = 2**28
 """Bytes of the tables of lags of all groups: those of 512 x 512 x 3 x 3 take 28 MiB."""
@@ -270,18 +332,33 @@ WIDE_LEAST = 2.0**-16
 """Sum of the norms of taps, about 1 after scaling, below which squarings serve: squares of it are to
 be large beside the 2^-60 that a factorisation allows for underflow."""
 
-WIDE_CLIMBS = 2
-"""Cells from which a local maximum is searched for: 1, 2 and 6 differ by less than the noise of the
-clock, and a second one makes a local maximum that is not the largest less likely."""
+WIDE_CLIMBS = 1
+"""Samples from which a local maximum is searched for: 2, 3 and 4 take the same factorisations, and
+2 to 5 % longer. A cell that rises above that maximum starts another climb."""
 
-WIDE_REACH, WIDE_PARTS = 0.6, 4
-"""The w of the first cells, about, and most parts per axis into which a cell is cut at once: 347,
-658 and 86 factorisations (Gaussian of 64 and 256 channels, trained-like), 392, 784 and 92 from 0.9
-with 6 parts, 398, 690 and 108 from 0.46 with 4."""
+WIDE_SAMPLES = 5
+"""Samples per tap and axis from which norms are interpolated: Gaussian noise of 64 and 256 channels
+takes 302 and 604 factorisations, 335 and 720 with 4, and 6 cost more estimates than they save."""
+
+WIDE_REACH, WIDEST = 0.05, 1.4
+"""The w of the smallest cells of a cover, about, and of the largest. Somewhat more than what closes
+a cell at the peak for a gap of 1e-3: 0.065 takes 321 factorisations and 0.042 319, for 335."""
+
+WIDE_LATTICE = 2**14
+"""Small cells: with twice as many making a list of them costs more than three-dimensional kernels
+gain."""
+
+WIDE_MARGIN = 0.97
+"""Share of the w that interpolated norms let expect: cells that stay open are cut in four. 0.95 and
+1 differ by less than one kernel from the next."""
+
+WIDE_PARTS = 4
+"""Most parts per axis into which a cell is cut at once: what is known at its centre says little
+about smaller parts."""
 
 WIDE_FACTORS = 5_000, 20_000
 """Factorisations that a search may always spend, 40 s at 512 channels, where Gaussian noise takes
-1300; and the most it may."""
+850; and the most it may."""
 
 WIDE_WORK = 3e12
 """Operations in factorisations otherwise: 40 s at 75 Gflop/s."""
@@ -292,18 +369,20 @@ channels take 1.46 s, 1.56 with 256 columns and 1.9 with 8192. Where one matrix 
 halves are tried again."""
 
 WIDE_FLAT = 0.5
-"""Share of the first cells that are to be cut into many parts, from which on a symbol may be flat
-and its autocorrelation is asked: 1 for orthogonal layers, 0 for the other kernels here."""
+"""Share of the samples beside which no cell but the smallest is expected to be closed, from which
+on a symbol may be flat and its autocorrelation is asked: 1 for orthogonal layers. With a hundredth
+of noise these take 5000 factorisations, 0.4 and 1.5 s at 48 and 96 channels, and by the square of
+the symbol 0.8 and 1.8 s."""
 
 FACTORED_COLUMNS = 96
 """Columns of a block from which on the norm at a single frequency is bounded by a factorisation
 too. On a grid of 32 x 32 decaying kernels of 64 channels take 125 ms and not 58, since Frobenius
 norms settle most frequencies; Gaussian ones of 128 channels take 0.35 s and not 1.15."""
 
-WIDE_GRID_TRIAL = 2, 4
-"""Part of a grid that the factorisations for the supremum may cost first, each one of a point; and
-how many times the first cells they must be, since these are cut at once: 6 times at 64 x 64 x 3 x
-3."""
+WIDE_GRID_TRIAL = 1, 4
+"""Part of a grid that the factorisations for the supremum may cost first, each one of a point: all,
+since how many it takes is known before the first; and how many times the first cells they must be:
+a cover takes twice those of a trained-like kernel, 12 times those of Gaussian noise."""
 
 
 # Large sparse matrices
@@ -354,12 +433,12 @@ GRAM_WORK = 2**27
 """
 
 WINDOW_BLOCK, STRIP, WIDE_WINDOW = 64, 4, 1024
-"""Columns of a block of that factorisation, four times as many where the window is wide, whose
+"""Columns of a block of that factorisation, twice as many where the window is wide, whose
 passes are slow; and how many blocks are updated in one product."""
 
-WINDOW = 2**25
-"""Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 256 MiB,
-512 MiB if complex."""
+WINDOW = 2**26
+"""Entries of the square that a factorisation moves along the diagonal of a Gram matrix: 512 MiB,
+1 GiB if complex."""
 
 DENSE_FACTOR = 0.5
 """Operations of a dense certificate over the cube of the side, in those of a window: at equal counts

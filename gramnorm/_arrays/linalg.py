@@ -11,9 +11,11 @@ import array_api_compat as compat
 import numpy as np
 import numpy.typing as npt
 
+from gramnorm._arrays import limits
 from gramnorm._arrays.crossing import host_array, to_host
 from gramnorm._arrays.dtypes import is_complex, real_part
 from gramnorm._arrays.libraries import is_sparse, namespace
+from gramnorm._arrays.programs import compiled
 from gramnorm._arrays.types import Array, HostFloats, HostInts
 
 
@@ -84,12 +86,29 @@ def as_computed(x: Array) -> Array:
     return jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
 
 
+@compiled
 def gram_matrix(a: Array) -> Array:
     """Return A^H A for each matrix of a stack, or of one sparse matrix as a dense one."""
     if isinstance(a, np.ndarray):  # the same, without three layers of calls
-        return np.matmul(a.mT.conj() if a.dtype.kind == "c" else a.mT, a)
+        if a.dtype.kind == "c":
+            return np.matmul(a.mT.conj(), a)
+        # where NumPy sees twice the same array it has one half computed and copied to the other
+        other = a.copy() if a.shape[-1] <= limits.WHOLE_PRODUCTS else a
+        return np.dot(a.T, other) if a.ndim == 2 else np.matmul(a.mT, other)
     gram = matmul(adjoint(a), a)
     return gram.toarray() if is_sparse(gram) else gram
+
+
+@compiled
+def scaled(a: Array, factors: Array) -> Array:
+    """Return each matrix of a stack times its factor."""
+    return a * namespace(a).astype(factors[:, None, None], a.dtype)
+
+
+@compiled
+def stacked(*rows: Array) -> Array:
+    """Return arrays of one shape as one, so that they reach the host together."""
+    return namespace(rows[0]).stack(rows)
 
 
 def square_sum(a: Array) -> float:

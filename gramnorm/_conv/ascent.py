@@ -55,7 +55,7 @@ def climb(
         def values(around: HostFloats, c: HostComplex = c) -> HostFloats:
             return np.asarray(np.abs(np.exp(2j * math.pi * (around @ offsets.T)) @ c))
 
-        turns = uphill(values, turns, moves)
+        turns = uphill(values, turns, moves, finest=1e-6)
         if np.all(np.abs(turns - before) <= 1e-6 / np.maximum(np.ptp(offsets, axis=0), 1)):
             break
     return turns
@@ -69,12 +69,15 @@ def stencil(offsets: HostInts) -> HostFloats:
 
 
 def uphill(
-    values: Callable[[HostFloats], HostFloats], turns: HostFloats, moves: HostFloats
+    values: Callable[[HostFloats], HostFloats],
+    turns: HostFloats,
+    moves: HostFloats,
+    *,
+    finest: float,
 ) -> HostFloats:
-    """Return the top to which ever smaller moves of a stencil lead."""
-    # from a sixteenth of the period of the fastest phase to where the value no longer changes
-    size = 1 / 16
-    while size > 1e-6:
+    """Return the top to which ever smaller moves of a stencil lead, down to the finest ones."""
+    size = 1 / 16  # of the period of the fastest phase
+    while size > finest:
         around = turns + size * moves
         found = values(around)
         best = int(np.argmax(found))

@@ -38,7 +38,7 @@ class Cells:
         Up to the sign of frequencies if `half`.
         """
         denominators = _first_denominators(kernel_size, reach)
-        split, diamond = _split_axes(kernel_size), _diamond(kernel_size)
+        split, diamond = _split_axes(kernel_size), diamond_axes(kernel_size)
         numbers = [np.arange(1, n, 2) if n > 1 else np.zeros(1, np.int64) for n in denominators]
         for axis in diamond:
             numbers[axis] = np.arange(denominators[axis])
@@ -62,7 +62,7 @@ class Cells:
             (k - 1) * math.pi / int(n) if k > 1 else 0.0
             for k, n in zip(self.kernel_size, self.denominators, strict=True)
         ]
-        diamond = _diamond(self.kernel_size)
+        diamond = diamond_axes(self.kernel_size)
         w = sum(r for axis, r in enumerate(reach) if axis not in diamond)
         w += max((reach[axis] for axis in diamond), default=0.0)
         if w == 0.0:
@@ -77,7 +77,7 @@ class Cells:
 
     def split(self, chosen: HostBools) -> Cells:
         """Return the children of the chosen cells, those of a cell in a row."""
-        diamond = _diamond(self.kernel_size)
+        diamond = diamond_axes(self.kernel_size)
         moves = grid_points((-1, 1) if k > 1 else (0,) for k in self.kernel_size)
         if diamond:  # (+-1, +-1) turned by an eighth: (+-1, 0) and (0, +-1)
             a, b = moves[:, diamond[0]].copy(), moves[:, diamond[1]].copy()
@@ -93,18 +93,17 @@ def grid_points(numbers: Iterable[HostInts | Sequence[int]]) -> HostInts:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def first_count(kernel_size: tuple[int, ...]) -> float:
+def first_count(kernel_size: tuple[int, ...], reach: float = limits.FIRST_REACH) -> float:
     """Return how many cells the first cover of the whole torus has, about."""
-    return math.prod(
-        n / 2 for n in map(float, _first_denominators(kernel_size, limits.FIRST_REACH)) if n > 1
-    )
+    return math.prod(n / 2 for n in map(float, _first_denominators(kernel_size, reach)) if n > 1)
 
 
 def _split_axes(kernel_size: tuple[int, ...]) -> list[int]:
     return [axis for axis, k in enumerate(kernel_size) if k > 1]
 
 
-def _diamond(kernel_size: tuple[int, ...]) -> list[int]:
+def diamond_axes(kernel_size: tuple[int, ...]) -> list[int]:
+    """Return the two axes along which cells are diamonds, if there are two."""
     split = _split_axes(kernel_size)
     return split[:2] if len(split) > 1 else []
 

@@ -12,9 +12,9 @@ import math
 
 import numpy as np
 
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, linalg
+from gramnorm._arrays import autodiff, crossing, devices, dtypes, libraries, linalg
 from gramnorm._arrays.types import Array, DType, HostFloats
-from gramnorm._conv import circle, every_size, finite
+from gramnorm._conv import circle, cosines, every_size, finite
 from gramnorm._conv.cells import grid_points
 from gramnorm._conv.geometry import Axis, ConvGeometry
 from gramnorm._conv.gradients import Place
@@ -31,8 +31,8 @@ Found = tuple[Bounds[float], Place]
 
 def bracket(a: Array, geometry: ConvGeometry, *, rtol: float) -> tuple[NormBracket, Place | None]:
     """Return the bracket of the norm and where it is attained; None if it is known at sight."""
-    dtype, home = result_dtype(a), crossing.at_home(a)
-    with libraries.plain_arithmetic(home):
+    dtype, home = result_dtype(a), crossing.host_array(a)
+    with libraries.plain_arithmetic(a), devices.beside(a):
         bounds, place = _bounds(home, geometry, rtol=attainable(rtol), dtype=dtype)
     if geometry.transposed and dtypes.is_complex(a.dtype) and place and place.frequency is not None:
         # the adjoint of a correlation with the conjugate kernel, which has the frequency -theta
@@ -85,21 +85,25 @@ def _chosen(
     ====================================  ====================================================
     every size                            the supremum over all frequencies (`every_size`)
     circle, size divisible by the stride  the maximum over its frequencies (`circle`)
+    symmetric padding, mirrored kernel    the maximum over those of cosines (`cosines`)
     any other size and padding            bounds of growing cost (`finite`)
     ====================================  ====================================================
     """
     kernel, first = _trimmed(kernel)
     kernel_size = tuple(int(k) for k in kernel.shape[2:])
     taps = taps_of(kernel, geometry.groups)
-    if axes is None:
-        return _at_every_size(taps, kernel_size, geometry, rtol=rtol)
-    axes = tuple(
-        dataclasses.replace(axis, taps=k, before=axis.before - axis.dilation * skipped)
-        for axis, k, skipped in zip(axes, kernel_size, first, strict=True)
-    )
-    if all(axis.is_circle for axis in axes):
-        return _on_circle(taps, axes, rtol=rtol)
-    return finite.bracket(taps, axes, rtol=rtol), Place()
+    with devices.no_new_shape(rare=kernel_size != geometry.kernel_size):
+        if axes is None:
+            return _at_every_size(taps, kernel_size, geometry, rtol=rtol)
+        axes = tuple(
+            dataclasses.replace(axis, taps=k, before=axis.before - axis.dilation * skipped)
+            for axis, k, skipped in zip(axes, kernel_size, first, strict=True)
+        )
+        if all(axis.is_circle for axis in axes):
+            return _on_circle(taps, axes, rtol=rtol)
+        if cosines.diagonalise(taps, axes):
+            return _on_cosines(taps, axes, rtol=rtol)
+        return finite.bracket(taps, axes, rtol=rtol), Place()
 
 
 def _trimmed(a: Array) -> tuple[Array, list[int]]:
@@ -133,13 +137,23 @@ def _on_circle(taps: Array, axes: tuple[Axis, ...], *, rtol: float) -> Found:
     symbol = Symbol(*polyphase(taps, kernel_size, stride))
     points = tuple(n // s for n, s in zip(sizes, stride, strict=True))
     extent = tuple(-(-k // s) for k, s in zip(kernel_size, stride, strict=True))
-    best = circle.over_circle(symbol, points, extent, rtol=rtol)
+    grid = circle.Grid.circle(points, half=symbol.real)
+    best = circle.over_grid(symbol, grid, extent, rtol=rtol)
     turns = [
         round(turn * n) * factor % n / axis.size
         for turn, n, factor, axis in zip(best.turns.tolist(), points, factors, axes, strict=True)
     ]
     frequency = 2 * math.pi * _wrapped(np.asarray(turns))
     return _in_blocks(best, symbol), Place(best.turns, best.block, True, frequency)
+
+
+def _on_cosines(taps: Array, axes: tuple[Axis, ...], *, rtol: float) -> Found:
+    """Bound the norm of a correlation that is diagonal in cosines (Theorem 26)."""
+    kernel_size = tuple(axis.taps for axis in axes)
+    symbol = Symbol(*polyphase(taps, kernel_size, (1,) * len(axes)))
+    best = circle.over_grid(symbol, cosines.grid(axes), kernel_size, rtol=rtol)
+    frequency = cosines.frequency(best.turns, axes)
+    return _in_blocks(best, symbol), Place(best.turns, best.block, True, frequency, is_even=True)
 
 
 def _in_blocks(best: Maximum, symbol: Symbol) -> Bounds[float]:

@@ -42,32 +42,65 @@ def circle_points(geometry: ConvGeometry) -> tuple[int, ...]:
     return tuple(size // stride for stride, size, _ in (axis.circle() for axis in geometry.axes()))
 
 
-def over_circle(
-    symbol: Symbol,
-    sizes: tuple[int, ...],
-    kernel_size: tuple[int, ...],
-    *,
-    rtol: float,
-) -> Maximum:
-    """Bracket the maximum over the frequencies 2 pi j / sizes; `turns` are fractions j / sizes."""
-    is_small = math.prod(sizes) <= limits.FULL_GRID
-    most = limit(symbol)
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The frequencies 2 pi j / sizes with 0 <= j < shape, which stand for all that count.
+
+    Attributes
+    ----------
+    sizes, shape : tuple of int
+    is_even : bool
+        Whether the norm is the same at -theta_a along each axis a, and only these j count.
+    """
+
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+    is_even: bool
+
+    @classmethod
+    def circle(cls, sizes: tuple[int, ...], *, half: bool) -> Grid:
+        """Return the grid of a circle."""
+        return cls(sizes, grid_shape(sizes, half=half), is_even=False)
+
+    def beside(self, turns: HostFloats) -> HostInts:
+        """Return the points around a frequency."""
+        corners = [
+            {self._counted(floor(turn * n) % n, n, m) for floor in (math.floor, math.ceil)}
+            for turn, n, m in zip(turns, self.sizes, self.shape, strict=True)
+        ]
+        return np.asarray(list(itertools.product(*corners)), dtype=np.int64)
+
+    def _counted(self, j: int, n: int, m: int) -> int:
+        return min(j, n - j, m - 1) if self.is_even else j
+
+    def middles(self, boxes: _Boxes) -> HostInts:
+        """Return a point of each box, within half of its length of all others."""
+        middles = boxes.starts + boxes.lengths // 2
+        # what lies beyond an even grid may not count
+        inside = np.minimum(middles, np.asarray(self.shape) - 1)
+        return np.asarray(inside if self.is_even else middles % np.asarray(self.sizes))
+
+
+def over_grid(symbol: Symbol, grid: Grid, kernel_size: tuple[int, ...], *, rtol: float) -> Maximum:
+    """Bracket the maximum over a grid; `turns` are fractions j / sizes."""
+    count, most = math.prod(grid.shape), limit(symbol)
+    is_small = math.prod(grid.sizes) <= limits.FULL_GRID
     if is_small:
         # a kernel dominated by few frequencies has its supremum in less than the grid costs
         trial, least = limits.WIDE_GRID_TRIAL if symbol.squares else (limits.GRID_TRIAL, 1)
-        most = math.prod(grid_shape(sizes, half=symbol.real)) // trial
+        most = count // trial
         if least * first_count(kernel_size) > most:
-            return _over_points(symbol, sizes, rtol=rtol)
+            return _over_points(symbol, grid, rtol=rtol)
     torus = over_torus(symbol, kernel_size, rtol=rtol / 2, most=most)
     cost, ceiling = torus.bounds.cost, torus.bounds.upper
     if is_small and not torus.settles(ceiling, rtol / 2):
-        return _over_points(symbol, sizes, rtol=rtol).after(cost)
-    best = _beside(torus.turns, symbol, sizes, rtol=rtol / 8).with_upper(ceiling).after(cost)
+        return _over_points(symbol, grid, rtol=rtol).after(cost)
+    best = _beside(torus.turns, symbol, grid, rtol=rtol / 8).with_upper(ceiling).after(cost)
     if best.settles(ceiling, rtol):
         return best
     boxes, best = _settled_boxes(
         symbol,
-        sizes,
+        grid,
         kernel_size,
         best,
         rtol=rtol,
@@ -78,15 +111,12 @@ def over_circle(
     return best.with_upper(min(ceiling, found))
 
 
-def _beside(turns: HostFloats, symbol: Symbol, sizes: tuple[int, ...], *, rtol: float) -> Maximum:
+def _beside(turns: HostFloats, symbol: Symbol, grid: Grid, *, rtol: float) -> Maximum:
     """Look at the grid points beside a maximiser: the supremum is almost attained there."""
-    corners = [
-        {math.floor(t * n) % n, math.ceil(t * n) % n} for t, n in zip(turns, sizes, strict=True)
-    ]
-    points = np.asarray(list(itertools.product(*corners)), dtype=np.int64)
+    points, sizes = grid.beside(turns), np.asarray(grid.sizes)
     unknown = Maximum.unknown(len(sizes))
     decides = is_decided(at_points, rtol)
-    return evaluate(symbol, points, np.asarray(sizes), decides, unknown, rtol=rtol)[1]
+    return evaluate(symbol, points, sizes, decides, unknown, rtol=rtol)[1]
 
 
 def norms_on_grid(
@@ -113,11 +143,12 @@ def norms_on_grid(
             (over(high) <= level) | (high - low <= slack / 2 * (ceiling - high))
         )
 
+    grid = Grid.circle(sizes, half=symbol.real)
     unknown = Maximum.unknown(len(sizes), upper=ceiling)
     boxes, spent = _settled_boxes(
-        symbol, sizes, kernel_size, unknown, rtol=0.0, decides=decides, settled=settled
+        symbol, grid, kernel_size, unknown, rtol=0.0, decides=decides, settled=settled
     )
-    values = np.full(grid_shape(sizes, half=symbol.real), ceiling)
+    values = np.full(grid.shape, ceiling)
     for part in boxes:
         values[part.points(values.shape)] = part.bounds.reshape(-1, *(1 for _ in sizes))
     if symbol.real:
@@ -128,15 +159,15 @@ def norms_on_grid(
     return values, spent.bounds.cost
 
 
-def _over_points(symbol: Symbol, sizes: tuple[int, ...], *, rtol: float) -> Maximum:
+def _over_points(symbol: Symbol, grid: Grid, *, rtol: float) -> Maximum:
     """Evaluate every point of the grid, as sharply as it takes."""
-    best, ceiling = Maximum.unknown(len(sizes)), 0.0
+    best, ceiling, sizes = Maximum.unknown(len(grid.sizes)), 0.0, np.asarray(grid.sizes)
     decides = is_decided(at_points, rtol)
-    points = grid_points(map(np.arange, grid_shape(sizes, half=symbol.real)))
+    points = grid_points(map(np.arange, grid.shape))
     # a sparse sample first: with a good lower bound most blocks are finished after a step or two
     is_first = np.arange(len(points)) % max(1, len(points) // limits.GRID_SAMPLE) == 0
     for part in (points[is_first], points[~is_first]):
-        upper, best = evaluate(symbol, part, np.asarray(sizes), decides, best, rtol=rtol)
+        upper, best = evaluate(symbol, part, sizes, decides, best, rtol=rtol)
         ceiling = max(ceiling, float(np.max(upper, initial=0.0)))
     return best.with_upper(ceiling)
 
@@ -188,7 +219,7 @@ class _Boxes:
 
 def _settled_boxes(
     symbol: Symbol,
-    sizes: tuple[int, ...],
+    grid: Grid,
     kernel_size: tuple[int, ...],
     best: Maximum,
     *,
@@ -201,7 +232,7 @@ def _settled_boxes(
     `settled` is asked about bounds on boxes and their w, `decides` makes what decides how sharply a
     norm is needed; the upper bound of `best` is one on the supremum.
     """
-    shape, ceiling = grid_shape(sizes, half=symbol.real), best.bounds.upper
+    sizes, shape, ceiling = grid.sizes, grid.shape, best.bounds.upper
     pairs = zip(sizes, kernel_size, strict=True)
     lengths = np.asarray([_first_length(n, k, len(sizes)) for n, k in pairs])
     most = best.bounds.cost + limit(symbol)
@@ -210,7 +241,7 @@ def _settled_boxes(
     boxes, found = _Boxes.cover(shape, lengths, ceiling), []
     while len(boxes.bounds):
         w = boxes.reach(sizes, kernel_size)
-        over, middles = _within(w, ceiling), (boxes.starts + boxes.lengths // 2) % sizes
+        over, middles = _within(w, ceiling), grid.middles(boxes)
         upper, best = evaluate(symbol, middles, np.asarray(sizes), decides(over), best, rtol=rtol)
         boxes = dataclasses.replace(boxes, bounds=np.minimum(boxes.bounds, over(upper)))
         done, halves = settled(best, boxes.bounds, w), 2 ** np.count_nonzero(boxes.lengths > 1)

@@ -23,7 +23,6 @@ from gramnorm._conv import ascent, wide
 from gramnorm._conv.cells import Cells, first_count
 from gramnorm._conv.sampling import Cover, Maximum, at_points, evaluate, is_decided, limit
 from gramnorm._conv.symbol import Symbol, polyphase, undilated_stride
-from gramnorm._results import Bounds
 from gramnorm._rigour.model import up
 
 
@@ -47,23 +46,34 @@ def supremum(
 
 def over_torus(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, most: int) -> Maximum:
     """Bracket the supremum over all frequencies, with at most about `most` evaluations."""
+    best = Maximum.unknown(len(kernel_size))
     if symbol.squares and first_count(kernel_size) <= limits.WIDE_FACTORS[1]:
         best = _by_factors(symbol, kernel_size, rtol=rtol, most=most)
         if best.settles(best.bounds.upper, rtol) or most < limit(symbol):
             return best
-    return _by_squarings(symbol, kernel_size, rtol=rtol, most=most, squares=True)
+    return _by_squarings(symbol, kernel_size, best, rtol=rtol, most=most, squares=True)
 
 
 def _by_squarings(
-    symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, most: int, squares: bool
+    symbol: Symbol,
+    kernel_size: tuple[int, ...],
+    best: Maximum,
+    *,
+    rtol: float,
+    most: int,
+    squares: bool,
 ) -> Maximum:
-    """Bracket the supremum by cells that are halved; `squares` allows for one on F^H F, if flat."""
-    best = _at_corners(symbol, kernel_size, rtol=rtol)
+    """Bracket the supremum by cells that are halved, from what is known of it.
+
+    `squares` allows for a search on F^H F, if that is flat.
+    """
+    finished, climbed, ceiling = 0.0, best.bounds.lower, best.bounds.upper
+    most += best.bounds.cost
+    best = _at_corners(symbol, kernel_size, best, rtol=rtol)
     if first_count(kernel_size) > limits.SEARCH_EVALUATIONS[1]:
-        return best.with_upper(min(symbol.flat_bound(), symbol.sum_bound()))
+        return best.with_upper(min(ceiling, symbol.flat_bound(), symbol.sum_bound()))
     cells = Cells.cover(kernel_size, half=symbol.real)
     bounds = np.full(len(cells.centres), np.inf)  # of the cells, from their ancestors
-    finished, climbed, ceiling = 0.0, 0.0, math.inf
     while len(bounds):
         over = _around(cells.cosine)
         decides = is_decided(over, rtol)
@@ -75,8 +85,10 @@ def _by_squarings(
             climbed, open_ = best.bounds.lower, ~best.settles(bounds, rtol)
         finished = max(finished, float(np.max(bounds[~open_], initial=0.0)))
         tried = best.bounds.cost > most // limits.FLAT_TRIAL
-        if squares and tried and np.mean(open_) > 0.5 and ceiling == math.inf:
-            ceiling, best = _if_flat(symbol, kernel_size, best, rtol=rtol)
+        if squares and tried and np.mean(open_) > 0.5:
+            squares = False  # once is enough
+            found, best = _if_flat(symbol, kernel_size, best, rtol=rtol)
+            ceiling = min(ceiling, found)
             if best.settles(ceiling, rtol):
                 return best.with_upper(ceiling)
         spent = best.bounds.cost + np.count_nonzero(open_) * cells.children > most
@@ -95,15 +107,15 @@ def _by_factors(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float, mo
         return found is not None and found.floor >= limits.FLAT * lower**2
 
     budget = most if most < limit(symbol) else math.inf
-    peak = wide.supremum(
+    return wide.supremum(
         symbol.squares, kernel_size, half=symbol.real, rtol=rtol, most=budget, is_flat=is_flat
     )
-    return Maximum(Bounds(peak.lower, peak.upper, peak.cost), peak.turns, peak.block)
 
 
-def _at_corners(symbol: Symbol, kernel_size: tuple[int, ...], *, rtol: float) -> Maximum:
+def _at_corners(
+    symbol: Symbol, kernel_size: tuple[int, ...], best: Maximum, *, rtol: float
+) -> Maximum:
     """Look at the frequencies with angles 0 and pi, where many kernels have their maximum."""
-    best = Maximum.unknown(len(kernel_size))
     if max(kernel_size) == 1:
         return best
     few = len(kernel_size) <= limits.CORNER_AXES
@@ -150,7 +162,8 @@ def _if_flat(
     # half of what the gap in the root allows for: twice that, and the whole gap would be spent
     gap = rtol * square / (square - centre)
     most = limit(squared) // limits.SQUARE_SHARE
-    inner = _by_squarings(squared, lags, rtol=gap, most=most, squares=False)
+    start = Maximum.unknown(len(lags))
+    inner = _by_squarings(squared, lags, start, rtol=gap, most=most, squares=False)
     best = _with_norm_at(inner.turns, symbol, best.after(inner.bounds.cost), rtol)
     return min(ceiling, up(math.sqrt(centre + inner.bounds.upper))), best
 

@@ -72,8 +72,9 @@ def _of_block(
 ) -> HostFloats:
     """Do what `norms` does for one block; bounds are not sought closer than `least`."""
     turns, at = snapped(exact), square.estimator.at
-    spread = float(np.sum(np.ptp(square.offsets, axis=0)))
-    slip = up(2 * math.pi * spread / FINEST * square.sum_bound)
+    slip = _slip(square)
+    # what is lost hides smaller norms
+    least_size = 4 * math.sqrt(square.error) + 2 * slip
     sizes, vectors = at(turns, STEPS[0])
     high, left = np.full(len(turns), square.sum_bound), np.arange(len(turns))
     for turn in range(ROUNDS):
@@ -81,6 +82,7 @@ def _of_block(
         close = (_heights(sizes[left], decides, least) < SHARP) | (turn > 0)
         renewed = np.union1d(left[close], np.argsort(-sizes)[:FEW])
         sizes[renewed], vectors[renewed] = at(turns[renewed], STEPS[1], vectors[renewed])
+        sizes = np.maximum(sizes, least_size)
         top = int(np.argmax(sizes))
         seen(down(max(square.quotient(turns[top], vectors[top]) - slip, 0.0)), top)
         left = left[~decides(sizes[left], high[left])]
@@ -94,6 +96,18 @@ def _of_block(
         if not left.size:
             break
     return high
+
+
+def _slip(square: Squared) -> float:
+    """Return by how much the norm may differ at a frequency that was moved.
+
+    That is by half of 1 / FINEST turns at most, and a phase common to all taps changes no norm: no
+    tap is farther from the middle than half the spread of the offsets.
+    """
+    spread = float(np.sum(np.ptp(square.offsets, axis=0)))
+    moved = 2 * math.pi * (spread / 2) * (1 / (2 * FINEST) + 2.0**-52)
+    found: float = up(moved * square.sum_bound, 8)
+    return found
 
 
 def _heights(sizes: HostFloats, decides: Fate, least: float) -> HostFloats:

@@ -1,21 +1,33 @@
 """Convolutions of a finite size that are not circulant: zero padding above all.
 
-Bounds of growing cost until the gap is narrow enough: the supremum over frequencies and a plane
-wave, which do not know the size; scalar compressions from above and Golub-Kahan steps from below,
-which do; the Gram matrix of a small operator.
+A factorisation of the Gram matrix knows the size exactly.  A search over frequencies bounds every
+size; scalar compressions from above and Golub-Kahan steps from below then make up for this one.
+Both are tried in the order that predictions of their cost and their gap suggest (`finite_costs`),
+until the gap is narrow enough: with the probability p that a way is enough, the sum of costs until
+one is has its least expectation where cost / p grows.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from gramnorm._arrays import dtypes, libraries, limits
+import numpy as np
+
+from gramnorm._arrays import crossing, dtypes, libraries, limits
 from gramnorm._arrays.types import Array
-from gramnorm._conv import every_size, finite_banded, finite_matrix
+from gramnorm._conv import (
+    every_size,
+    finite_banded,
+    finite_costs,
+    finite_ends,
+    finite_matrix,
+    finite_moduli,
+)
 from gramnorm._conv.finite_lower import Wave, golub_kahan, window_size
 from gramnorm._conv.finite_upper import compression
 from gramnorm._conv.geometry import Axis
@@ -23,6 +35,15 @@ from gramnorm._conv.sampling import Maximum
 from gramnorm._conv.symbol import Symbol
 from gramnorm._results import Bounds, of_direct_sum
 from gramnorm._rigour.model import up
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to bounds, and what is foretold: the seconds it takes, the relative gap it leaves."""
+
+    seconds: float
+    gap: float
+    bounds: Callable[[], Iterator[Bounds[float]]]
 
 
 def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
@@ -38,33 +59,77 @@ def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     axes = tuple(i if i.outputs == a.outputs else a for i, a in zip(inside, axes, strict=True))
     continued = any(a.mode != "zeros" for a in axes)
     parts = [axes] if continued else [*itertools.product(*(a.parts() for a in axes))]
-    large = [part for part in parts if not finite_matrix.is_cheap(wide, part)]
-    found = [finite_matrix.bracket(wide, part, rtol=rtol) for part in parts if part not in large]
-    if large:
+    is_blur = continued and _has_one_sign(taps, axes)  # then its moduli tell its norm
+    spent = []  # one search for all parts
+
+    @functools.cache
+    def supremum() -> tuple[Symbol, Maximum]:
         # half the gap asked for: what the size takes away is seen beside the rest
         symbol, best = _supremum(taps, axes, rtol=rtol / 2)
-        found.append(Bounds(0.0, 0.0, best.bounds.cost * symbol.blocks))  # one search for all parts
-        bounds = partial(_continued, taps) if continued else _zero_padded
-        found += [
-            _narrow(bounds(wide, part, symbol, best, rtol=rtol), wide, part, rtol=rtol)
-            for part in large
+        spent.append(Bounds(0.0, 0.0, best.bounds.cost * symbol.blocks))
+        return symbol, best
+
+    searched = partial(_continued, taps) if continued else _zero_padded
+
+    def narrow(part: Sequence[Axis]) -> Bounds[float]:
+        seconds, gap = finite_costs.searched(wide, part, rtol=rtol)
+        gap = 0.0 if is_blur else gap
+        ways = [
+            *_factorised(wide, part, rtol=rtol),
+            Way(seconds, gap, lambda: searched(wide, part, *supremum(), rtol=rtol)),
         ]
-    return of_direct_sum(found)
+        found = _narrowed(ways, rtol=rtol)
+        if continued and not found.is_within(rtol):
+            ceiling = supremum()[1].bounds.upper
+            windows = finite_ends.bracket(wide, part, ceiling, found.lower, rtol=rtol)
+            found = found.narrowed(windows)
+        return found
+
+    found = [narrow(part) for part in parts]
+    return of_direct_sum(found + spent)
 
 
-def _narrow(
-    bounds: Iterable[Bounds[float]], wide: Array, axes: Sequence[Axis], *, rtol: float
-) -> Bounds[float]:
-    """Take bounds on one operator until they are narrow enough, at last those of its matrix."""
+def _has_one_sign(taps: Array, axes: Sequence[Axis]) -> bool:
+    """Say whether no tap is negative, or positive, up to signs that alternate along some axes."""
+    host, sizes = crossing.host_array(taps), [a.taps for a in axes]
+    if np.iscomplexobj(host):
+        return False
+    parities = np.indices(sizes).reshape(len(sizes), -1) % 2
+    for chosen in itertools.product((0, 1), repeat=len(sizes)):
+        signs = (1 - 2 * (np.asarray(chosen) @ parities % 2)).reshape(-1, 1, 1, 1)
+        if np.all(host * signs >= 0) or np.all(host * signs <= 0):
+            return True
+    return False
+
+
+def _narrowed(ways: Sequence[Way], *, rtol: float) -> Bounds[float]:
+    """Take bounds on one operator until they are narrow enough, the most promising ones first."""
     found = Bounds(0.0, math.inf)
-    for one in bounds:
-        found = found.narrowed(one)
-        if found.is_within(rtol):
-            return found
-    found = found.narrowed(finite_banded.bracket(wide, axes, found.lower, rtol=rtol))
-    if not found.is_within(rtol) and finite_matrix.is_affordable(wide, axes, most=limits.ASSEMBLED):
-        found = found.narrowed(finite_matrix.bracket(wide, axes, rtol=rtol))
+    # a gap as wide as the one asked for is as often too wide as not
+    for way in sorted(ways, key=lambda way: way.seconds * (1 + (way.gap / rtol) ** 2)):
+        for one in way.bounds():
+            found = found.narrowed(one)
+            if found.is_within(rtol):
+                return found
     return found
+
+
+def _factorised(wide: Array, axes: Sequence[Axis], *, rtol: float) -> list[Way]:
+    """Return the ways through a Gram matrix that take little enough time and memory."""
+
+    def banded() -> Iterator[Bounds[float]]:
+        # from a generic vector Ritz values may rest for some steps below the largest
+        known = golub_kahan(wide, axes, None, rtol=rtol / 4)
+        yield known.narrowed(finite_banded.bracket(wide, axes, known.lower, rtol=rtol))
+
+    def assembled() -> Iterator[Bounds[float]]:
+        yield finite_matrix.bracket(wide, axes, rtol=rtol)
+
+    ways = [
+        Way(finite_costs.assembled(wide, axes), 0.0, assembled),
+        Way(finite_costs.banded(wide, axes), 0.0, banded),
+    ]
+    return [way for way in ways if way.seconds <= limits.LONGEST]
 
 
 def _zero_padded(
@@ -94,13 +159,23 @@ def _continued(
     lower = max((wave.quotient(part) for part in parts), default=0.0)
     above = Bounds(lower, best.bounds.upper * _repetition(axes))
     yield above.narrowed(_round_the_circle(taps, axes, rtol=rtol / 2))
+    yield finite_moduli.bracket(wide, axes, best.turns, best.bounds.upper, rtol=rtol)
     for part in parts:
         yield golub_kahan(wide, part, wave, rtol=rtol)
-    if all(a.size <= window_size(axes, taps.shape[3]) for a in axes):
-        # with the samples that continue the input, which may make another group the largest
-        groups = taps.shape[1]
-        for g in range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]:
-            yield golub_kahan(wide, axes, dataclasses.replace(wave, group=g), rtol=rtol)
+    # with the samples that continue the input, which may make another group the largest
+    groups = taps.shape[1]
+    each = range(groups) if groups <= limits.GRADIENT_GROUPS else [wave.group]
+    for corner in finite_ends.corners(taps, axes, finite_ends.cheap_size(wide, axes)):
+        # vectors that vanish away from the corners hide from iterations that begin elsewhere
+        if finite_costs.assembled(wide, corner) <= limits.CORNER_SECONDS:
+            found = finite_matrix.bracket(wide, corner, rtol=rtol)
+            yield dataclasses.replace(found, upper=math.inf)
+    most = window_size(axes, taps.shape[3])
+    if any(a.size > most for a in axes):  # in the corners, which take as long together
+        most = max(most // 2, 1)
+    for one in finite_ends.corners(taps, axes, most):
+        for g in each:
+            yield golub_kahan(wide, one, dataclasses.replace(wave, group=g), rtol=rtol)
 
 
 def _supremum(taps: Array, axes: Sequence[Axis], *, rtol: float) -> tuple[Symbol, Maximum]:

@@ -6,22 +6,22 @@ that axis and points i and i' of it
     S(i, i') = sum_{k,l} (L_k^T L_l)(i, i') H_kl,    H_kl = A_k^H A_l,
 
 where A_k is the operator of the other axes and channels, and L_k the link of tap k.  Whatever the
-padding, (L_k^T L_l)(i, i') = 0 where no output reads both points.  So nu I - S is factorised in a
-window that moves along the band (docs/theory.md, Theorem 6).
+padding, (L_k^T L_l)(i, i') counts the rows that read i by tap k and i' by tap l: none far from the
+diagonal.  So nu I - S is factorised in a window that moves along the band (docs/theory.md,
+Theorem 6).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from gramnorm._arrays import crossing, libraries, limits
-from gramnorm._arrays.types import Array, HostFloats, HostNumbers
+from gramnorm._arrays.types import Array, HostBools, HostInts, HostNumbers
 from gramnorm._conv import finite_matrix
-from gramnorm._conv.geometry import Axis
+from gramnorm._conv.geometry import Axis, readers
 from gramnorm._matrix.windows import Window, eigenvalue_bound
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
@@ -29,20 +29,18 @@ from gramnorm._rigour.model import up
 
 
 def bracket(taps: Array, axes: Sequence[Axis], lower: float, *, rtol: float) -> Bounds[float]:
-    """Bound the norm of the operator with taps (T, groups, c_out, c_in) from above, little over `lower`.
+    """Bound the norm of the operator with taps (T, groups, c_out, c_in) from above, near `lower`.
 
-    Inf where that is no bound, or a factorisation too dear. The cost is factorisations.
+    Inf where that is no bound, or takes too much memory. The cost is factorisations.
     """
-    taps, axes = _narrowest_last(taps, axes)
-    nothing = Bounds(0.0, math.inf)
-    if not (lower > 0 and libraries.is_on_cpu(taps) and finite_matrix.has_little_band(taps, axes)):
-        return nothing
-    links = finite_matrix.oriented_links(taps, axes)
-    products = finite_matrix.link_products(links[-1]).reshape(-1, *(links[-1].shape[2],) * 2)
-    window = _window(products, min(finite_matrix.sides(taps, axes)) // products.shape[1])
-    if not window.is_affordable:
-        return nothing
-    grams = _grams(taps, axes, products)
+    if not lower > 0:
+        return Bounds(0.0, math.inf)
+    taps, axes = narrowest_last(taps, axes)
+    rows = row_table(taps, axes)
+    window = band_window(rows, min(finite_matrix.sides(taps, axes)) // rows.shape[-1])
+    if window.side**2 > limits.WINDOW:
+        return Bounds(0.0, math.inf)
+    grams = _grams(taps, axes, rows)
     errors = finite_matrix.gram_error(taps, axes, grams[0].order).tolist()
     for gap in limits.BAND_GAPS:
         level, bounds = up(lower**2) * (1 + 2 * gap * rtol), [0.0]
@@ -54,62 +52,81 @@ def bracket(taps: Array, axes: Sequence[Axis], lower: float, *, rtol: float) -> 
     return Bounds(0.0, math.inf, len(grams))
 
 
-@dataclasses.dataclass(frozen=True)
 class _Gram:
     """The Gram matrix of a group, by points of the last axis: what `eigenvalue_bound` reads.
 
-    Attributes
+    Parameters
     ----------
-    links : host floats, shape (k k, n, n)
-        The products L_k^T L_l.
-    pairs : host array, shape (k k, m, m)
-        The matrices H_kl.
+    rows : host ints, shape (tables, k, n)
+        What `row_table` returns.
+    pairs : host array, shape (k, k, ..., ...)
+        The matrices H_kl, whose rows and columns are several axes each.
+    copies, outputs : int
+        Rows that read a point by the same tap, at most, and all outputs.
     """
 
-    links: HostFloats
-    pairs: HostNumbers
-
-    @property
-    def dtype(self) -> np.dtype[np.inexact]:
-        """The type of its entries."""
-        return self.pairs.dtype
-
-    @property
-    def order(self) -> int:
-        """The rows, and the columns."""
-        return int(self.links.shape[1] * self.pairs.shape[1])
-
-    @property
-    def size(self) -> float:
-        """An upper bound on the Frobenius norm: that of the sum of the terms."""
-        sizes = [sums.host_norm(link)[1] * sums.host_norm(h)[1] for link, h in self._terms()]
-        return up(math.fsum(sizes), 8)
-
-    def _terms(self) -> list[tuple[HostFloats, HostNumbers]]:
-        return list(zip(self.links, self.pairs, strict=True))
+    def __init__(self, rows: HostInts, pairs: HostNumbers, copies: int, outputs: int) -> None:
+        self._rows, self._pairs = rows.reshape(-1, rows.shape[-1]), pairs
+        self._taps = np.tile(np.arange(rows.shape[1]), rows.shape[0])
+        self._side = math.isqrt(math.prod(pairs.shape[2:]))
+        self.dtype, self.order = pairs.dtype, rows.shape[-1] * self._side
+        # ||L_k^T L_l||_F <= ||L_k|| ||L_l||_F, and sum_l ||H_kl||_F <= sqrt(count) ||H_k||_F
+        count = rows.shape[1]
+        norms = math.fsum(sums.host_norm(h)[1] for h in pairs)
+        self.size = up(math.sqrt(copies * outputs * count) * norms, 8)
+        self._last: tuple[HostBools, HostNumbers] | None = None
 
     def block(self, first: int, stop: int, left: int, right: int) -> HostNumbers:
         """Return the rows from `first` to `stop` of the columns from `left` to `right`."""
-        m = self.pairs.shape[1]
+        m = self._side
         i, j = slice(first // m, -(-stop // m)), slice(left // m, -(-right // m))
-        whole = np.tensordot(self.links[:, i, j], self.pairs, axes=(0, 0))  # (i, j, m, m)
-        rows, columns = whole.shape[0] * m, whole.shape[1] * m
-        whole = whole.transpose(0, 2, 1, 3).reshape(rows, columns)
-        return whole[
-            first - i.start * m : stop - i.start * m, left - j.start * m : right - j.start * m
-        ]
+        ours, theirs = self._rows[:, None, i, None], self._rows[None, :, None, j]
+        shared = (ours == theirs) & (ours >= 0)  # (slot, slot, i, j)
+        # far from the ends of an axis one block is like the other
+        if self._last is None or not np.array_equal(self._last[0], shared):
+            self._last = shared, self._summed(shared)
+        rows, columns = (
+            slice(first - i.start * m, stop - i.start * m),
+            slice(left - j.start * m, right - j.start * m),
+        )
+        return self._last[1][rows, columns]
+
+    def _summed(self, shared: HostBools) -> HostNumbers:
+        """Return the sum of H_kl over all pairs of slots that share a row."""
+        m, (height, width) = self._side, shared.shape[2:]
+        first, second, i, j = np.nonzero(shared)
+        place = i * width + j
+        order = np.argsort(place, kind="stable")
+        turn = np.empty_like(place)  # of the terms of a place
+        turn[order] = np.arange(place.size) - np.searchsorted(place[order], place[order])
+        whole = np.zeros((height * width, m, m), dtype=self.dtype)
+        for t in range(int(turn.max(initial=-1)) + 1):
+            chosen = turn == t
+            terms = self._pairs[self._taps[first[chosen]], self._taps[second[chosen]]]
+            whole[place[chosen]] += terms.reshape(-1, m, m)
+        whole = whole.reshape(height, width, m, m).transpose(0, 2, 1, 3)
+        return whole.reshape(height * m, width * m)
 
 
-def _grams(taps: Array, axes: Sequence[Axis], products: HostFloats) -> list[_Gram]:
+def _grams(taps: Array, axes: Sequence[Axis], rows: HostInts) -> list[_Gram]:
     """Return the Gram matrix of each group, with the points of the last axis outermost."""
     host = crossing.host_array(finite_matrix.pair_grams(taps, axes, len(axes) - 1))
     points = range(5, host.ndim, 2)
     host = host.transpose(0, 1, 2, 3, *points, 4, *(i + 1 for i in points))
-    count, side = axes[-1].taps ** 2, math.prod(host.shape[3 : 4 + len(points)])
-    return [_Gram(products, h.reshape(count, side, side)) for h in host]
+    return [_Gram(rows, pairs, axes[-1].copies(), axes[-1].outputs) for pairs in host]
 
 
-def _narrowest_last(taps: Array, axes: Sequence[Axis]) -> tuple[Array, tuple[Axis, ...]]:
+def row_table(taps: Array, axes: Sequence[Axis]) -> HostInts:
+    """Return the rows that read a point of the last axis by a tap, shape (tables, taps, points).
+
+    Rows are outputs and points samples, or the other way round if there are fewer outputs; -1
+    stands for none.
+    """
+    axis = axes[-1]
+    return np.stack(readers(axis)) if finite_matrix.is_tall(taps, axes) else axis.sources()[None]
+
+
+def narrowest_last(taps: Array, axes: Sequence[Axis]) -> tuple[Array, tuple[Axis, ...]]:
     """Return taps and axes with that axis last whose band is the smallest part of its points.
 
     Two points are read by one output only if they lie within the reach, but round a circle.
@@ -122,9 +139,11 @@ def _narrowest_last(taps: Array, axes: Sequence[Axis]) -> tuple[Array, tuple[Axi
     return xp.reshape(moved, tuple(taps.shape)), tuple(axes[a] for a in order)
 
 
-def _window(products: HostFloats, m: int) -> Window:
-    """Return the window of a band of blocks of order m, from the products L_k^T L_l (k k, n, n)."""
-    n, present = products.shape[1], np.any(products != 0, axis=0)
-    last = np.where(present, np.arange(n)[:, None], 0).max(axis=0)
-    last = np.maximum(last, np.arange(n))
+def band_window(rows: HostInts, m: int) -> Window:
+    """Return the window of a band of blocks of order m from a `row_table`."""
+    rows = rows.reshape(-1, rows.shape[-1])
+    points = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
+    furthest = np.zeros(int(rows.max(initial=-1)) + 2, dtype=np.int64)  # the last one for none
+    np.maximum.at(furthest, rows[rows >= 0], points[rows >= 0])
+    last = np.maximum(furthest[rows].max(axis=0), points[0])
     return Window.reaching(np.repeat((last + 1) * m - 1, m))

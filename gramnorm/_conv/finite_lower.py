@@ -97,16 +97,26 @@ class Wave:
         return down(math.sqrt(max(square - self.noise * (1 + length / 64), 0.0)), 16)
 
 
-def golub_kahan(taps: Array, axes: Sequence[Axis], wave: Wave, *, rtol: float) -> Bounds[float]:
-    """Bound the norm from below by Golub-Kahan steps from the wave, on a window of the operator."""
+def golub_kahan(
+    taps: Array, axes: Sequence[Axis], wave: Wave | None, *, rtol: float
+) -> Bounds[float]:
+    """Bound the norm from below by Golub-Kahan steps on a window of the operator.
+
+    They start from the wave, in its group; without one from a generic vector, in all groups.
+    """
     xp = libraries.namespace(taps)
-    taps = taps[:, wave.group, ...]
-    _, c_out, c_in = taps.shape
-    axes = tuple(a.window(window_size(axes, c_in)) for a in axes)
-    if any(a.outputs == 0 for a in axes):
+    if wave is not None:
+        taps = taps[:, wave.group : wave.group + 1, ...]
+    _, groups, c_out, c_in = taps.shape
+    most = window_size(axes, groups * c_in)
+    # a part of what is continued is a submatrix only where nothing of it is read as a copy
+    is_cut = any(a.mode != "zeros" and a.size > most for a in axes)
+    axes = tuple(a.window(most) for a in axes)
+    if is_cut or any(a.outputs == 0 for a in axes):
         return Bounds(0.0, math.inf)
-    kernel = xp.reshape(xp.permute_dims(taps, (1, 2, 0)), (c_out, c_in, *(a.taps for a in axes)))
-    x, y, products = top_vectors(kernel, axes, wave, rtol=rtol / 8)
+    shape = (groups * c_out, c_in, *(a.taps for a in axes))
+    kernel = xp.reshape(xp.permute_dims(taps, (1, 2, 3, 0)), shape)
+    x, y, products = top_vectors(kernel, axes, wave, groups=groups, rtol=rtol / 8)
     # || |K| |patches| || <= ||K||_F ||patches||_F, and a tap reads a sample once for each copy
     copies = math.prod(a.copies() for a in axes)
     return Bounds(sums.image_quotient(kernel, x, y, copies=copies), math.inf, products)
@@ -120,10 +130,10 @@ def window_size(axes: Sequence[Axis], c_in: int) -> int:
 
 
 def top_vectors(
-    kernel: Array, axes: Sequence[Axis], wave: Wave, *, rtol: float
+    kernel: Array, axes: Sequence[Axis], wave: Wave | None, *, groups: int, rtol: float
 ) -> tuple[Array, Array, int]:
-    """Return x, T x and the products spent, for x near the top right singular vector of a group."""
-    shape = (kernel.shape[1], *(a.size for a in axes))
+    """Return x, T x and the products spent, for x near the top right singular vector."""
+    shape = (groups * kernel.shape[1], *(a.size for a in axes))
     products = 0
 
     def move(x: HostVector) -> Array:
@@ -132,17 +142,20 @@ def top_vectors(
     def normal(x: HostVector) -> HostVector:
         nonlocal products
         products += 2
-        image = correlate(kernel, move(x), axes, 1)
-        return crossing.host_array(adjoint(kernel, image, axes, 1)).reshape(-1)
+        image = correlate(kernel, move(x), axes, groups)
+        return crossing.host_array(adjoint(kernel, image, axes, groups)).reshape(-1)
 
-    wave_here = _sampled(wave, axes, shape)
-    start: HostVector = wave_here if dtypes.is_complex(kernel.dtype) else wave_here.real
     # fixed, and generic: the wave may be orthogonal to what it is to find, or have no real part
-    noise = np.random.default_rng(0).standard_normal(start.size)
-    size = float(np.linalg.norm(start)) or 1.0
-    start = start + limits.START_NOISE * size * noise / np.linalg.norm(noise)
+    start: HostVector = np.random.default_rng(0).standard_normal(math.prod(shape))
+    if wave is not None:
+        here = _sampled(wave, axes, shape)
+        here = here if dtypes.is_complex(kernel.dtype) else here.real
+        size = float(np.linalg.norm(here)) or 1.0
+        start = here + limits.START_NOISE * size * start / np.linalg.norm(start)
+    elif dtypes.is_complex(kernel.dtype):
+        start = start.astype(np.complex128)
     x = move(lanczos.top_vector(normal, start, rtol=rtol, steps=limits.GOLUB_KAHAN_STEPS))
-    return x, correlate(kernel, x, axes, 1), products + 1
+    return x, correlate(kernel, x, axes, groups), products + 1
 
 
 def _sampled(wave: Wave, axes: Sequence[Axis], shape: tuple[int, ...]) -> HostVector:

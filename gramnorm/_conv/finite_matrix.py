@@ -27,28 +27,10 @@ from gramnorm._rigour import sums
 from gramnorm._rigour.model import down, precision_of, up
 
 
-def is_affordable(taps: Array, axes: Sequence[Axis], *, most: int) -> bool:
-    """Say whether an operator with a side of at most `most` fits in little memory as a matrix."""
-    if min(sides(taps, axes)) > most:
-        return False
-    return (
-        _can_be_gathered(taps, axes)
-        or _largest_step(taps, axes, len(axes)) <= limits.ASSEMBLED_ENTRIES
-    )
-
-
-def is_cheap(taps: Array, axes: Sequence[Axis]) -> bool:
-    """Say whether the matrix costs less than the bounds that do not need it."""
-    side = min(sides(taps, axes))
-    is_little = taps.shape[1] * side**3 <= limits.ASSEMBLED_CHEAPLY**3
-    most = limits.ASSEMBLED_CHEAPLY if is_little else limits.ASSEMBLED_AT_ONCE
-    return is_affordable(taps, axes, most=most)
-
-
 def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
     """Bracket the norm of the operator with taps (T, groups, c_out, c_in); the cost is products."""
     real = dtypes.real_dtype(taps.dtype)
-    if _largest_step(taps, axes, len(axes)) > limits.ASSEMBLED_ENTRIES:
+    if is_gathered(taps, axes):
         dense = bracket_stack(gathered_matrix(taps, axes), rtol=rtol, dtype=real)
         return Bounds(float(np.max(dense.lower)), float(np.max(dense.upper)), dense.cost)
     gram, error = gram_matrix(taps, axes)
@@ -94,36 +76,40 @@ def sides(taps: Array, axes: Sequence[Axis]) -> tuple[int, int]:
     return c_out * math.prod(a.outputs for a in axes), c_in * math.prod(a.size for a in axes)
 
 
-def _is_tall(taps: Array, axes: Sequence[Axis]) -> bool:
+def is_tall(taps: Array, axes: Sequence[Axis]) -> bool:
     rows, columns = sides(taps, axes)
     return columns <= rows
 
 
-def _can_be_gathered(taps: Array, axes: Sequence[Axis]) -> bool:
+def is_gathered(taps: Array, axes: Sequence[Axis]) -> bool:
+    """Say whether the operator itself is formed, since its Gram matrix from pairs is dearer."""
+    if any(a.coincidences() > 1 for a in axes):
+        return False
+    (entries, work), (numbers, operations) = gathering(taps, axes), assembly(taps, axes, len(axes))
+    is_large = numbers > limits.ASSEMBLED_ENTRIES
+    return entries <= limits.ASSEMBLED_ENTRIES and (is_large or work < operations)
+
+
+def gathering(taps: Array, axes: Sequence[Axis]) -> tuple[float, float]:
+    """Return the numbers in the operators of all groups, and the operations to their squares."""
     rows, columns = sides(taps, axes)
-    # the indices take as much again
-    fits = taps.shape[1] * rows * columns <= limits.ASSEMBLED_ENTRIES / 2
-    return fits and all(a.coincidences() == 1 for a in axes)
+    entries = 2.0 * taps.shape[1] * rows * columns  # the indices take as much again
+    return entries, entries * min(rows, columns)
 
 
-def has_little_band(taps: Array, axes: Sequence[Axis]) -> bool:
-    """Say whether the pairs of taps of the last axis fit in little memory, all else summed up."""
-    last = axes[-1]
-    links = float(last.taps) ** 2 * max(last.size, last.outputs) ** 2
-    return max(links, _largest_step(taps, axes, len(axes) - 1)) <= limits.ASSEMBLED_ENTRIES
-
-
-def _largest_step(taps: Array, axes: Sequence[Axis], count: int) -> float:
-    """Return how many numbers the largest intermediate result of `pair_grams` has."""
-    tall = _is_tall(taps, axes)
-    entries = float(taps.shape[1] * taps.shape[3 if tall else 2] ** 2)
-    entries *= math.prod(float(a.taps) ** 2 for a in axes)
-    steps = [entries]
+def assembly(taps: Array, axes: Sequence[Axis], count: int) -> tuple[float, float]:
+    """Return the numbers in the largest intermediate result of `pair_grams`, and its operations."""
+    tall = is_tall(taps, axes)
+    _, groups, c_out, c_in = taps.shape
+    inner, c = (c_out, c_in) if tall else (c_in, c_out)
+    entries = float(groups * c**2) * math.prod(float(a.taps) ** 2 for a in axes)
+    steps, operations = [entries], 2 * inner * entries
     for a in axes[:count]:
         n = a.size if tall else a.outputs
+        operations += 2 * entries * float(n) ** 2
         entries *= float(n) ** 2 / a.taps**2
         steps += [float(a.taps * n) ** 2, float(a.taps) * a.outputs * a.size, entries]
-    return max(steps)
+    return max(steps), operations
 
 
 def gram_matrix(taps: Array, axes: Sequence[Axis]) -> tuple[Array, HostFloats]:
@@ -137,34 +123,28 @@ def gram_matrix(taps: Array, axes: Sequence[Axis]) -> tuple[Array, HostFloats]:
     return xp.reshape(gram, (groups, q, q)), gram_error(taps, axes, q)
 
 
-def oriented_links(taps: Array, axes: Sequence[Axis]) -> list[HostFloats]:
-    """Return the links (taps, rows, points) of each axis, with the points on the smaller side."""
-    links = [axis.links() for axis in axes]
-    return links if _is_tall(taps, axes) else [link.swapaxes(1, 2) for link in links]
-
-
 def pair_grams(taps: Array, axes: Sequence[Axis], count: int) -> Array:
     """Return the Gram matrices of pairs of taps, summed over those of the first `count` axes.
 
     Of shape (groups, *(k, k) of the other axes, c, c, *(points, points) of these), on the smaller
     side.
     """
-    xp, links = libraries.namespace(taps), oriented_links(taps, axes)
-    if not _is_tall(taps, axes):  # A A^H is the Gram matrix of A^H
-        taps = linalg.adjoint(taps)
+    xp, links = libraries.namespace(taps), [axis.links() for axis in axes[:count]]
+    if not is_tall(taps, axes):  # A A^H is the Gram matrix of A^H
+        taps, links = linalg.adjoint(taps), [link.swapaxes(1, 2) for link in links]
     terms, groups, inner, c = taps.shape
     sizes, dims = [a.taps for a in axes], len(axes)
     rows = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, inner, terms * c))
     gram = xp.reshape(linalg.gram_matrix(rows), (groups, *sizes, c, *sizes, c))
     pairs = (i for a in range(dims) for i in (1 + a, 2 + dims + a))
     gram = xp.permute_dims(gram, (0, *pairs, 1 + dims, 2 + 2 * dims))
-    for link in links[:count]:
+    for link in links:
         # (k, l) of the first axis left become (i, i'), at the end
         shape = (groups, link.shape[0] ** 2, *gram.shape[3:])
         gram = xp.permute_dims(xp.reshape(gram, shape), (0, *range(2, len(shape)), 1))
         moved = crossing.from_host(link_products(link), dtype=taps.dtype, like=taps)
         gram = linalg.matmul(gram, moved)
-    points = [n for link in links[:count] for n in (link.shape[2],) * 2]
+    points = [n for link in links for n in (link.shape[2],) * 2]
     left = [k for k in sizes[count:] for _ in range(2)]
     return xp.reshape(gram, (groups, *left, c, c, *points))
 
@@ -172,8 +152,11 @@ def pair_grams(taps: Array, axes: Sequence[Axis], count: int) -> Array:
 def gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
     """Bound the spectral norm of the error of each Gram matrix (docs/theory.md, section 4)."""
     # A^H A sums over outputs, A A^H over inputs
-    count, inner = taps.shape[0], taps.shape[2 if _is_tall(taps, axes) else 3]
+    count, inner = taps.shape[0], taps.shape[2 if is_tall(taps, axes) else 3]
     sizes = [a.taps for a in axes]
+    terms = [
+        a.copies() * a.taps**2 for a in axes
+    ]  # pairs of taps, for each row that both points share
     prec = precision_of(taps.dtype)
     uses = np.ones(())
     for axis in axes:
@@ -181,7 +164,7 @@ def gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
     _, squares = sums.square(taps)
     # || sum_k L_k x |K_k| ||_F^2, where taps that read the same sample may add up
     size = uses.reshape(-1) @ squares * math.prod(a.coincidences() for a in axes)
-    loss = math.expm1(sum(math.log1p(prec.kappa(n)) for n in (inner, *(k * k for k in sizes))))
+    loss = math.expm1(sum(math.log1p(prec.kappa(n)) for n in (inner, *terms)))
     error = loss * size + 2 * q * count**2 * prec.underflow(inner + sum(sizes))
     return up(error, count**2 + 8)
 

@@ -115,7 +115,7 @@ def _norms_above(h: Array) -> HostFloats:
     norms = up(np.sqrt(sums.square(h)[1]))
     large = np.flatnonzero(norms > 2.0**-50)  # smaller ones are as good as zero
     if large.size:
-        chain = GramChain(crossing.select(h, large))
+        chain = GramChain(crossing.select(h, large), np.arange(large.size))
         squared = np.min([chain.advance().upper for _ in range(limits.LAG_SQUARINGS)], axis=0)
         norms[large] = np.minimum(norms[large], squared)
     return norms

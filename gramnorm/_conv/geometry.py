@@ -420,13 +420,13 @@ def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array
     back = xp.reshape(back, (groups, c_in, c_out // groups * math.prod(taps)))
     terms = [
         linalg.matmul(back, _gathered(y, tables, groups))
-        for tables in itertools.product(*(_readers(axis) for axis in axes))
+        for tables in itertools.product(*(readers(axis) for axis in axes))
     ]
     return xp.reshape(sum(terms[1:], terms[0]), (c_in * groups, *(a.size for a in axes)))
 
 
 @functools.lru_cache(maxsize=limits.AXES_READ)
-def _readers(axis: Axis) -> list[HostInts]:
+def readers(axis: Axis) -> list[HostInts]:
     """Return tables (taps, size) of outputs that read a sample by a tap, -1 for none.
 
     There are as many tables as outputs read the same sample by the same tap.

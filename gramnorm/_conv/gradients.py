@@ -9,6 +9,7 @@ the operator, it is the correlation of u with v: sum_o u[o] v[s o + d k - before
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -43,12 +44,15 @@ class Place:
         Whether only the frequencies of a circle count, so that `turns` are exact.
     frequency : host floats, shape (axes,), or None
         The same in radians per sample of the input.
+    is_even : bool
+        Whether cosines of this frequency attain the norm, and not a wave.
     """
 
     turns: HostFloats | None = None
     group: int = 0
     on_grid: bool = False
     frequency: HostFloats | None = None
+    is_even: bool = False
 
 
 def of_bound(
@@ -63,8 +67,20 @@ def of_bound(
         if place.turns is None:
             found = _of_operator(kernel, geometry, rtol=rtol)
         else:
-            found = _of_symbol(kernel, geometry, place, lambda f: _mean_pair(f, rtol))
+            each = (
+                _of_symbol(kernel, geometry, mirrored, lambda f: _mean_pair(f, rtol))
+                for mirrored in _mirrored(place)
+            )
+            found = np.mean(list(each), axis=0)
     return crossing.from_host(found, dtype=gradient_dtype(a), like=a)
+
+
+def _mirrored(place: Place) -> list[Place]:
+    """Return the waves whose mean is the place: of cosines those with both signs in each axis."""
+    if not place.is_even or place.turns is None:
+        return [place]
+    signs = itertools.product((1, -1), repeat=len(place.turns))
+    return [dataclasses.replace(place, turns=np.asarray(s) * place.turns) for s in signs]
 
 
 def of_fixed_steps(
@@ -181,7 +197,7 @@ def _of_correlation(
     kernel: HostArray, axes: Sequence[Axis], wave: Wave, *, rtol: float
 ) -> tuple[float, HostArray]:
     """Return ||T x|| / ||x|| and its gradient by a group's kernel, at the top right vector x."""
-    x, y, _ = top_vectors(kernel, axes, wave, rtol=rtol**2)
+    x, y, _ = top_vectors(kernel, axes, wave, groups=1, rtol=rtol**2)
     size_x, size_y = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     if not (size_x > 0 and size_y > 0):
         return 0.0, np.zeros_like(kernel)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from gramnorm._arrays import limits, threads
+from gramnorm._arrays.programs import compiles
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm._conv import factored
 from gramnorm._conv.symbol import Symbol
@@ -164,16 +165,19 @@ class _SharpenedNorms:
 
         def begun(part: slice) -> tuple[GramChain, tuple[HostFloats, HostFloats]]:
             blocks = symbol.at(numerators[part], denominators)
-            return GramChain(blocks), sums.square(blocks)
+            low, high = sums.square(blocks)
+            count = len(numerators[part]) * symbol.blocks
+            return GramChain(blocks, np.arange(count)), (low[:count], high[:count])
 
-        each = operations(symbol)
-        parts = threads.parts(len(numerators), each, like=symbol.taps)
+        each = symbol.operations
+        parts = threads.parts(len(numerators), each, like=symbol.rows)
         found = threads.shared_if_worth(begun, parts, len(numerators) * each)
         self._chain = GramChains([chain for chain, _ in found])
         low, high = np.concatenate([squares for _, squares in found], axis=1)
         # ||F||_F / sqrt(q) <= ||F|| <= ||F||_F: vectors are done with it
         self._bracket = down(np.sqrt(low / min(symbol.block_shape))), up(np.sqrt(high))
-        self._is_first = True
+        # what compiles is to meet the products with the first values
+        self._is_first = not compiles(symbol.rows)
         self.upper = np.full(len(high), np.inf)
         self.rest = np.arange(len(high))
 
@@ -202,22 +206,10 @@ class _SharpenedNorms:
 def limit(symbol: Symbol) -> int:
     """Return how many frequencies a search may evaluate."""
     least, most = limits.SEARCH_EVALUATIONS
-    return min(max(least, int(limits.SEARCH_OPERATIONS / operations(symbol))), most)
-
-
-def operations(symbol: Symbol) -> float:
-    """Return about what one frequency costs."""
-    p, q = max(symbol.block_shape), min(symbol.block_shape)
-    count, axes = symbol.offsets.shape
-    # sum over taps, about three Gram products and passes over the entries; phases
-    entries = 8.0 * float(symbol.blocks * p * q * (count + 3 * q + limits.ENTRY_OPERATIONS))
-    phases: float = limits.PHASE_OPERATIONS * count * axes
-    return entries + phases
+    return min(max(least, int(limits.SEARCH_OPERATIONS / symbol.operations)), most)
 
 
 def chunks(index: HostInts, symbol: Symbol) -> Iterator[HostInts]:
-    """Cut `index` so that the blocks of a part fit in `limits.SYMBOL_BYTES`."""
-    size = symbol.blocks * math.prod(symbol.block_shape) + len(symbol.offsets)
-    step = max(1, limits.SYMBOL_BYTES // (16 * size))
-    for start in range(0, len(index), step):
-        yield index[start : start + step]
+    """Cut `index` into the batches of a symbol."""
+    for start in range(0, len(index), symbol.batch):
+        yield index[start : start + symbol.batch]

@@ -17,7 +17,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays import limits, linalg
+from gramnorm._arrays import limits, linalg, threads
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm._conv.estimates import Estimator
 from gramnorm._matrix import definite
@@ -148,11 +148,11 @@ class Squared:
         Single precision serves where the estimates are farther below than what it loses.
         """
         found = np.full(len(turns), np.inf)
-        margins = (targets / np.maximum(estimates, 1e-300)) ** 2 - 1
         left = np.flatnonzero((targets > 0) & (targets**2 > 2 * self.error))
         for wide in (False, True):
             loss = self._losses[wide]
-            which = left if wide else left[margins[left] > loss]
+            far = targets[left] ** 2 > (1 + loss) * estimates[left] ** 2
+            which = left if wide else left[far]
             levels = down((targets[which] ** 2 - 1.1 * self.error) / (1 + loss))
             squares = self._bounds(turns[which], levels, wide=wide)
             roots = up(np.sqrt(squares))
@@ -163,21 +163,27 @@ class Squared:
 
     def _bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
         """Return bounds on the squared norms, little above `levels` if those are some; else inf."""
-        found = np.full(len(turns), np.inf)
-        step = max(1, limits.FORMED // self._tables[0].shape[1])
+        step = max(limits.FORMED[0], limits.FORMED[1] // self._tables[0].shape[1])
+        parts = [slice(i, i + step) for i in range(0, len(turns), step)]
+
+        def bounded(part: slice) -> HostFloats:
+            return self._part_bounds(turns[part], levels[part], wide=wide)
+
+        work = 8.0 * len(turns) * self.order**3
+        return np.concatenate([np.zeros(0), *threads.shared_if_worth(bounded, parts, work)])
+
+    def _part_bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
+        """Do what `_bounds` does for as many frequencies as are formed together."""
+        found, columns = [], self.formed(turns, levels, wide=wide)
+        unit = precision_of(columns[0].dtype).unit
         few = max(1, limits.FACTORED // self.order)
-        for start in range(0, len(turns), step):
-            columns = self.formed(
-                turns[start : start + step], levels[start : start + step], wide=wide
-            )
-            unit = precision_of(columns[0].dtype).unit
-            for i in range(0, len(columns[0]), few):
-                shortfall, size = definite.shortfalls([c[i : i + few] for c in columns])
-                # an entry is rounded as the level is added and as it is stored, or underflows
-                rounded = 2.02 * unit * size + 2.0**-120 * self.order
-                part = slice(start + i, start + i + len(size))
-                found[part] = up(levels[part] + up(shortfall + rounded + self.error))
-        return found
+        for i in range(0, len(turns), few):
+            part = slice(i, i + few)
+            shortfall, size = definite.shortfalls([c[part] for c in columns])
+            # an entry is rounded as the level is added and as it is stored, or underflows
+            rounded = 2.02 * unit * size + 2.0**-120 * self.order
+            found.append(up(levels[part] + up(shortfall + rounded + self.error)))
+        return np.concatenate(found)
 
 
 def _pairs(offsets: HostInts) -> tuple[HostInts, list[tuple[HostInts, HostInts]]]:

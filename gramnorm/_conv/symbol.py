@@ -18,7 +18,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, probes
+from gramnorm._arrays import crossing, devices, dtypes, libraries, limits, linalg, probes
+from gramnorm._arrays.programs import compiled, compiles
 from gramnorm._arrays.types import Array, DType, HostInts
 from gramnorm._conv.flat import Autocorrelation, autocorrelation
 from gramnorm._conv.squared import Squared
@@ -126,6 +127,8 @@ class Symbol:
     ----------
     error : float
         Bound, in the spectral norm, on the difference between a computed block and the exact one.
+    rows : array, shape (T, blocks, p, q)
+        The taps as complex numbers where blocks are computed.
     """
 
     def __init__(self, taps: Array, offsets: HostInts, *, taps_error: float = 0.0) -> None:
@@ -138,7 +141,8 @@ class Symbol:
         self.block_shape = (block_shape[0], block_shape[1])
         self.real = not dtypes.is_complex(taps.dtype)
         work = dtypes.complex_dtype(taps.dtype)
-        self._rows = xp.astype(xp.reshape(self._tall, (count, -1)), work)
+        rows = xp.astype(xp.reshape(self._tall, (count, self.blocks, *block_shape)), work)
+        self.rows = devices.moved_if_worth(rows, 8 * self.operations)
         self._taps_error = taps_error
         self.error = self._evaluation_error() + taps_error
 
@@ -147,12 +151,23 @@ class Symbol:
         taps = crossing.host_array(self.taps[:, block, ...])
         return taps.astype(np.float64 if self.real else np.complex128)
 
+    @property
+    def operations(self) -> float:
+        """About what one frequency costs."""
+        p, q = max(self.block_shape), min(self.block_shape)
+        count, axes = self.offsets.shape
+        # sum over taps, about three Gram products and passes over the entries; phases
+        entries: float = 8.0 * (self.blocks * p * q * (count + 3 * q + limits.ENTRY_OPERATIONS))
+        phases: float = limits.PHASE_OPERATIONS * count * axes
+        return entries + phases
+
     def narrow_first(self, frequencies: int) -> Iterator[Symbol]:
         """Yield the symbol in single precision, where that saves time, and then itself."""
         many = frequencies * self.blocks >= limits.NARROW_BLOCKS
         large = many and min(self.block_shape) >= limits.NARROW_SIDE
-        double = dtypes.bits(self.taps.dtype) == 64
-        if double and large and probes.float32_products_are_exact(self.taps):
+        # a second precision is a second compilation
+        double = dtypes.bits(self.taps.dtype) == 64 and not compiles(self.rows)
+        if double and large and probes.float32_products_are_exact(self.rows):
             yield self._narrow
         yield self
 
@@ -174,8 +189,8 @@ class Symbol:
         """Bound the rounding errors of a block, in the Frobenius norm (Lemma 9)."""
         xp = libraries.namespace(self.taps)
         count, axes = self.offsets.shape
-        relative, underflow = symbol_loss(count, axes, self._rows.dtype)
-        prec = precision_of(self._rows.dtype)
+        relative, underflow = symbol_loss(count, axes, self.rows.dtype)
+        prec = precision_of(self.rows.dtype)
         # of the entrywise sum of moduli, T of them and each a root
         _, squares = sums.square(xp.sum(xp.abs(self._tall), axis=0))
         frobenius = math.sqrt(float(np.max(squares))) * (1 + prec.gamma(count + 8))
@@ -186,12 +201,25 @@ class Symbol:
     def at(self, numerators: HostInts, denominators: HostInts) -> Array:
         """Return the blocks at the angles 2 pi numerators / denominators.
 
-        They have the shape (frequencies * blocks, p, q).
+        They have the shape (frequencies * blocks, p, q), and stand in front of others where a batch
+        is padded.
         """
-        xp = libraries.namespace(self._rows)
+        if compiles(self.rows):
+            missing = self.batch - len(numerators)
+            numerators = np.pad(numerators, ((0, missing), (0, 0)), mode="edge")
         weights = phases(self.offsets, numerators, denominators)
-        moved = crossing.from_host(weights, dtype=self._rows.dtype, like=self._rows)
-        return xp.reshape(linalg.matmul(moved, self._rows), (-1, *self.block_shape))
+        return _sums(crossing.from_host(weights, dtype=self.rows.dtype, like=self.rows), self.rows)
+
+    @property
+    def batch(self) -> int:
+        """Most frequencies that are evaluated at a time."""
+        size = self.blocks * math.prod(self.block_shape) + len(self.offsets)
+        most = max(1, limits.SYMBOL_BYTES // (16 * size))
+        if not compiles(self.rows):
+            return most
+        # of one tap all frequencies have the same block
+        few, entries = limits.PADDED_BATCH
+        return max(1, min(few, entries // size)) if len(self.offsets) > 1 else 1
 
     @functools.cached_property
     def autocorrelation(self) -> Autocorrelation | None:
@@ -208,7 +236,7 @@ class Symbol:
         lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
         small = 4 * lags * blocks * q * q <= limits.WIDE_TABLE
         # devices multiply much faster than the host factorises
-        here = libraries.is_on_cpu(self.taps) and self._taps_error == 0
+        here = libraries.is_on_cpu(self.rows) and self._taps_error == 0
         if not here or count == 1 or q < limits.WIDE_COLUMNS or not small:
             return []
         host = crossing.host_array(self._tall)
@@ -228,4 +256,13 @@ class Symbol:
         if found is None:
             return None
         taps, error = found.less(centre)
-        return Symbol(taps, found.lags, taps_error=error)
+        with devices.no_new_shape(rare=True):
+            return Symbol(taps, found.lags, taps_error=error)
+
+
+@compiled
+def _sums(weights: Array, taps: Array) -> Array:
+    """Return the weighted sums of taps (T, blocks, p, q), one after the other."""
+    xp = libraries.namespace(taps)
+    found = linalg.matmul(weights, xp.reshape(taps, (taps.shape[0], -1)))
+    return xp.reshape(found, (-1, *taps.shape[2:]))

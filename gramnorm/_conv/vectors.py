@@ -232,6 +232,10 @@ class _Correlation:
                 yield place.group, x
             return
         assert self.axes is not None
+        if place.is_even:
+            for x in self._parts(self._cosines(place.group, theta, rtol)):
+                yield place.group, x
+            return
         symbol, best = every_size.supremum(
             self.taps, self.kernel.shape[3:], self.stride, self.dilation, rtol=limits.START_RTOL
         )
@@ -272,6 +276,15 @@ class _Correlation:
             shape = (-1, *(1 for _ in self.axes[number:]))
             x = np.take(x, (i + axis.before) % axis.stride, axis=number) * values.reshape(shape)
         return x if np.any(x) else np.ones_like(x)  # samples fewer than the stride may miss it
+
+    def _cosines(self, group: int, theta: HostFloats, rtol: float) -> HostArray:
+        """Return v cos(theta . (i + 1/2)), axis by axis, on the samples of the input."""
+        assert self.axes is not None
+        x: HostArray = self._top_pair(group, theta, rtol)[0]
+        for number, (axis, angle) in enumerate(zip(self.axes, theta.tolist(), strict=True), 1):
+            shape = (-1, *(1 for _ in self.axes[number:]))
+            x = x * np.cos(angle * (np.arange(axis.size) + 0.5)).reshape(shape)
+        return x
 
     def _climbed(self, group: int, wave: HostArray, *, rtol: float) -> Iterator[HostArray]:
         """Yield inputs from Golub-Kahan steps that start at a wave, on a window of a large operator."""

@@ -1,13 +1,13 @@
 """The certified supremum of the norm of a wide symbol, by one factorisation for each cell.
 
-Estimates for all cells together and a local ascent say where the lower bound L is and how large a
-cell may be: Theorem 10 (docs/theory.md) closes a cell of half width w with centre c as soon as
+Estimates at samples and a local ascent say where the lower bound L is and how large a cell may be:
+Theorem 10 (docs/theory.md) closes a cell of half width w with centre c as soon as
 
     ||F(c)|| <= (1 + rtol) L cos(w),    that is w <= arccos(||F(c)|| / ((1 + rtol) L)).
 
-So a cell is cut into as many parts as its estimate asks for, and one that is small enough is closed
-by one factorisation of tau^2 I - G(c) (Lemma 23).  Only this, and the quotient that is L, proves
-anything.
+So the torus is covered by cells about as large as that (`cover`), one that is too large is cut into
+as many parts as its estimate asks for, and one that is small enough is closed by one factorisation
+of tau^2 I - G(c) (Lemma 23).  Only this, and the quotient that is L, proves anything.
 """
 
 from __future__ import annotations
@@ -18,29 +18,24 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gramnorm._arrays import limits
+from gramnorm._arrays import limits, threads
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
-from gramnorm._conv.cells import Cells
+from gramnorm._conv import cover
+from gramnorm._conv.cells import diamond_axes
 from gramnorm._conv.estimates import HostVectors
+from gramnorm._conv.sampling import Maximum
 from gramnorm._conv.squared import FINEST, Squared, snapped
 from gramnorm._rigour.model import down, up
 
-FIRST_STEPS, CHILD_STEPS, MORE_STEPS = 10, 4, 12
-"""Lanczos steps at the first centres, at those of parts, and after a failure."""
+FIRST_STEPS, CHILD_STEPS, MORE_STEPS = 8, 4, 12
+"""Lanczos steps at samples, at centres, and where norms must be known sharply: at samples where they
+are high and where a factorisation failed."""
 
-DOUBTFUL = 1.1
+HIGH = 0.9
+"""Share of the largest estimate from which on a sample is high: cells are small there."""
+
+DOUBTFUL = 1.03
 """Times w up to which what is needed is estimated once more before a factorisation is tried."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Peak:
-    """A bracket of the supremum, where `lower` is attained, and the factorisations spent."""
-
-    lower: float
-    upper: float
-    turns: HostFloats
-    block: int
-    cost: int
 
 
 def supremum(
@@ -51,7 +46,7 @@ def supremum(
     rtol: float,
     most: float,
     is_flat: Callable[[float], bool],
-) -> Peak:
+) -> Maximum:
     """Bracket the supremum over all frequencies and blocks, crudely where that takes too long.
 
     Parameters
@@ -65,12 +60,13 @@ def supremum(
     is_flat : callable
         Asked, for a lower bound, whether the norm is hardly lower anywhere: there are better ways.
     """
+    threads.keep_arrays()
     return _Search(squares, kernel_size, half, rtol).run(most, is_flat)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Open:
-    """Open cells of one block: centres in turns, sizes relative to the first cells, estimates."""
+    """Open cells of one block: centres in turns, sizes relative to the smallest, estimates."""
 
     centres: HostFloats
     sizes: HostFloats
@@ -85,7 +81,7 @@ class _Open:
         return _Open(*parts)
 
     def again(self, square: Squared, chosen: HostInts, steps: int) -> _Open:
-        """Return the cells with sharper estimates at the chosen ones."""
+        """Return the cells with estimates from their vectors at the chosen ones."""
         if not chosen.size:
             return self
         norms, vectors = self.norms.copy(), self.vectors.copy()
@@ -93,63 +89,103 @@ class _Open:
         norms[chosen], vectors[chosen] = found
         return dataclasses.replace(self, norms=norms, vectors=vectors)
 
+    def estimated(self, square: Squared) -> _Open:
+        """Return the cells with estimates from their vectors at all centres."""
+        return self.again(square, np.arange(len(self)), CHILD_STEPS)
+
 
 class _Search:
     def __init__(
         self, squares: Sequence[Squared], kernel_size: tuple[int, ...], half: bool, rtol: float
     ) -> None:
         self._squares, self._rtol = squares, rtol
-        roots = Cells.cover(kernel_size, half=half, reach=limits.WIDE_REACH)
-        self._roots = snapped(roots.centres / roots.denominators)
-        self._reach = np.where(np.asarray(kernel_size) > 1, 1 / roots.denominators, 0.0)
+        self._samples = cover.samples(kernel_size, half=half)
+        self._lattice = cover.lattice(kernel_size, half=half)
+        shape = np.asarray(self._lattice.shape)
+        self._reach = np.where(shape > 1, 1 / shape, 0.0)  # of the smallest cells, in turns
         self._rates = (np.asarray(kernel_size) - 1) * math.pi  # of the angle w, per turn
-        self._diamond = np.flatnonzero(self._reach > 0)[:2]
-        self._axes = int(np.count_nonzero(self._reach))
-        self._lower, self._upper = 0.0, 0.0
-        self._turns, self._block = np.zeros(len(kernel_size)), 0
-        self._cost = 0
+        self._diamond = diamond_axes(kernel_size)
+        self._best, self._upper, self._cost = Maximum.unknown(len(kernel_size)), 0.0, 0
+        self._cuts = 0
 
-    def run(self, most: float, is_flat: Callable[[float], bool]) -> Peak:
+    def run(self, most: float, is_flat: Callable[[float], bool]) -> Maximum:
         """Return the bracket.
 
         From above it is crude if it takes more than `most` factorisations.
         """
-        first = []
-        for square in self._squares:
-            norms, vectors = square.estimator.at(self._roots, FIRST_STEPS)
-            first.append(_Open(self._roots, np.ones(len(self._roots)), norms, vectors))
+        turns = snapped(self._samples.turns)
+        first = [self._sampled(square, turns) for square in self._squares]
         order = np.argsort([-np.max(cells.norms) for cells in first])
         for block in order:
-            if block == order[0] or np.max(first[block].norms) > 0.9 * self._lower:
+            if block == order[0] or np.max(first[block].norms) > 0.9 * self._best.bounds.lower:
                 self._climb(int(block), first[block])
-        parts = np.concatenate([np.minimum(self._parts(cells), 8) for cells in first])
-        need = float(np.sum(parts**self._axes))
-        cost = 2.0 * self._squares[0].order ** 3
-        most = min(
-            most, max(limits.WIDE_FACTORS[0], min(limits.WIDE_FACTORS[1], limits.WIDE_WORK / cost))
-        )
-        if np.mean(parts == 8) > limits.WIDE_FLAT and is_flat(self._lower):
-            most = 0.0
-        for block, cells in enumerate(first):
-            if need > most or not self._close(block, cells, 2 * most):
-                crude = max(square.sum_bound for square in self._squares)
-                return dataclasses.replace(self._peak(), upper=crude)
-        return self._peak()
+        lower, most = self._best.bounds.lower, min(most, self._affordable())
+        hopeless = lower == 0 or (self._looks_flat(first) and is_flat(lower))
+        covers = [] if hopeless else [self._cover(cells) for cells in first]
+        if covers and self._expected(covers) <= most:
+            closed = (
+                self._close(block, covers[block].estimated(square), 2 * most)
+                for block, square in enumerate(self._squares)
+            )
+            if all(closed):
+                return self._found(max(self._upper, self._best.bounds.lower))
+        return self._found(max(square.sum_bound for square in self._squares))
 
-    def _peak(self) -> Peak:
-        upper = max(self._upper, self._lower)
-        return Peak(self._lower, upper, self._turns, self._block, self._cost)
+    def _sampled(self, square: Squared, turns: HostFloats) -> _Open:
+        """Return estimates at the samples, sharper ones where the norm is large."""
+        found = _Open(turns, np.ones(len(turns)), *square.estimator.at(turns, FIRST_STEPS))
+        large = np.flatnonzero(found.norms > HIGH * np.max(found.norms))
+        return found.again(square, large, MORE_STEPS)
+
+    def _found(self, upper: float) -> Maximum:
+        """Return what is known; the cost counts frequencies, a factorisation of each block."""
+        return self._best.with_upper(upper).after(-(-self._cost // len(self._squares)))
+
+    def _affordable(self) -> float:
+        """Return how many factorisations a search may spend."""
+        least, most = limits.WIDE_FACTORS
+        work = 2.0 * self._squares[0].order ** 3
+        return float(max(least, min(most, limits.WIDE_WORK / work)))
+
+    def _expected(self, covers: list[_Open]) -> float:
+        """Return about how many factorisations these cells and their parts take."""
+        axes = np.count_nonzero(self._reach)
+        return sum(float(np.sum(self._parts(cells) ** axes)) for cells in covers)
+
+    def _looks_flat(self, first: list[_Open]) -> bool:
+        need = np.concatenate([self._need(cells.norms) for cells in first])
+        return bool(np.mean(need < limits.WIDE_REACH) > limits.WIDE_FLAT)
+
+    def _cover(self, samples: _Open) -> _Open:
+        """Return cells that cover the torus, as large as samples of the norm let expect.
+
+        Their norms are interpolated, their vectors those of the nearest samples.
+        """
+        norms = self._samples.interpolated(samples.norms, self._lattice.shape)
+        norms = np.minimum(norms, self._best.bounds.lower)  # where it overshoots
+        small = float(self._width(1.0))
+        points, sizes = self._lattice.blocks(limits.WIDE_MARGIN * self._need(norms), small)
+        found = norms[tuple((points % norms.shape).T)]
+        turns = snapped(points / self._lattice.shape)
+        nearest, opposite = self._samples.nearest(turns)
+        vectors = samples.vectors[nearest]
+        vectors[opposite] = vectors[opposite].conj()  # F(-theta) = conj F(theta)
+        return _Open(turns, sizes.astype(np.float64), found, vectors)
 
     @property
     def _target(self) -> float:
-        return down((1 + self._rtol) * self._lower)
+        return down((1 + self._rtol) * self._best.bounds.lower)
 
-    def _width(self, sizes: HostFloats) -> HostFloats:
-        """Return w of cells of some sizes, rounded up: centres may be off by 16 / FINEST turns."""
+    def _width(self, sizes: HostFloats | float) -> HostFloats:
+        """Return w of cells of some sizes, rounded up.
+
+        Centres are moved by half of 1 / FINEST turns each time that cells are cut, and first.
+        """
         reach = self._rates * self._reach
         inner = max((reach[a] for a in self._diamond), default=0.0)
         w = inner + sum(reach[a] for a in range(len(reach)) if a not in self._diamond)
-        return np.asarray(up(w * sizes + float(np.sum(self._rates)) * 16 / FINEST))
+        moved = (self._cuts + 1) * float(np.sum(self._rates)) * (1 / (2 * FINEST) + 2.0**-50)
+        return np.asarray(up(w * sizes + moved, 16))
 
     def _need(self, norms: HostFloats) -> HostFloats:
         """Return the largest w with which cells can be closed, by the estimates of their norms."""
@@ -164,20 +200,20 @@ class _Search:
     def _climb(self, block: int, cells: _Open) -> None:
         """Raise the lower bound by local maxima beside the best cells."""
         square, best = self._squares[block], np.argsort(-cells.norms)[: limits.WIDE_CLIMBS]
-        tops, vectors = square.estimator.climb(cells.centres[best], cells.vectors[best])
+        tops, vectors = square.estimator.climb(
+            cells.centres[best], cells.vectors[best], rtol=self._rtol
+        )
         for turns, v in zip(snapped(tops), vectors, strict=True):
-            lower = square.quotient(turns, v)
-            if lower > self._lower or self._cost == 0:
-                self._lower, self._turns, self._block = max(lower, self._lower), turns, block
-            self._cost += 1
+            self._best = self._best.raised(square.quotient(turns, v), turns, block)
+        self._cost += len(tops)
 
     def _close(self, block: int, cells: _Open, most: float) -> bool:
         """Bound the norm in all cells of a block; say whether `most` factorisations were enough."""
-        square = self._squares[block]
+        square, self._cuts = self._squares[block], 0
         while len(cells):
             if self._cost > most:
                 return False
-            if np.max(cells.norms) > (1 + self._rtol / 16) * self._lower:
+            if np.max(cells.norms) > (1 + self._rtol / 8) * self._best.bounds.lower:
                 self._climb(block, cells)
             w = self._width(cells.sizes)
             cells = self._sharpened(square, cells, w)
@@ -191,11 +227,14 @@ class _Search:
             failed = tried[~(upper < np.inf)]
             cells = cells.again(square, failed, MORE_STEPS)  # the estimates were too low
             # cells this small are open because of rounding, which splitting does not mend
-            small = ~closed & (np.cos(w) * (1 + self._rtol / 16) >= 1)
+            small = ~closed & (
+                (np.cos(w) * (1 + self._rtol / 16) >= 1) | (self._width(0.0) > w / 2)
+            )
             if np.any(small):
                 self._settle(square, cells.take(small))
             rest = cells.take(~(closed | small))
             cells = self._split(square, rest) if len(rest) else rest
+            self._cuts += 1
         return True
 
     def _sharpened(self, square: Squared, cells: _Open, w: HostFloats) -> _Open:
@@ -218,7 +257,7 @@ class _Search:
         while left.size and excess < 4:
             some = cells.take(left)
             cosine = down(np.cos(self._width(some.sizes)))
-            targets = np.maximum(some.norms, self._lower) * (1 + excess)
+            targets = np.maximum(some.norms, self._best.bounds.lower) * (1 + excess)
             self._cost += len(left)
             upper = up(square.norm_bounds(some.centres, targets, targets) / cosine)
             good = upper < np.inf

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
+import numpy as np
+
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, compiling, crossing, dtypes, libraries, sparse_inputs
+from gramnorm._arrays import (
+    autodiff,
+    compiling,
+    crossing,
+    devices,
+    dtypes,
+    libraries,
+    sparse_inputs,
+)
 from gramnorm._arrays.types import Array, DType
 from gramnorm._matrix import choose, fixed_steps, gradients, sparse
+from gramnorm._matrix.gram import product_operations
 from gramnorm._results import (
     NormBracket,
     attainable,
@@ -130,7 +142,8 @@ def matrix_norm_bracket(
     whose rounding errors are carried along and climb back through the square roots; stacks are
     worked on in parts of 128 MiB. A single matrix on a host, or a stack of large ones, costs one
     product with the adjoint, a Ritz vector, and the cheapest proof that the Ritz value is almost
-    the norm: its residual, row sums, or a Cholesky factorisation checked by a product. Where the
+    the norm: its residual, row sums, or a Cholesky factorisation checked by a product. From an
+    `rtol` of 1e-3 on this is tried in single precision first, with its rounding counted. Where the
     precision of `x` is too coarse for `rtol` and this shape, float64 is used if the device has it.
 
     Sparse matrices with more than a few hundred rows and columns are bracketed by products with
@@ -300,10 +313,19 @@ def _checked(x: Array) -> tuple[Array, Array]:
     if not sparse_inputs.is_any_sparse(x):
         a = _validate.concrete_argument(x, name="x", instead="gram_iteration")
         _validate.matrices(a, name="x")
-        return crossing.at_home(a), a
+        return _home(a), a
     _validate.sparse(x)
     entries, like = sparse_inputs.entries_and_like(x)
     return entries, _validate.concrete_argument(like, name="x", instead="gram_iteration")
+
+
+def _home(a: Array) -> Array:
+    """Return the matrices to compute with: NumPy's on the host, and where a device is no faster."""
+    if isinstance(a, np.ndarray):
+        return a
+    work = math.prod(a.shape[:-2]) * product_operations(tuple(a.shape[-2:]))
+    small = devices.is_small(work) and crossing.is_whole(a)
+    return crossing.host_array(a) if small else crossing.at_home(a)
 
 
 def _gap(rtol: float | None, dtype: DType) -> float:
@@ -321,8 +343,9 @@ def _upper(x: Array, *, rtol: float | None) -> Array:
 
 def _gradient(a: Array, bound: Array, *, rtol: float | None) -> Array:
     gap = attainable(_gap(rtol, result_dtype(a)))
-    home = crossing.at_home(a)
-    found = gradients.of_norm(home, crossing.at_home(bound), rtol=gap)
+    home = _home(a)
+    bound = bound if home is a else crossing.host_array(bound)
+    found = gradients.of_norm(home, bound, rtol=gap)
     if home is a:
         return found
     return crossing.from_host(found, dtype=gradients.gradient_dtype(a), like=a)

@@ -3,8 +3,8 @@
 Small matrices are squared a few times (Theorem 2).  Larger ones take one product S = B^H B, a Ritz
 vector, and the cheapest proof that the Ritz value is almost the norm: its residual (Theorem 7),
 rescaled row sums, or one checked Cholesky factorisation (Theorem 6) at the price of about one
-product more.  What is left wide, for clustered singular values or tight tolerances, goes through
-the Gram iteration.
+product more.  At a loose tolerance that is tried in single precision before (`single`).  What is
+left wide, for clustered singular values or tight tolerances, goes through the Gram iteration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostNumbers
-from gramnorm._matrix import cholesky, lanczos, non_negative, residual
+from gramnorm._matrix import cholesky, lanczos, moments, non_negative, residual, single
 from gramnorm._matrix.gram import bracket_by_iteration
 from gramnorm._results import Bounds
 from gramnorm._rigour import sums
@@ -29,12 +29,15 @@ def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]
         quick = non_negative.dense_bracket(crossing.host_array(b), rtol=aim)
         if quick is not None and quick.is_within(aim):
             return quick
+    found = Bounds(0.0, math.inf)
     if b.shape[1] <= limits.SQUARING_COLUMNS:
         found = bracket_by_squaring(b, frobenius2=frobenius2, rtol=aim)
-    else:
-        found = Bounds(0.0, math.inf)
+    elif rtol >= limits.SINGLE:
+        aim = rtol * (1 - 2.0**-10)  # of a loose tolerance that rounding takes little
+        found = single.bracket(crossing.host_array(b), frobenius2=frobenius2, rtol=aim)
     if found.is_within(aim):
         return found
+    aim = rtol / 2
     gram = linalg.gram_matrix(b)
     found = found.narrowed(matrix_certificate(b, gram, frobenius2=frobenius2, rtol=aim))
     if found.is_within(aim):
@@ -45,10 +48,10 @@ def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]
 def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
     """Square until the Schatten norms agree; climb back (Theorem 2, with scalars)."""
     prec = precision_of(b.dtype)
-    levels: list[tuple[float, float]] = []
     q = b.shape[1]
+    levels: list[tuple[float, float]] = []
     p, f2, inner, steps = b, frobenius2, b.shape[0], 0
-    rank = math.inf  # (sum l)^2 / sum l^2 of the eigenvalues l of P^H P
+    rank, room = math.inf, 1 + 0.4 * rtol  # (sum l)^2 / sum l^2 of the eigenvalues l of P^H P
     # what does not change: in this loop a call costs as much as what it returns
     factors, grow, shrink = sums.factors(q, q, prec), up(1.0), down(1.0)
     kappa, underflow = prec.kappa(inner), prec.underflow(inner) * q
@@ -58,12 +61,14 @@ def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[f
         gram = linalg.gram_matrix(p)
         low, high = sums.one_square(gram, *factors)
         error = (kappa * f2 + underflow) * grow
-        upper = (math.sqrt(high) + error) * grow
-        lower = max(math.sqrt(low) - error, 0.0) ** 2 / f2 * shrink
-        if upper <= lower * (1 + 0.4 * rtol) ** (2**steps) or steps == limits.SQUARINGS:
-            break
-        last, rank = rank, f2 * f2 / high
-        if limits.SEVERAL < rank > limits.UNCHANGED * last:  # equal singular values stay equal
+        last, rank, room = rank, f2 * f2 / high, room * room
+        # the bounds of several eigenvalues are as far apart as the root of their number
+        if rank <= max(2.0, room * room):
+            lower, upper = _top_eigenvalue(f2, low, high, error)
+            if upper <= lower * room:
+                break
+        if steps == limits.SQUARINGS or limits.SEVERAL < rank > limits.UNCHANGED * last:
+            lower, upper = _top_eigenvalue(f2, low, high, error)  # equal ones stay equal
             break
         scale = 1.0  # the next square has the fourth power: rescale before that leaves the range
         if prec.unit > HOST_UNIT or not 2.0**-100 < high < 2.0**100:
@@ -77,6 +82,12 @@ def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[f
         upper = math.sqrt((upper + eps) / scale) * grow
         lower = math.sqrt(max(lower - eps, 0.0) / scale) * shrink
     return Bounds(lower, upper, steps)
+
+
+def _top_eigenvalue(f2: float, low: float, high: float, error: float) -> tuple[float, float]:
+    """Bracket lambda_1(P^H P) by ||P||_F^2 <= f2 and low <= ||Q||_F^2 <= high, Q = P^H P + error."""
+    least = max(down(math.sqrt(low)) - error, 0.0)
+    return moments.one_lower_bound(f2, down(least * least)), up(math.sqrt(high) + error)
 
 
 def matrix_certificate(b: Array, gram: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:

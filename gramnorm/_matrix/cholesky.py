@@ -17,6 +17,7 @@ import numpy as np
 
 from gramnorm._arrays import crossing, libraries, limits, linalg
 from gramnorm._arrays.types import Array, HostFloats
+from gramnorm._matrix.margin import shortfall
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, up
 from gramnorm._rigour.sums import inner_product
@@ -33,33 +34,26 @@ def eigenvalue_bound(gram: Array, level: float) -> float:
         measured = _factorise(gram, level)
     if measured is None:
         return math.inf
-    # per product kappa |R_j||R_kj|^H, and an ulp of each difference (the first from the diagonal of
-    # nu I - S), whose terms are entries of nu I - S and of |R||R|^H; nu itself may be rounded in
-    # float32
     width = min(q, limits.CHOLESKY_BLOCK)
-    count = -(-q // limits.CHOLESKY_BLOCK) + 2
-    defect, size, entry = (sums.enclosure(s, q, q + count, prec)[1].item() for s in measured)
-    ulps = prec.gamma(count)
-    rounding = (
-        (prec.kappa(width) + ulps) * size
-        + ulps * math.sqrt(2 * entry)
-        + prec.unit * abs(level) * math.sqrt(q)
-        + 2 * count * prec.underflow(width) * q
-    )
+    count = -(-q // limits.CHOLESKY_BLOCK) + 2  # the first difference is that of nu I - S
+    defect, size = (sums.enclosure(s, q, q + count, prec)[1].item() for s in measured)
     # an entry below the diagonal blocks stands for two; so does one inside, which it need not
-    bound = up(level + math.sqrt(2 * defect) + up(rounding), 4)
+    rest = up(math.sqrt(2 * defect))
+    lost = shortfall(rest, size, products=count, inner=width, order=q, precision=prec)
+    # nu itself may be rounded in float32
+    bound = up(level + lost + prec.unit * abs(level), 4)
     return bound if math.isfinite(bound) else math.inf
 
 
 def _factorise(gram: Array, level: float) -> HostFloats | None:
-    """Return the computed squared norms of D, R and nu I - S over the blocks; None without an R."""
+    """Return the computed squared norms of D and R over the blocks; None without an R."""
     xp = libraries.namespace(gram)
     q, block = gram.shape[0], limits.CHOLESKY_BLOCK
     panels: list[Array] = []
     terms = []
     for start in range(0, q, block):
         stop = min(start + block, q)
-        shifted = column = _shifted(gram[start:, start:stop], level)
+        column = _shifted(gram[start:, start:stop], level)
         for j, panel in enumerate(panels):
             rows = start - j * block
             pivot = panel[rows : rows + stop - start, :]
@@ -76,7 +70,7 @@ def _factorise(gram: Array, level: float) -> HostFloats | None:
             panel = xp.concat([panel, below], axis=0)
         panels.append(panel)
         rest = column - linalg.matmul(panel, upper)
-        terms.append(xp.stack([inner_product(a, a) for a in (rest, panel, shifted)]))
+        terms.append(xp.stack([inner_product(a, a) for a in (rest, panel)]))
     return crossing.to_host(xp.sum(xp.stack(terms), axis=0))
 
 

@@ -7,7 +7,8 @@ on a host, many columns        the same, one matrix after the other
 all other stacks, and on GPUs  Gram iteration of the stack (`gram`)
 =============================  ===========================================================
 
-What goes one by one is computed in float64, for which `certificate` is written.
+What goes one by one is computed in float64, for which `certificate` is written; at loose tolerances
+large matrices are tried in float32 first (`single`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 import numpy as np
 
 from gramnorm._arrays import crossing, dtypes, libraries, limits, threads
+from gramnorm._arrays.programs import compiles
 from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
 from gramnorm._matrix import ritz, sparse
 from gramnorm._matrix.certificate import bracket_matrix
@@ -37,7 +39,7 @@ def unit_vectors(a: Array, *, rtol: float) -> tuple[HostNumbers, HostNumbers]:
     """Return the vectors of `ritz.unit_vectors` for the same matrices, a stack's in a row."""
     if libraries.is_sparse(a):
         return sparse.unit_vectors(a, rtol=rtol)
-    return ritz.unit_vectors(_stack(a), rtol=rtol)
+    return ritz.unit_vectors(crossing.host_array(_stack(a)), rtol=rtol)
 
 
 def _stack(a: Array) -> Array:
@@ -82,7 +84,7 @@ def _bracket_unscaled(a: Array, *, rtol: float) -> Bounds[float] | None:
     if not least < square < 2.0**200:  # false for NaN, inf and zero as well
         return None
     # subnormal entries may have been flushed; beside a norm in this range they are next to nothing
-    loss = 2.0 * float(xp.finfo(a.dtype).smallest_normal) * math.sqrt(math.prod(b.shape))
+    loss = 2.0 * dtypes.finfo(a.dtype).smallest_normal * math.sqrt(math.prod(b.shape))
     return bracket_matrix(b, frobenius2=square, rtol=rtol).widened(loss)
 
 
@@ -93,7 +95,7 @@ def _bracket_one_by_one(a: Array, *, rtol: float, dtype: DType) -> Bounds[HostFl
         b = _upright(scaled.values[k, ...])
         return bracket_matrix(b, frobenius2=sums.one_square_above(b), rtol=rtol)
 
-    every = range(scaled.active.size)
+    every = scaled.places.tolist()
     is_shared = isinstance(a, np.ndarray) and min(a.shape[1:]) <= limits.SHARED_COLUMNS
     several = is_shared and scaled.active.size > 1
     found = of_stack(threads.shared(bracketed, every) if several else map(bracketed, every))
@@ -111,11 +113,12 @@ def _bracket_together(a: Array, *, rtol: float, dtype: DType) -> Bounds[HostFloa
 
     def bracketed(some: Array, work: DType) -> Bounds[HostFloats]:
         scaled = scaling.normalise(some, dtype=work)
-        found = bracket_by_iteration(scaled.values, rtol=rtol)
+        found = bracket_by_iteration(scaled.values, rtol=rtol, places=scaled.places)
         return Bounds(*scaling.restore(found.lower, found.upper, scaled, dtype=dtype), found.cost)
 
-    units = gram_units(a.shape[1:], complex=dtypes.is_complex(a.dtype)) * limits.STABLE_RANK
-    work = working_dtype(a, units, rtol)
+    units = gram_units(a.shape[1:], complex=dtypes.is_complex(a.dtype))
+    # typical ones are tried where float64 may follow: a second precision is a second compilation
+    work = working_dtype(a, units if compiles(a) else units * limits.STABLE_RANK, rtol)
     found = bracketed(a, work)
     wide = np.flatnonzero(np.isfinite(found.upper) & ~converged(found, rtol))
     if wide.size and work == xp.float32 and dtypes.has_float64(a):

@@ -2,9 +2,9 @@
 
 For *any* lower triangular R with columns in blocks, A = R R^H + D implies A + ||D|| I >= 0
 (docs/theory.md, Theorem 6).  The blocks of D are measured as they arise, and what products and
-differences may have lost is, for N products with inner lengths of h at most (Lemma 23),
+differences may have lost (`margin`) is proportional to
 
-    (kappa(h) + 4 gamma_{N+2}) |R| |R|^H  entrywise,  || |R| |R|^H || <= max_i (|R| |R|^H w)_i / w_i
+    || |R| |R|^H || <= max_i (|R| |R|^H w)_i / w_i
 
 for every vector w > 0: a few units of u times a small number, where ||R||_F^2 is as large as the
 trace.  So single precision serves up to a relative margin of some 10^-4.
@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from gramnorm._arrays import limits, linalg
 from gramnorm._arrays.types import HostFloats
+from gramnorm._matrix.margin import shortfall
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, up
 
-HostStack = npt.NDArray[np.complexfloating]
+HostStack = npt.NDArray[np.inexact]
 
 SMALLEST = 16
 """Columns of triangles that the library inverts as they are."""
@@ -35,77 +36,79 @@ def blocks_of(q: int) -> list[tuple[int, int]]:
     return [(start, min(width, q - start)) for start in range(0, q, width)]
 
 
-def shortfalls(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
+def shortfalls(
+    columns: list[HostStack], *, inner: int = limits.INNER
+) -> tuple[HostFloats, HostFloats]:
     """Return numbers d with A + d I >= 0 for a stack of matrices, and bounds on the norms of |A|.
 
     Parameters
     ----------
     columns : list of host arrays, shape (b, q - start, width)
-        Block columns from the diagonal down, complex64 or complex128. The Hermitian part of the
-        matrices is meant; what departs from it counts as an error of the caller.
+        Block columns of at most `limits.INNER` columns, from the diagonal down, real or complex.
+        The Hermitian part of the matrices is meant; what departs from it counts as an error of the
+        caller.
+    inner : int
+        Most of the inner length of a product: longer ones take less time, and lose more.
 
     Returns
     -------
     two host arrays, shape (b,)
         Infinite where no factor was found.
     """
-    count, q = columns[0].shape[:2]
+    count, q, width = columns[0].shape
+    inner = max(inner, width)  # the length of the last product for each entry
     factor, squares = np.zeros((count, q, q), dtype=columns[0].dtype), np.zeros(count)
-    for (start, width), column in zip(blocks_of(q), columns, strict=True):
-        square = _factorise(factor[:, start:, : start + width], column)
+    for column in columns:
+        start = q - column.shape[1]
+        square = _factorise(factor[:, start:, : start + column.shape[2]], column, inner)
         if square is None:
-            return _by_halves(columns)
+            return _by_halves(columns, inner)
         squares += square
     prec = precision_of(factor.dtype)
-    products = -(-q // limits.INNER) + 2
+    products = -(-q // inner) + 2
     size = _collatz(np.abs(factor))
     # what stands below a diagonal block stands for two, and what is inside need not
-    _, defect = sums.enclosure(2 * squares, q, limits.INNER + products, prec)
-    measured = np.sqrt(defect) * (1 + 2 * prec.gamma(products))
-    lost = (prec.kappa(limits.INNER) + 4 * prec.gamma(products)) * size
-    lost += 2 * products * prec.underflow(limits.INNER) * q
-    shortfall = up(measured + lost)
+    _, defect = sums.enclosure(2 * squares, q, inner + products, prec)
+    rest = up(np.sqrt(defect))
+    lost = shortfall(rest, size, products=products, inner=inner, order=q, precision=prec)
     # NaN, from what was no factor, compares as false
-    usable = shortfall < np.inf
-    return np.where(usable, shortfall, np.inf), np.where(usable, up(size + shortfall), np.inf)
+    usable = lost < np.inf
+    return np.where(usable, lost, np.inf), np.where(usable, up(size + lost), np.inf)
 
 
-def _by_halves(columns: list[HostStack]) -> tuple[HostFloats, HostFloats]:
+def _by_halves(columns: list[HostStack], inner: int) -> tuple[HostFloats, HostFloats]:
     """Look for those without a factor: the library returns one for all of a stack or for none."""
     count = len(columns[0])
     if count == 1:
         return np.full(1, np.inf), np.full(1, np.inf)
     parts = slice(0, count // 2), slice(count // 2, count)
-    (d, size), (d2, size2) = (shortfalls([c[part] for c in columns]) for part in parts)
+    (d, size), (d2, size2) = (shortfalls([c[part] for c in columns], inner=inner) for part in parts)
     return np.concatenate([d, d2]), np.concatenate([size, size2])
 
 
-def expected_loss(q: int, kind: np.dtype[np.generic]) -> float:
+def expected_loss(q: int, kind: np.dtype[np.generic], *, inner: int = limits.INNER) -> float:
     """Return about how far rounding raises shortfalls, relative to the largest diagonal entry.
 
     The norm of |R| |R|^H was found to be 2 + 0.055 q times that entry, for kernels of several
     kinds.
     """
     prec = precision_of(kind)
-    return (
-        1.2
-        * (prec.kappa(limits.INNER) + 5 * prec.gamma(-(-q // limits.INNER) + 2))
-        * (2 + 0.055 * q)
-    )
+    return 1.2 * (prec.kappa(inner) + 2 * prec.gamma(-(-q // inner) + 2)) * (2 + 0.055 * q)
 
 
-def _factorise(factor: HostStack, column: HostStack) -> HostFloats | None:
+def _factorise(factor: HostStack, column: HostStack, inner: int) -> HostFloats | None:
     """Fill the last block column of R; return the squared norm of what it leaves of A, or None.
 
     `factor` is what R has from the rows of the block down and up to its last column.
     """
     width = column.shape[2]
     start = factor.shape[2] - width
-    for first in range(0, start, limits.INNER):
-        known = factor[:, :, first : min(first + limits.INNER, start)]
+    for first in range(0, start, inner):
+        known = factor[:, :, first : min(first + inner, start)]
         column = column - linalg.matmul(known, linalg.adjoint(known[:, :width]))
     # the small blocks in double precision: they cost little, and what they leave in D is less
-    pivot = linalg.attempted(np.linalg.cholesky, column[:, :width].astype(np.complex128))
+    double = np.result_type(column.dtype, np.float64)
+    pivot = linalg.attempted(np.linalg.cholesky, column[:, :width].astype(double))
     if pivot is None:
         return None
     upper = linalg.adjoint(pivot)
@@ -116,8 +119,12 @@ def _factorise(factor: HostStack, column: HostStack) -> HostFloats | None:
         if inverse is None:
             return None
         panel[:, width:] = linalg.matmul(column[:, width:], inverse.astype(column.dtype))
-    rest = column - linalg.matmul(panel, upper.astype(column.dtype))
-    return np.asarray(sums.inner_product(rest, rest), dtype=np.float64)
+    # by halves of the columns: R is triangular
+    upper, half = upper.astype(column.dtype), width // 2
+    first = column[:, :, :half] - linalg.matmul(panel[:, :, :half], upper[:, :half, :half])
+    second = column[:, half:, half:] - linalg.matmul(panel[:, half:], upper[:, :, half:])
+    squares = sums.inner_product(first, first) + sums.inner_product(second, second)
+    return np.asarray(squares, dtype=np.float64)
 
 
 def _inverse(upper: HostStack) -> HostStack | None:

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits, linalg
-from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
+from gramnorm._arrays import autodiff, crossing, dtypes, libraries, limits, linalg, threads
+from gramnorm._arrays.types import Array, DType, HostNumbers
 from gramnorm._matrix.certificate import approximate_eigenvector
 from gramnorm._matrix.fixed_steps import divisor, peaks
+from gramnorm._matrix.gram import product_operations
 from gramnorm._results import result_dtype
 from gramnorm._rigour import sums
 
@@ -38,16 +41,47 @@ def of_norm(a: Array, bound: Array, *, rtol: float) -> Array:
     Singular values within about `rtol` of the largest count as equal to it.
     """
     xp = libraries.namespace(a)
+    if isinstance(a, np.ndarray) and a.ndim == 2 and min(a.shape) <= limits.SQUARING_COLUMNS:
+        quick = _of_one(a, float(bound), rtol)
+        if quick is not None:
+            return quick
 
-    def direction(b: Array) -> Array:
-        stack = xp.reshape(b, (math.prod(b.shape[:-2]), *b.shape[-2:]))
-        if libraries.is_on_cpu(b) and min(b.shape[-2:]) > limits.SQUARING_COLUMNS:
-            found = xp.stack([_from_vectors(stack[k, ...], rtol) for k in range(stack.shape[0])])
-        else:
-            found = _projected(stack, rtol)
-        return xp.reshape(found, b.shape)
+    def of_part(part: slice) -> Array:
+        return _scaled_direction(
+            stack[part, ...], bounds[part, ...], partial(_direction, rtol=rtol)
+        )
 
-    return _scaled_direction(a, bound, direction)
+    count, sides = math.prod(a.shape[:-2]), a.shape[-2:]
+    stack, bounds = xp.reshape(a, (count, *sides)), xp.reshape(bound, (count,))
+    work = product_operations(sides)
+    parts = threads.parts(count, work, like=a) if count else [slice(0, 0)]
+    found = threads.shared_if_worth(of_part, parts, count * work if count > 1 else 0.0)
+    whole = found[0] if len(found) == 1 else xp.concat(found, axis=0)
+    return xp.reshape(whole, a.shape)
+
+
+def _direction(stack: Array, rtol: float) -> Array:
+    if libraries.is_on_cpu(stack) and min(stack.shape[-2:]) > limits.SQUARING_COLUMNS:
+        found = [_from_vectors(stack[k, ...], rtol) for k in range(stack.shape[0])]
+        return libraries.namespace(stack).stack(found)
+    return _projected(stack, rtol)
+
+
+def _of_one(a: HostNumbers, bound: float, rtol: float) -> HostNumbers | None:
+    """Return what `of_norm` does for one matrix that needs no scaling; None if it does."""
+    if a.dtype.kind not in "fc" or dtypes.bits(a.dtype) < 32 or not 2.0**-25 < bound < 2.0**25:
+        return None
+    wide = a.shape[0] < a.shape[1]
+    b = a.T if wide else a
+    gram = linalg.gram_matrix(b) * (1 / linalg.square_sum(b))  # of trace one
+    progress, going = _Progress(rtol, a), True
+    while going:
+        square = linalg.square_sum(gram)
+        going = progress.is_worth_another(1 / square)
+        gram = linalg.gram_matrix(gram) * (1 / square)
+    d = b @ gram
+    d *= bound / float(np.vdot(d, b).real)  # Euler
+    return np.asarray(d.T if wide else d)
 
 
 def floating(a: Array) -> Array:
@@ -108,20 +142,34 @@ def _product_of_iterates(b: Array, steps: int) -> Array:
 
 def _projected(b: Array, rtol: float) -> Array:
     """Return A G_t up to a factor, t so large that G_t projects on the top right singular space."""
-    xp = libraries.namespace(b)
     gram = linalg.gram_matrix(b)
-    gram = gram / xp.astype(_trace(gram), b.dtype)
-    least = 1 - max(rtol**2, 8 * float(xp.finfo(b.dtype).eps))
-    rank: HostFloats = np.full(b.shape[0], np.inf)
-    for _ in range(2 + math.ceil(math.log2(1 / rtol) / 2)):
-        fourth = linalg.gram_matrix(linalg.gram_matrix(gram))
-        trace = _trace(fourth)  # sum of l^4 where the l add up to one: m^-3 for m equal ones
-        gram = fourth / xp.astype(trace, b.dtype)
-        previous, rank = rank, crossing.to_host(trace)[:, 0, 0] ** (-1 / 3)
-        # a projector, up to a factor: of rank one, or of a rank that no longer falls
-        if np.all((rank <= 1 + rtol / 4) | (rank > least * previous)):
-            break
+    gram = gram / _trace(gram)
+    progress = _Progress(rtol, b)
+    going = True
+    while going:
+        # the trace of the square of what has the trace one, and the inverse of its rank
+        square = sums.inner_product(gram, gram)
+        going = bool(np.any(progress.is_worth_another(1 / crossing.to_host(square))))
+        gram = linalg.gram_matrix(gram) / square[:, None, None]
     return linalg.matmul(b, gram)
+
+
+class _Progress:
+    """Whether squaring still makes a projector better, from (sum l)^2 / sum l^2."""
+
+    def __init__(self, rtol: float, like: Array) -> None:
+        self._left = 4 + math.ceil(math.log2(1 / rtol))
+        self._least = 1 - max(rtol**2, 8 * dtypes.finfo(like.dtype).eps)
+        # the square that follows squares what is beside the largest as well
+        self._single = 1 + rtol / 4
+        self._last: Any = math.inf
+
+    def is_worth_another(self, rank: Any) -> Any:
+        """Say whether another square is needed after the next, of one matrix or of each."""
+        # a projector, up to a factor: of rank one, or of a rank that no longer falls
+        going = (rank > self._single) & (rank <= self._least * self._last)
+        self._last, self._left = rank, self._left - 1
+        return going & (self._left > 0)
 
 
 def _trace(a: Array) -> Array:

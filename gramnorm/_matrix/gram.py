@@ -18,17 +18,36 @@ import math
 import numpy as np
 
 from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, threads
+from gramnorm._arrays.programs import compiled, compiles
 from gramnorm._arrays.types import Array, HostBools, HostFloats, HostInts
 from gramnorm._matrix import moments
-from gramnorm._results import Bounds
+from gramnorm._results import Bounds, of_stack
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import Precision, down, precision_of, up
 
 
-def bracket_by_iteration(a: Array, *, rtol: float) -> Bounds[HostFloats]:
-    """Advance the Gram iteration of each matrix of a stack until its bounds are narrow enough."""
-    found = Bounds(np.zeros(a.shape[0]), np.full(a.shape[0], np.inf))
-    chain, rest = GramChains.of(a), np.arange(a.shape[0])
+def bracket_by_iteration(
+    a: Array, *, rtol: float, places: HostInts | None = None
+) -> Bounds[HostFloats]:
+    """Advance the Gram iteration of each matrix of a stack until its bounds are narrow enough.
+
+    `places` are those of the matrices that count, by default of all.
+    """
+    count, work = a.shape[0], product_operations(a.shape[1:])
+    # a part is done with all of its steps before the next begins: its iterates stay in the cache
+    parts = threads.parts(count, work, like=a)
+    if places is not None or len(parts) == 1:
+        return _bracket_part(a, np.arange(count) if places is None else places, rtol=rtol)
+
+    def bracketed(part: slice) -> Bounds[HostFloats]:
+        return _bracket_part(a[part, ...], np.arange(part.stop - part.start), rtol=rtol)
+
+    return of_stack(threads.shared_if_worth(bracketed, parts, count * work))
+
+
+def _bracket_part(a: Array, places: HostInts, *, rtol: float) -> Bounds[HostFloats]:
+    found = Bounds(np.zeros(places.size), np.full(places.size, np.inf))
+    chain, rest = GramChain(a, places), np.arange(places.size)
     # in exact arithmetic the log of the gap is at most 2 ln(q) / 2^t after t steps
     most = 2 + max(0, math.ceil(math.log2(8 * math.log(1 + min(a.shape[1:])) / rtol)))
     while rest.size and found.cost < most:
@@ -52,24 +71,25 @@ class GramChain:
     a : array, shape (b, m, n)
         Matrices in float32 or float64 (or complex), finite, with a norm between 2^-100 and 2^100;
         scaled in float32.
+    places : host ints, shape (b',)
+        Those of the matrices that count; others may hold anything.
 
     Attributes
     ----------
-    noise : host floats, shape (b,)
+    noise : host floats, shape (b',)
         The part of the relative width of the last bracket that is due to rounding.
     """
 
-    def __init__(self, a: Array) -> None:
-        xp = libraries.namespace(a)
+    def __init__(self, a: Array, places: HostInts) -> None:
         if a.shape[1] < a.shape[2]:
-            a = xp.matrix_transpose(a)
-        self._xp = xp
+            a = libraries.namespace(a).matrix_transpose(a)
         self._precision: Precision = precision_of(a.dtype)
-        self._iterate = a
+        self._iterate, self._places = a, places
+        self._keeps_size = compiles(a)
         self._levels: list[tuple[HostFloats, HostFloats]] = []  # (s_j, eps_j), j = 1 ... t
-        self._rank: HostFloats = np.full(a.shape[0], 1.0 * a.shape[2])  # effective, of the iterate
-        self._plateau: HostBools = np.zeros(a.shape[0], dtype=np.bool_)
-        self.noise: HostFloats = np.zeros(a.shape[0])
+        self._rank: HostFloats = np.full(places.size, 1.0 * a.shape[2])  # effective, of the iterate
+        self._plateau: HostBools = np.zeros(places.size, dtype=np.bool_)
+        self.noise: HostFloats = np.zeros(places.size)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -79,19 +99,32 @@ class GramChain:
     def keep(self, chosen: HostInts) -> None:
         """Continue with the chosen matrices only."""
         self.noise = self.noise[chosen]
-        self._iterate = crossing.select(self._iterate, chosen)
+        self._places = self._places[chosen]
+        if not self._keeps_size:
+            self._iterate = crossing.select(self._iterate, self._places)
+            self._places = np.arange(chosen.size)
         self._levels = [(s[chosen], eps[chosen]) for s, eps in self._levels]
         self._rank, self._plateau = self._rank[chosen], self._plateau[chosen]
 
     def advance(self) -> Bounds[HostFloats]:
-        """Form one more Gram product; return the bounds that it proves."""
-        xp, p = self._xp, self._iterate
+        """Form one more Gram product, or the first two; return the bounds that they prove."""
+        if self._levels or not self._keeps_size:
+            return self._squared()
+        # so that all that later values may need is compiled with the first ones
+        first, second = self._squared(), self._squared()
+        return first.narrowed(second)
+
+    def _squared(self) -> Bounds[HostFloats]:
+        p = self._iterate
         inner, q = p.shape[1], p.shape[2]
         gram = linalg.gram_matrix(p)
-        # worth its passes over the matrices only where the Schatten norms have stopped to fall
-        clustered = np.mean(self._plateau) > limits.CLUSTERED
+        # worth its passes over the matrices only where the Schatten norms have stopped to fall, or
+        # a compilation
+        share = 1.0 if self._keeps_size else np.mean(self._plateau)
+        clustered = len(self._levels) > 0 and share > limits.CLUSTERED
         rows = [*_sizes(gram), *(moments.centred_sums(p, gram) if clustered else ())]
-        trace, largest, square, *centred = crossing.to_host(xp.stack(rows))
+        host = crossing.to_host(linalg.stacked(*rows))
+        trace, largest, square, *centred = host[:, self._places] if self._keeps_size else host
 
         error, frobenius2 = self._product_error(trace, inner, q)
         lower, upper = self._eigenvalues(square, frobenius2, error, q)
@@ -113,10 +146,11 @@ class GramChain:
         scale = self._scale(largest)
         self._levels.append((scale, up(error * scale) + 2 * q * self._precision.tiny))
         self._iterate = gram
-        if np.any(scale != 1.0):
+        if self._keeps_size or np.any(scale != 1.0):
+            factors = np.ones(gram.shape[0])
+            factors[self._places] = scale
             kind = dtypes.real_dtype(p.dtype)
-            factor = crossing.from_host(scale, dtype=kind, like=p)
-            self._iterate = gram * xp.astype(factor[:, None, None], p.dtype)
+            self._iterate = linalg.scaled(gram, crossing.from_host(factors, dtype=kind, like=p))
         return found
 
     def _note_rank(self, frobenius2: HostFloats, square: HostFloats) -> None:
@@ -151,13 +185,11 @@ class GramChain:
     def _eigenvalues(
         self, square: HostFloats, frobenius2: HostFloats, error: HostFloats, q: int
     ) -> tuple[HostFloats, HostFloats]:
-        """Bracket lambda_1(P^H P) by ||P^H P||_F and ||P^H P||_F^2 / tr P^H P."""
+        """Bracket lambda_1(P^H P) by its trace and ||P^H P||_F."""
         low, high = sums.enclosure(square, q, q, self._precision)
         upper = up(np.sqrt(high) + error)
         least = np.maximum(down(np.sqrt(low)) - up(error), 0.0)
-        positive = frobenius2 > 0
-        lower = down(np.divide(least**2, frobenius2, where=positive, out=np.zeros_like(least)))
-        return lower, upper
+        return moments.lower_bound(frobenius2, down(least**2)), upper
 
     def _climb(self, lower: HostFloats, upper: HostFloats, noise: HostFloats) -> Bounds[HostFloats]:
         """Carry bounds on sigma(P_t) back to sigma(P_0) (Theorem 2)."""
@@ -175,12 +207,6 @@ class GramChains:
 
     def __init__(self, chains: list[GramChain]) -> None:
         self._chains = chains
-
-    @classmethod
-    def of(cls, a: Array) -> GramChains:
-        """Cut the stack `a` into parts."""
-        parts = threads.parts(a.shape[0], product_operations(a.shape[1:]), like=a)
-        return cls([GramChain(a[part, ...]) for part in parts])
 
     @property
     def noise(self) -> HostFloats:
@@ -223,10 +249,11 @@ def product_operations(shape: tuple[int, int]) -> float:
 
 def _sizes(gram: Array) -> tuple[Array, Array, Array]:
     """Return trace, largest diagonal entry and squared Frobenius norm of each matrix."""
+    return (*_of_diagonal(gram), sums.inner_product(gram, gram))
+
+
+@compiled
+def _of_diagonal(gram: Array) -> tuple[Array, Array]:
     xp = libraries.namespace(gram)
     diagonal = dtypes.real_part(xp.linalg.diagonal(gram))
-    return (
-        xp.sum(diagonal, axis=-1),
-        xp.max(diagonal, axis=-1),
-        sums.inner_product(gram, gram),
-    )
+    return xp.sum(diagonal, axis=-1), xp.max(diagonal, axis=-1)

@@ -17,7 +17,12 @@ from gramnorm._arrays.types import HostFloats, HostNumbers
 
 
 def top_vector(
-    apply: Callable[[HostNumbers], HostNumbers], start: HostNumbers, *, rtol: float, steps: int
+    apply: Callable[[HostNumbers], HostNumbers],
+    start: HostNumbers,
+    *,
+    rtol: float,
+    steps: int,
+    times: int = 2,
 ) -> HostNumbers:
     """Return the Ritz vector of the largest Ritz value of a Hermitian H >= 0.
 
@@ -31,6 +36,8 @@ def top_vector(
         The iteration stops when the Ritz value has settled to about this relative change.
     steps : int
         Most applications of the operator.
+    times : int
+        How often in a row it must be seen to have settled.
 
     Returns
     -------
@@ -58,7 +65,7 @@ def top_vector(
         if count % limits.RITZ_PERIOD == 0:
             previous, value = value, _top_of_tridiagonal(diagonal[:count], off[: count - 1])[0]
             settled = settled + 1 if value - previous <= rtol * value else 0
-            if settled == 2:
+            if settled == times:
                 break
     return _top_of_tridiagonal(diagonal[:count], off[: count - 1])[1] @ basis[:count]
 

@@ -1,8 +1,12 @@
-"""The moment bound: an upper bound that is exact for clusters of equal singular values.
+"""Bounds from traces of powers: from below by two of them, from above sharp for clusters.
 
-For a Hermitian H >= 0 weight each eigenvalue l_i by w_i = l_i^2 and let S2 = sum w_i = ||H||_F^2,
-c0 = sum w_i l_i / S2, eta^2 = sum w_i (l_i - c0)^2 = ||H^2 - c0 H||_F^2.  Then (docs/theory.md,
-Lemma 5)
+For a Hermitian H >= 0 with S1 = tr H and S2 = ||H||_F^2 (docs/theory.md, after Theorem 2)
+
+    l_1 >= S2 / S1,    and if 2 S2 > S1^2    l_1 >= (S1 + sqrt(2 S2 - S1^2)) / 2,
+
+which is exact for two eigenvalues other than zero.  From above, weight each eigenvalue l_i by
+w_i = l_i^2 and let c0 = sum w_i l_i / S2, eta^2 = sum w_i (l_i - c0)^2 = ||H^2 - c0 H||_F^2.  Then
+(docs/theory.md, Lemma 5)
 
     l_1 <= c0 + eta sqrt(1 / l_1^2 - 1 / S2),
 
@@ -12,24 +16,49 @@ is an upper bound.  The Frobenius norm of m equal eigenvalues stalls at m^(1/2);
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gramnorm._arrays import libraries
+from gramnorm._arrays.programs import compiled
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import Precision, down, up
 from gramnorm._rigour.sums import inner_product
 
 
+def lower_bound(trace: HostFloats, square: HostFloats) -> HostFloats:
+    """Bound l_1 from below by an upper bound on S1 and a lower one on S2."""
+    quotient = down(np.divide(square, trace, where=trace > 0, out=np.zeros_like(trace)))
+    # positive only if the exact 2 S2 - S1^2 is, and then at most that
+    excess = np.maximum(down(2 * square) - up(trace**2), 0.0)
+    return np.where(excess > 0, down((trace + np.sqrt(excess)) / 2), quotient)
+
+
+def one_lower_bound(trace: float, square: float) -> float:
+    """Do what `lower_bound` does, for one matrix."""
+    excess = down(2 * square) - up(trace * trace)
+    return down((trace + math.sqrt(excess)) / 2 if excess > 0 else square / trace)
+
+
 def centred_sums(p: Array, gram: Array) -> tuple[Array, Array, Array]:
     """Return c, ||D||_F^2 and Re <P, D> with D = P^2 - c P, for Hermitian P with P^H P = `gram`."""
-    xp = libraries.namespace(p)
-    square = inner_product(p, p)
-    square = xp.where(square == 0, xp.ones_like(square), square)
-    centre = inner_product(p, gram) / square
-    # D before its norm: ||P^2||^2 - c^2 ||P||^2 would cancel
-    d = gram - xp.astype(centre[:, None, None], p.dtype) * p
+    centre = _quotient(inner_product(p, gram), inner_product(p, p))
+    d = _centred(p, gram, centre)
     return centre, inner_product(d, d), inner_product(p, d)
+
+
+@compiled
+def _quotient(product: Array, square: Array) -> Array:
+    xp = libraries.namespace(square)
+    return product / xp.where(square == 0, xp.ones_like(square), square)
+
+
+@compiled
+def _centred(p: Array, gram: Array, centre: Array) -> Array:
+    """Return D itself, before its norm: ||P^2||^2 - c^2 ||P||^2 would cancel."""
+    return gram - libraries.namespace(p).astype(centre[:, None, None], p.dtype) * p
 
 
 def upper_bound(

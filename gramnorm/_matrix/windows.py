@@ -18,9 +18,9 @@ import numpy as np
 
 from gramnorm._arrays import limits, linalg
 from gramnorm._arrays.types import HostInts, HostNumbers
+from gramnorm._matrix.margin import shortfall
 from gramnorm._matrix.non_negative import NonNegative, leading, moduli, positive
 from gramnorm._results import Bounds
-from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, up
 
 Rows = Any
@@ -123,7 +123,7 @@ class Window:
     def reaching(cls, last: HostInts) -> Window:
         """Return the window of a matrix with the `last` row of entries given for each column."""
         width = int(np.max(last - np.arange(len(last)), initial=0))
-        block = limits.WINDOW_BLOCK * (1 if width < limits.WIDE_WINDOW else 4)
+        block = limits.WINDOW_BLOCK * (1 if width < limits.WIDE_WINDOW else 2)
         starts = np.arange(0, len(last), block)
         blocks = np.maximum.accumulate(np.maximum.reduceat(last, starts)) // block + 1
         return cls(block, np.minimum(blocks * block, len(last)))
@@ -160,10 +160,6 @@ class Banded(Protocol):
     def order(self) -> int:
         """Its rows, and columns."""
 
-    @property
-    def size(self) -> float:
-        """An upper bound on its Frobenius norm."""
-
     def block(self, first: int, stop: int, left: int, right: int) -> HostNumbers:
         """Return the rows from `first` to `stop` of the columns from `left` to `right`."""
 
@@ -173,7 +169,6 @@ class SparseRows:
 
     def __init__(self, rows: Rows) -> None:
         self._rows, self.dtype, self.order = rows, rows.dtype, int(rows.shape[0])
-        self.size = sums.host_norm(rows.data)[1]
 
     def block(self, first: int, stop: int, left: int, right: int) -> HostNumbers:
         """Return the rows from `first` to `stop` of the columns from `left` to `right`."""
@@ -188,7 +183,7 @@ def eigenvalue_bound(s: Banded, window: Window, level: float) -> float:
         return math.inf
     defect, size = measured
     prec, n, side, block = precision_of(s.dtype), s.order, window.side, window.block
-    # an entry is a difference of one product for each block column in the window; see Theorem 6
+    # an entry is a difference of one product for each block column in the window
     count = -(-side // block) + 2
     # sums of squares in one stage for each panel; 2 numbers if complex
     relative, lost = (
@@ -196,13 +191,9 @@ def eigenvalue_bound(s: Banded, window: Window, level: float) -> float:
         4.0 * n * side * prec.tiny,
     )
     defect, size = (up((x + lost) / (1 - relative)) for x in (defect, size))
-    entry = up(s.size + level * math.sqrt(n))
-    rounding = (
-        (prec.kappa(block) + prec.gamma(count)) * size
-        + prec.gamma(count) * entry
-        + 2 * count * prec.underflow(block) * n
-    )
-    bound = up(level + math.sqrt(2 * defect) + up(rounding), 4)
+    rest = up(math.sqrt(2 * defect))
+    lost = shortfall(rest, size, products=count, inner=block, order=n, precision=prec)
+    bound = up(level + lost, 4)
     return bound if math.isfinite(bound) else math.inf
 
 
@@ -216,11 +207,14 @@ def _factorise(s: Banded, window: Window, level: float) -> tuple[float, float] |
     for k, stop in enumerate(window.reach.tolist()):
         start = k * window.block
         width, height = min(window.block, s.order - start), stop - start
-        if stop > known:
-            entering = -s.block(known, stop, start, stop)
-            entering[np.arange(stop - known), np.arange(known - start, height)] += level
-            square[known - start : height, :height] = entering
-            known = stop
+        # the first square in strips: nothing above the diagonal is read
+        strip = limits.STRIP * window.block if known == 0 else height
+        for left in range(start, stop, strip) if stop > known else ():
+            top, right = max(known, left), min(left + strip, stop)
+            rows, columns = slice(top - start, height), slice(left - start, right - start)
+            square[rows, columns] = -s.block(top, stop, left, right)
+        square[np.arange(known - start, height), np.arange(known - start, height)] += level
+        known = stop
         panel = _panel(square[:height, :width])
         if panel is None:
             return None

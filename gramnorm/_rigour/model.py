@@ -125,6 +125,10 @@ def round_outward(
     if dtypes.bits(dtype) == 64:
         return lower, upper
     info = dtypes.finfo(dtype)
+    if lower.shape == (1,):
+        low, high = lower.item(), upper.item()
+        if info.smallest_normal < low <= high < info.max and dtypes.bits(dtype) == 32:
+            return np.asarray([_single(low, -np.inf)]), np.asarray([_single(high, np.inf)])
     digits = 2 - int(np.frexp(info.eps)[1])
     floor_exponent = int(np.frexp(info.smallest_normal)[1]) - digits  # of the smallest subnormal
     with np.errstate(over="ignore", invalid="ignore"):
@@ -138,6 +142,14 @@ def round_outward(
             finite = np.where(rounded > info.max, beyond, rounded)
             result.append(np.where(np.isfinite(value), finite, value))
     return result[0], result[1]
+
+
+def _single(value: float, side: float) -> float:
+    """Return the float32 number next to a normal one on the side of -inf or inf."""
+    nearest = np.float32(value)
+    found = float(nearest)
+    missed = found < value if side > 0 else found > value
+    return float(np.nextafter(nearest, np.float32(side))) if missed else found
 
 
 def scale_back(

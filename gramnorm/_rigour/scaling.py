@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gramnorm._arrays import crossing, dtypes, libraries, probes
+from gramnorm._arrays import crossing, dtypes, libraries, linalg, probes
+from gramnorm._arrays.programs import compiled, compiles
 from gramnorm._arrays.types import Array, DType, HostFloats, HostInts
 from gramnorm._rigour.model import down, round_outward, scale_back, up
 
@@ -23,10 +24,12 @@ class Scaled:
 
     Attributes
     ----------
-    values : array, shape (len(active), m, n)
-        The active matrices times 2^-exponents, working precision.
+    values : array, shape (b', m, n)
+        The active matrices times 2^-exponents, working precision, perhaps among others.
     active : host ints
         Positions of the matrices whose norm is not known at sight.
+    places : host ints, shape (len(active),)
+        Where they stand in `values`.
     exponents : host floats, shape (b,)
         Binary exponents of the scales.
     known : host floats, shape (2, b)
@@ -39,6 +42,7 @@ class Scaled:
 
     values: Array
     active: HostInts
+    places: HostInts
     exponents: HostFloats
     known: HostFloats
     loss: float
@@ -67,22 +71,25 @@ def normalise(a: Array, *, dtype: DType, gain: float = 1.0) -> Scaled:
     if probes.flushes_subnormals(a, source):
         # entries below the smallest normal number may have been read as zero
         excess = entries * dtypes.finfo(source).smallest_normal
-        if np.any(zero):
+        if compiles(a) or np.any(zero):
             known[1, zero & probes.nonzero_by_bits(a)] = excess
     active = np.flatnonzero(np.isfinite(peak) & ~zero)
     # clipped so that the scale and its inverse are normal numbers
     limit = 1022 if dtypes.bits(dtype) == 64 else 126
     exponents = np.clip(np.where(np.isfinite(peak), np.frexp(peak)[1], 0), -limit, limit)
-    factor = crossing.from_host(np.ldexp(1.0, -exponents[active]), dtype=dtype, like=a)
-    values = xp.astype(crossing.select(a, active), work, copy=False)
-    values = values * xp.astype(factor[:, None, None], work)
-    return Scaled(values, active, exponents.astype(np.float64), known, loss, excess)
+    kept = np.arange(len(peak)) if compiles(a) else active  # one shape, whatever the values
+    factors = crossing.from_host(np.ldexp(1.0, -exponents[kept]), dtype=dtype, like=a)
+    values = linalg.scaled(xp.astype(crossing.select(a, kept), work, copy=False), factors)
+    places = np.searchsorted(kept, active)
+    return Scaled(values, active, places, exponents.astype(np.float64), known, loss, excess)
 
 
 def _peaks(a: Array) -> HostFloats:
     """Return the largest component of each matrix; NaN or inf where there is one."""
-    xp = libraries.namespace(a)
-    parts = dtypes.components(a)
+    if not isinstance(a, np.ndarray):
+        largest, infinite, nan = np.max(crossing.to_host(_extremes(a)), axis=1)
+        return np.where(nan != 0, np.nan, np.where(infinite != 0, np.inf, largest))
+    xp, parts = libraries.namespace(a), dtypes.components(a)
 
     def each(reduction: Callable[..., Array], of: Callable[[Array], Array]) -> list[HostFloats]:
         return [crossing.to_host(reduction(of(part), axis=(-2, -1))) for part in parts]
@@ -93,6 +100,24 @@ def _peaks(a: Array) -> HostFloats:
         return np.asarray(largest)
     nan = np.any(each(xp.any, xp.isnan), axis=0)
     return np.where(finite, largest, np.where(nan, np.nan, np.inf))
+
+
+@compiled
+def _extremes(a: Array) -> Array:
+    """Return the largest modulus, whether there is one of inf or NaN, and whether of NaN.
+
+    For each of the components and matrices: one array, for one crossing to the host.
+    """
+    xp, axes = libraries.namespace(a), (-2, -1)
+    each = [
+        (
+            xp.max(xp.abs(part), axis=axes),
+            xp.astype(xp.any(~xp.isfinite(part), axis=axes), part.dtype),
+            xp.astype(xp.any(xp.isnan(part), axis=axes), part.dtype),
+        )
+        for part in dtypes.components(a)
+    ]
+    return xp.stack([xp.stack(rows) for rows in zip(*each, strict=True)])
 
 
 def restore(

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm._arrays import crossing, dtypes, libraries, linalg
+from gramnorm._arrays.programs import compiled
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._rigour.model import HOST_UNIT, Precision, down, precision_of, up
 
@@ -27,10 +28,20 @@ ONE_SUM = 2**14
 
 def inner_product(a: Array, b: Array) -> Array:
     """Return Re <a, b> of each pair of matrices, summed in two stages: rows, then their sums."""
-    xp = libraries.namespace(a)
-    rows = dtypes.real_part(linalg.vecdot(a, b))
     # a compiler would join the stages: as accurate only in exact arithmetic
-    return xp.sum(linalg.as_computed(rows), axis=-1)
+    return row_sums(linalg.as_computed(row_products(a, b)))
+
+
+@compiled
+def row_products(a: Array, b: Array) -> Array:
+    """Return Re <a, b> of each pair of rows."""
+    return dtypes.real_part(linalg.vecdot(a, b))
+
+
+@compiled
+def row_sums(rows: Array) -> Array:
+    """Return the sums of the last axis."""
+    return libraries.namespace(rows).sum(rows, axis=-1)
 
 
 def loss(m: int, n: int, prec: Precision) -> float:
@@ -63,7 +74,7 @@ def factors(m: int, n: int, prec: Precision) -> tuple[float, float, float]:
 
 def one_square(a: Array, below: float, above: float, lost: float) -> tuple[float, float]:
     """Enclose ||A||_F^2 of one matrix with these `factors`, in scalars of the host."""
-    small = math.prod(a.shape) <= ONE_SUM
+    small = a.shape[0] * a.shape[1] <= ONE_SUM
     computed = linalg.square_sum(a) if small else float(crossing.host_array(inner_product(a, a)))
     return max(computed - lost, 0.0) * below, (computed + lost) * above
 

@@ -102,16 +102,16 @@ def norm2toep(kernel: Array, conv: Convolution, *, steps: int) -> float:
     taps, _ = _lattice_taps(kernel, conv)
     # F^T has the norms of F, and a smaller autocorrelation
     taps = xp.matrix_transpose(taps) if taps.shape[2] > taps.shape[3] else taps
-    return _row_sums(taps, conv.box(), steps=steps)
+    return _largest_scale(taps, conv.box(), steps=steps)
 
 
 def aol(kernel: Array, conv: Convolution) -> float:
     xp = libraries.namespace(kernel)
     taps, _ = _lattice_taps(kernel, conv)
-    return _row_sums(xp.matrix_transpose(taps), conv.box(), steps=1)
+    return _largest_scale(xp.matrix_transpose(taps), conv.box(), steps=1)
 
 
-def _row_sums(taps: Array, box: tuple[int, ...], *, steps: int) -> float:
+def _largest_scale(taps: Array, box: tuple[int, ...], *, steps: int) -> float:
     """Return the largest tau of Theorem 15: X X^H <= diag(tau)^2 for X with these taps."""
     xp = libraries.namespace(taps)
     tau = row_scales(taps, box, steps=steps)

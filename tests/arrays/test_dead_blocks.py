@@ -442,4 +442,3 @@ def test_assembled_matrices_with_dead_groups_in_every_library(be):
     norm = np.linalg.norm(dense, 2)
     assert float(be.to_numpy(bracket.lower)) <= norm * (1 + 1e-13)
     assert float(be.to_numpy(bracket.upper)) >= norm * (1 - 1e-13)
-    assert limits.ASSEMBLED > 230

@@ -91,15 +91,15 @@ def test_nothing_is_copied_and_nothing_is_written(moved, name, monkeypatch):
     x = moved(np.random.default_rng(2).standard_normal(shape))
     before = np.asarray(x).copy()
     seen = []
-    at_home = crossing.at_home
+    host_array = crossing.host_array
 
     def watched(a):
-        found = at_home(a)
+        found = host_array(a)
         if found.shape == before.shape:
             seen.append(found)
         return found
 
-    monkeypatch.setattr(crossing, "at_home", watched)
+    monkeypatch.setattr(crossing, "host_array", watched)
     results = fields(function(x))
     assert seen
     assert all(np.shares_memory(a, np.asarray(x)) for a in seen)

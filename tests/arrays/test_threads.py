@@ -111,6 +111,10 @@ STACKS = {
     "together": lambda: gn.matrix_norm_bracket(RNG(1).standard_normal((600, 40, 40))),
     "one by one": lambda: gn.matrix_norm_bracket(RNG(2).standard_normal((3, 240, 200))),
     "every size": lambda: gn.conv_norm_bracket(RNG(3).standard_normal((40, 36, 3, 3))),
+    "wide": lambda: gn.conv_norm_bracket(RNG(6).standard_normal((64, 64, 3, 3))),
+    "wide circle": lambda: gn.conv_norm_bracket(
+        RNG(7).standard_normal((100, 100, 3, 3)), (9, 9), padding_mode="circular"
+    ),
     "groups": lambda: gn.conv_norm_bracket(RNG(4).standard_normal((128, 16, 3, 3)), groups=8),
     "circle": lambda: gn.conv_norm_bracket(
         RNG(5).standard_normal((24, 24, 3, 3)), (32, 32), padding_mode="circular"
@@ -131,6 +135,20 @@ def test_bounds_have_the_same_bits_whatever_the_number_of_threads(name, monkeypa
         found.append((*ends, bracket.n_products))
     assert found[0] == found[1] == found[2]
     assert max(called) > 1
+
+
+def test_a_stack_meets_the_pool_once(monkeypatch):
+    # a pool for every product, with all parts waiting for the last: slower with two threads than one
+    called, pool = [], threads.shared
+    monkeypatch.setattr(threads, "shared", lambda *a: called.append(len(a[1])) or pool(*a))
+    monkeypatch.setattr(limits, "SHARED_OPERATIONS", 1e7)
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    stack = RNG(1).standard_normal((600, 40, 40))
+    assert gn.matrix_norm_bracket(stack).n_products > 3
+    assert called == [limits.SHARED_PARTS]
+    called.clear()
+    gn.matrix_norm_value_and_grad(stack)
+    assert called == 2 * [limits.SHARED_PARTS]
 
 
 def test_parts_are_those_of_the_work_and_cover_all():

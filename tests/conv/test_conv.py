@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import gramnorm as gn
 from tests.harness import oracles
-from tests.harness.convolutions import RTOL, ask, bound, compiles, dtype_in_turn, stored_dtype
+from tests.harness.convolutions import RTOL, ask, bound, dtype_in_turn, stored_dtype
 from tests.harness.families import DTYPES, KERNELS
 from tests.harness.soundness import Case, judge
 
@@ -57,7 +57,7 @@ drawn = settings(suppress_health_check=[HealthCheck.too_slow])
 @drawn
 @given(geometry=geometries(), data=st.data(), rtol=st.sampled_from([None, 0.1, 1e-5]))
 def test_circular_is_bracketed(be, geometry, data, rtol):
-    if compiles(be):
+    if be.compiles:
         pytest.skip("a compilation per shape")
     _, dilation, shape, groups, _ = geometry
     kernel = drawn_kernel(data, be, geometry)
@@ -68,7 +68,7 @@ def test_circular_is_bracketed(be, geometry, data, rtol):
 @drawn
 @given(geometry=geometries(), data=st.data(), rtol=st.sampled_from([None, 0.1, 1e-2]))
 def test_every_size_is_bracketed(be, geometry, data, rtol):
-    if compiles(be):
+    if be.compiles:
         pytest.skip("a compilation per shape")
     _, dilation, _, groups, _ = geometry
     check(be, drawn_kernel(data, be, geometry), dilation=dilation, groups=groups, rtol=rtol)
@@ -77,7 +77,7 @@ def test_every_size_is_bracketed(be, geometry, data, rtol):
 @drawn
 @given(geometry=geometries(), data=st.data())
 def test_zero_padding_at_a_size_is_bracketed(be, geometry, data):
-    if compiles(be):
+    if be.compiles:
         pytest.skip("a compilation per shape")
     taps, dilation, shape, groups, _ = geometry
     reach = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
@@ -118,7 +118,7 @@ def test_known_suprema_are_reached(be, dtype):
     dtype = dtype_in_turn(be, dtype)
     rng = np.random.default_rng(1)
     for name, kernel, groups, answer in oracles.known_suprema(rng, dtype):
-        if compiles(be) and name not in ("ones", "depthwise", "zero"):
+        if be.compiles and name not in ("ones", "depthwise", "zero"):
             continue
         rtol = affordable_rtol(name, kernel)
         _, lower, upper, converged = ask(be, kernel, groups=groups, rtol=rtol)
@@ -130,8 +130,6 @@ def test_known_suprema_are_reached(be, dtype):
 
 @pytest.mark.parametrize("name", sorted(set(KERNELS) - {"noise_subnormal"}))
 def test_the_default_gap_is_reached(be, name):
-    if compiles(be):
-        pytest.skip("a compilation per shape")
     rng = np.random.default_rng(2)
     dtype = stored_dtype(be, "float64")
     for co, ci, taps in ((3, 2, (3, 3)), (2, 2, (5,)), (1, 1, (4, 3)), (2, 1, (2, 3, 2))):
@@ -146,8 +144,6 @@ def test_the_default_gap_is_reached(be, name):
 
 
 def test_a_looser_and_a_tighter_gap_are_reached(be):
-    if compiles(be):
-        pytest.skip("a compilation per shape")
     dtype = stored_dtype(be, "float64")
     kernel = KERNELS["low_pass"](np.random.default_rng(3), 4, 3, (3, 3), dtype)
     sup, _ = oracles.sup_reference(kernel)
@@ -158,16 +154,12 @@ def test_a_looser_and_a_tighter_gap_are_reached(be):
 
 
 def test_the_gap_in_float32_does_not_need_float64(be):
-    if compiles(be):
-        pytest.skip("a compilation per shape")
     kernel = KERNELS["noise"](np.random.default_rng(4), 8, 8, (3, 3), "float32")
     assert check(be, kernel)[2]
     assert check(be, kernel, input_shape=(9, 10), padding_mode="circular")[2]
 
 
 def test_the_frequency_attains_the_lower_bound(be):
-    if compiles(be):
-        pytest.skip("a compilation per shape")
     rng = np.random.default_rng(5)
     for dtype in ("float32", "float64", "complex64", "complex128"):
         kernel = KERNELS["noise"](rng, 3, 2, (3, 4), stored_dtype(be, dtype))
@@ -207,8 +199,6 @@ OF_EVERY_SIZE = {
 @pytest.mark.parametrize("name", OF_EVERY_SIZE)
 def test_known_answer_of_every_size(be, name):
     kernel, options, answer = OF_EVERY_SIZE[name]
-    if compiles(be) and name not in ("ones 5", "depthwise", "sobel", "zero"):
-        pytest.skip("a compilation per shape")
     upper = bound(be, kernel, **options)
     stored = answer if be.has_float64 or answer != 0.9 else float(np.float32(0.9))
     assert stored <= upper <= stored * (1 + RTOL)
@@ -231,8 +221,6 @@ CIRCULAR = {
 @pytest.mark.parametrize("name", CIRCULAR)
 def test_known_circular_answer(be, name):
     kernel, shape, answer = CIRCULAR[name]
-    if compiles(be) and name not in ("laplacian odd", "ones longer than the input"):
-        pytest.skip("a compilation per shape")
     upper = bound(be, kernel, shape, padding_mode="circular")
     assert answer * (1 - 4e-16) <= upper
     assert upper <= answer * (1 + RTOL) + (1e-6 if be.has_float64 else 1e-3)
@@ -252,8 +240,6 @@ def test_circular_of_the_same_size_is_no_bound_for_zero_padding(be):
 
 
 def test_dilation_on_a_finite_circle_depends_on_the_common_divisor(be):
-    if compiles(be):
-        pytest.skip("a compilation per shape")
     for n in (4, 5, 6):
         for d in (2, 3, 4):
             kernel = np.asarray([[[1.0, -2.0, 1.0]]], stored_dtype(be, "float64"))
@@ -303,8 +289,6 @@ def test_the_bound_is_the_upper_end_of_the_bracket(be):
 
 
 def test_finite_sizes_are_below_every_size(be):
-    if compiles(be):
-        pytest.skip("a compilation per shape")
     kernel = np.random.default_rng(10).standard_normal((2, 3, 3, 2))
     every = bound(be, kernel)
     for shape in ((2, 2), (5, 4), (9, 9)):

@@ -7,7 +7,7 @@ import pytest
 
 import gramnorm as gn
 from gramnorm._arrays import limits
-from gramnorm._conv import finite, finite_banded, finite_matrix
+from gramnorm._conv import finite_banded, finite_costs, finite_matrix
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._rigour.model import precision_of
 from tests.harness import oracles
@@ -28,9 +28,8 @@ CASES = {
 @pytest.fixture
 def only_bands(monkeypatch):
     """Leave no way to a close upper bound but the band."""
-    monkeypatch.setattr(limits, "ASSEMBLED_AT_ONCE", 0)
-    monkeypatch.setattr(limits, "ASSEMBLED", 0)
-    monkeypatch.setattr(finite, "compression", lambda *_, **__: finite.Bounds(0.0, math.inf))
+    monkeypatch.setattr(finite_costs, "assembled", lambda *_: math.inf)
+    monkeypatch.setattr(finite_costs, "searched", lambda *_, **__: (math.inf, math.inf))
 
 
 def drawn(shape, dtype, seed=0):
@@ -43,9 +42,7 @@ def drawn(shape, dtype, seed=0):
 
 def gram_of(taps, axes):
     """Return the Gram matrix of the one group."""
-    link = finite_matrix.oriented_links(taps, axes)[-1]
-    products = finite_matrix.link_products(link).reshape(-1, *(link.shape[2],) * 2)
-    (gram,) = finite_banded._grams(taps, axes, products)
+    (gram,) = finite_banded._grams(taps, axes, finite_banded.row_table(taps, axes))
     return gram
 
 
@@ -69,12 +66,13 @@ def test_blocks_are_those_of_the_gram_matrix():
     taps = kernel.transpose(2, 3, 0, 1).reshape(6, 1, 2, 3)
     gram = gram_of(taps, geometry.axes())
     whole, _ = finite_matrix.gram_matrix(taps, geometry.axes())
-    n, m = gram.links.shape[1], gram.pairs.shape[1]
-    found = gram.block(0, n * m, 0, n * m)
+    n = geometry.axes()[-1].size
+    m = gram.order // n
+    found = gram.block(0, gram.order, 0, gram.order)
     assert np.allclose(np.linalg.eigvalsh(found), np.linalg.eigvalsh(whole[0]), atol=1e-12)
     assert np.array_equal(gram.block(3, 17, 2, 9), found[3:17, 2:9])
     assert gram.size >= np.linalg.norm(found)
-    window = finite_banded._window(gram.links, m)
+    window = finite_banded.band_window(finite_banded.row_table(taps, geometry.axes()), m)
     rows, columns = np.nonzero(found)
     assert np.all(rows < window.reach[columns // window.block])
 
@@ -99,10 +97,10 @@ def test_rounding_of_the_entries_counts(monkeypatch):
     grams, errors = finite_matrix.gram_matrix(taps, geometry.axes())
     wide, _ = finite_matrix.gram_matrix(taps.astype(np.float64), geometry.axes())
     band = gram_of(taps, geometry.axes())
-    n, m = band.links.shape[1], band.pairs.shape[1]
-    found = band.block(0, n * m, 0, n * m).astype(np.float64)
+    n = band.order
+    found = band.block(0, n, 0, n).astype(np.float64)
     reference = gram_of(taps.astype(np.float64), geometry.axes())
-    missed = np.linalg.norm(found - reference.block(0, n * m, 0, n * m), 2)
+    missed = np.linalg.norm(found - reference.block(0, n, 0, n), 2)
     assert 0 < missed <= errors[0]
     assert 0 < np.linalg.norm(grams[0] - wide[0], 2) <= errors[0]
 
@@ -133,8 +131,7 @@ def test_a_large_blur_converges(mode):
 
 
 def test_what_is_too_dear_keeps_the_bound_by_repetition(monkeypatch):
-    monkeypatch.setattr(limits, "WINDOW_WORK", 0)
-    monkeypatch.setattr(limits, "ASSEMBLED", 0)
+    monkeypatch.setattr(limits, "LONGEST", 0)
     kernel = drawn((4, 4, 3, 3), "float64")
     bracket = gn.conv_norm_bracket(kernel, (20, 20), padding=1, padding_mode="reflect")
     assert not bracket.converged

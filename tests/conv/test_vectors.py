@@ -12,7 +12,7 @@ import gramnorm as gn
 from gramnorm._arrays import limits
 from tests.conv.test_geometry import operators, some
 from tests.harness import oracles
-from tests.harness.convolutions import compiles, stored_dtype
+from tests.harness.convolutions import stored_dtype
 
 KINDS = ["float32", "float64", "complex64", "complex128"]
 
@@ -58,7 +58,7 @@ def assert_attained(product, lower, dtype):
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 @given(operator=operators(), kind=st.sampled_from(KINDS))
 def test_at_a_size_the_operator_takes_right_to_lower_times_left(be, operator, kind):
-    if compiles(be):
+    if be.compiles:
         pytest.skip("a compilation per shape")
     shape, options = operator
     kernel = some(shape, stored_dtype(be, kind))
@@ -106,7 +106,7 @@ def through(kernel, right, theta, stride, dilation, groups, transposed):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_at_every_size_a_wave_goes_through_at_the_frequency(be, kind, transposed):
     cases = itertools.product([(1, 1), (2, 3)], [(1, 1), (2, 1)], [1, 2])
-    for stride, dilation, groups in [*cases][:: 8 if compiles(be) else 1]:
+    for stride, dilation, groups in [*cases][:: 8 if be.compiles else 1]:
         kernel = some((4, 3, 3, 2), stored_dtype(be, kind), 5)
         stored, found, lower, left, right = ask(
             be, kernel, stride=stride, dilation=dilation, groups=groups, transposed=transposed

@@ -8,7 +8,7 @@ import pytest
 
 import gramnorm as gn
 from gramnorm._arrays import limits
-from gramnorm._conv import factored
+from gramnorm._conv import cover, every_size, factored, squared, wide
 from gramnorm._conv.squared import Squared, snapped
 from gramnorm._matrix import definite
 from gramnorm._rigour import model
@@ -230,21 +230,164 @@ def test_error_of_the_sum_is_not_idle():
     assert np.abs(columns[0] - exact).max() > 0
 
 
-def test_frequencies_that_were_moved_differ_by_less_than_is_added():
-    kernel = 50 * noise((100, 100, 3, 3))
-    squares = [Squared(*taps_and_offsets(kernel))]
-    numbers = np.asarray([[1, 2], [3, 3]])
-    upper = factored.norms(
-        squares,
-        numbers,
-        np.full(2, 7),
-        lambda low, high: high <= 1.001 * low,
-        lambda *_: None,
-        rtol=1e-4,
+def one_channel(*taps):
+    """Return the square of a symbol of one channel, and taps along one axis."""
+    kernel = np.asarray(taps)[None, None, :]
+    return Squared(
+        *taps_and_offsets(kernel.astype(np.complex128 if np.iscomplexobj(kernel) else float))
     )
-    norms = np.linalg.norm(symbols(kernel, numbers / 7), 2, axis=(1, 2))
-    assert np.all(norms * (1 - 1e-13) <= upper)
-    assert np.all(upper <= norms * 1.002)
+
+
+def beside_the_zero(size, count):
+    """Return frequencies near 1/2, where |1 + exp(2 pi i t)| is 2 sin(pi |t - 1/2|), and that."""
+    away = snapped(size * np.random.default_rng(3).random(count) + 2.0**-39)
+    return (0.5 + away)[:, None], 2 * np.sin(np.pi * away)
+
+
+def test_error_of_the_lower_bound_counts(monkeypatch):
+    square, (turns, norms) = one_channel(1.0, 1.0), beside_the_zero(1e-9, 100)
+
+    def too_high():
+        v = np.ones(1, dtype=np.complex64)
+        return sum(
+            square.quotient(t, v) > n * (1 + 1e-14) for t, n in zip(turns, norms, strict=True)
+        )
+
+    assert too_high() == 0
+    monkeypatch.setattr(model.Precision, "kappa", lambda *_: 0.0)
+    monkeypatch.setattr(squared, "PHASE_ERROR", 0.0)
+    assert too_high() > 10
+
+
+def test_error_of_the_sum_counts():
+    square, (turns, norms) = one_channel(1.0, 1.0), beside_the_zero(3e-8, 500)
+
+    def too_low():
+        found = 0
+        for target in 2.0 ** np.arange(-28, -20, 0.25):
+            targets = np.full(500, target)
+            bounds = square.norm_bounds(turns, targets, targets / 2)
+            found += np.count_nonzero(bounds < norms * (1 - 1e-14))
+        return found
+
+    assert too_low() == 0
+    square.error = 0.0
+    assert too_low() > 10
+
+
+def coarsely(monkeypatch, module, finest):
+    """Have a module move frequencies to multiples of a coarse step, so that this matters."""
+    monkeypatch.setattr(module, "FINEST", finest)
+    monkeypatch.setattr(module, "snapped", lambda turns: np.round(turns * finest) / finest)
+
+
+def test_norms_differ_by_what_is_added_where_taps_are_as_far_apart_as_may_be(monkeypatch):
+    coarsely(monkeypatch, factored, 64)
+    # |1 + exp(2 pi i t)|, beside its zero at t = 1/2
+    there, moved = 2 * np.abs(np.cos(np.pi * np.asarray([69 / 128, 68 / 128])))
+    slip = factored._slip(one_channel(1.0, 1.0))
+    assert there - moved <= slip <= 1.02 * (there - moved)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_frequencies_that_are_moved_count(counts, monkeypatch):
+    coarsely(monkeypatch, factored, 64)
+    if not counts:
+        monkeypatch.setattr(factored, "_slip", lambda _: 0.0)
+    lower = []
+    upper = factored.norms(
+        [one_channel(1.0, 1.0)],
+        np.asarray([[69], [1]]),
+        np.asarray([128]),
+        lambda low, high: high <= 1.001 * low,
+        lambda found, *_: lower.append(found),
+        rtol=1.0,
+    )
+    norms = 2 * np.abs(np.cos(np.pi * np.asarray([69, 1]) / 128))
+    assert (max(lower) <= norms[1]) == counts
+    assert (upper[0] >= norms[0]) == counts
+
+
+def test_a_norm_of_zero_is_bounded_as_well():
+    kernel = noise((100, 100, 2))
+    kernel[:, :, 1] = -kernel[:, :, 0]
+    bracket = gn.conv_norm_bracket(kernel, (2,), padding_mode="circular")
+    assert bracket.converged
+
+
+def extremal(finest):
+    """Return blocks whose norm falls as fast as any, from a peak midway between coarse turns."""
+    for j in range(20):
+        yield one_channel(1.0, np.exp(-2j * np.pi * (3 * j + 0.5) / finest))
+
+
+def test_centres_that_are_moved_count(monkeypatch):
+    coarsely(monkeypatch, wide, 64)
+
+    def too_low():
+        searches = (
+            wide.supremum([s], (2,), half=False, rtol=1e-6, most=1e5, is_flat=lambda _: False)
+            for s in extremal(64)
+        )
+        return sum(found.bounds.upper < 2 * (1 - 1e-14) for found in searches)
+
+    assert too_low() == 0
+    width = wide._Search._width
+    monkeypatch.setattr(wide._Search, "_width", lambda self, s: width(self, s) - width(self, 0.0))
+    assert too_low() == 20
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5,), (3, 2), (2, 1, 2), (1, 4), (4, 2, 3)])
+def test_cells_cover_the_torus_whatever_is_expected_of_them(kernel_size, half):
+    rng = np.random.default_rng(1)
+    samples = cover.samples(kernel_size, half=half)
+    lattice = cover.lattice(kernel_size, half=half)
+    norms = samples.interpolated(rng.uniform(0.8, 1, len(samples.turns)), lattice.shape)
+    widest = np.arccos(np.minimum(norms, 1)) * rng.choice([0.3, 1], lattice.shape)
+    centres, sizes = lattice.blocks(widest, 0.06)
+    assert len(np.unique(sizes)) > 1
+    points = rng.random((2000, len(kernel_size))) * lattice.shape
+    covered = np.zeros(len(points), dtype=bool)
+    for middle in [centres, -centres] if half else [centres]:
+        away = np.abs((points[:, None] - middle + np.divide(lattice.shape, 2)) % lattice.shape)
+        away = np.abs(away - np.divide(lattice.shape, 2))
+        split = [axis for axis, k in enumerate(kernel_size) if k > 1]
+        diamond, rest = split[:2] if len(split) > 1 else [], split[2:] if len(split) > 1 else split
+        inside = np.all(away[..., rest] <= sizes[:, None], axis=-1)
+        covered |= np.any(inside & (np.sum(away[..., diamond], axis=-1) <= sizes), axis=1)
+    assert np.all(covered)
+
+
+def test_interpolation_is_exact_for_few_waves():
+    samples = cover.samples((3, 2), half=True)
+    fine = np.stack(np.meshgrid(np.arange(40) / 40, np.arange(30) / 30, indexing="ij"), axis=-1)
+
+    def norms(turns):
+        x, y = np.moveaxis(2 * np.pi * turns, -1, 0)
+        return np.sqrt(9 + 4 * np.cos(2 * x) + 2 * np.cos(x - y) + np.cos(y))
+
+    assert np.allclose(samples.interpolated(norms(samples.turns), (40, 30)), norms(fine))
+
+
+@pytest.mark.parametrize("most", [0.0, 40.0])
+def test_what_a_search_has_spent_and_found_is_kept_where_it_gives_up(most, monkeypatch):
+    kernel = noise((60, 60, 3, 3))
+    search, given = wide.supremum, []
+
+    def gives_up(*args, **options):
+        given.append(search(*args, **options | {"most": most}))
+        return given[-1]
+
+    monkeypatch.setattr(wide, "supremum", gives_up)
+    monkeypatch.setattr(wide._Search, "_expected", lambda *_: most)
+    geometry = {"stride": (1, 1), "dilation": (1, 1), "rtol": 1e-3}
+    taps = taps_and_offsets(kernel)[0][:, None]
+    _, found = every_size.supremum(taps, (3, 3), **geometry)
+    assert found.bounds.is_within(1e-3)
+    assert given[0].bounds.upper > 2 * given[0].bounds.lower
+    assert found.bounds.lower >= given[0].bounds.lower > 0
+    assert found.bounds.cost > given[0].bounds.cost >= (1 if most == 0 else 2 * most)
 
 
 @pytest.mark.parametrize("dtype", families.DTYPES)

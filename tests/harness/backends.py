@@ -20,6 +20,11 @@ class Backend:
     readonly: bool = False
     with_numpy: bool = True
 
+    @property
+    def compiles(self) -> bool:
+        """Whether each shape is compiled: JAX's arrays in the host's memory are NumPy's."""
+        return self.id.startswith("jax") and not self.with_numpy
+
     def asarray(self, host: Any, dtype: str | None = None) -> Any:
         """Return a fresh array of the named dtype; without float64, values are narrowed."""
         host = np.array(host)
@@ -53,9 +58,13 @@ STRICT, TORCH = ("array_api_strict",) * 2, ("torch", "array_api_compat.torch")
 BACKENDS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "numpy": ("numpy", "array_api_compat.numpy", {}, ""),
     "numpy-readonly": ("numpy", "array_api_compat.numpy", {"readonly": True}, ""),
-    "strict": (*STRICT, {"device": "CPU_DEVICE"}, ""),
-    "strict-device1": (*STRICT, {"device": "device1"}, ""),
-    "strict-float32": (*STRICT, {"device": "no_float64", "has_float64": False}, ""),
+    "strict": (*STRICT, {"device": "CPU_DEVICE", "with_numpy": False}, ""),
+    "strict-device1": (*STRICT, {"device": "device1", "with_numpy": False}, ""),
+    "strict-float32": (
+        *STRICT,
+        {"device": "no_float64", "has_float64": False, "with_numpy": False},
+        "",
+    ),
     "torch": (*TORCH, {"device": "cpu"}, ""),
     "jax32": ("jax", "jax.numpy", {"has_float64": False}, ""),
     "jax": ("jax", "jax.numpy", {}, ""),

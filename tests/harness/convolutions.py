@@ -14,14 +14,10 @@ def stored_dtype(be, dtype):
     return dtype if be.has_float64 else NARROW.get(dtype, dtype)
 
 
-def compiles(be):
-    return be.id.startswith("jax")
-
-
 def dtype_in_turn(be, dtype):
     """Return the type to test, or skip one that another parameter or backend covers."""
-    covered = dtype in NARROW if not be.has_float64 else compiles(be) and dtype == "float32"
-    if covered or (compiles(be) and dtype == "complex64"):
+    covered = dtype in NARROW if not be.has_float64 else be.compiles and dtype == "float32"
+    if covered or (be.compiles and dtype == "complex64"):
         pytest.skip("covered by another type or backend")
     return dtype
 

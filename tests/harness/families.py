@@ -650,6 +650,18 @@ def graded_taps(rng: Rng, co: int, ci: int, taps: Sequence[int], dtype: str) -> 
 
 
 @kernel_family
+def mirrored(rng: Rng, co: int, ci: int, taps: Sequence[int], dtype: str) -> np.ndarray:
+    """Return a kernel whose output channels are even or odd along each axis, to the last bit."""
+    kernel = noise(rng, co, ci, taps, dtype)
+    for axis in range(2, kernel.ndim):
+        signs = rng.choice([1, 1, -1], (co, *(1 for _ in kernel.shape[1:]))).astype(
+            kernel.real.dtype
+        )
+        kernel = kernel + signs * np.flip(kernel, axis)
+    return kernel.astype(dtype)
+
+
+@kernel_family
 def zero_borders(rng: Rng, co: int, ci: int, taps: Sequence[int], dtype: str) -> np.ndarray:
     kernel = noise(rng, co, ci, taps, dtype)
     for axis, k in enumerate(taps):

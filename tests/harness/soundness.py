@@ -92,7 +92,8 @@ def way_of(name: str) -> contextlib.AbstractContextManager[Any]:
     """Compute as a name of `SHARES` says."""
     from gramnorm._arrays import libraries  # noqa: PLC0415
 
-    return mock.patch.object(libraries, "HOST_WITH_NUMPY", not name.endswith("-device"))
+    on_host = not name.endswith(("-device", "strict"))
+    return mock.patch.object(libraries, "HOST_WITH_NUMPY", on_host)
 
 
 # --------------------------------------------------------------------------------------- counts
@@ -302,23 +303,33 @@ def matrix_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -
 
 # -------------------------------------------------------------------------------------- kernels
 
+WAYS = ("assembled", "banded", "searched")
+"""To bound a convolution of finite size."""
+
 
 @dataclass(frozen=True)
 class KernelTask:
-    """Some kernels with random geometry."""
+    """Some kernels with random geometry; finite sizes go one `way`, or the one that is chosen."""
 
     seed: tuple[int, ...]
     library: str
     count: int
     inject: float = 0.0
+    way: str | None = None
 
     def run(self) -> Report:
+        from gramnorm._conv import finite_costs  # noqa: PLC0415
+
         rng = np.random.default_rng(self.seed)
         lib = open_library(self.library)
         report = Report()
-        for i in range(self.count):
-            case = known_case(rng) if i % 10 == 0 else random_case(rng)
-            report.add(check_case(case, lib, self.library, self.inject))
+        with contextlib.ExitStack() as stack:
+            for other in set(WAYS) - {self.way} if self.way else ():
+                dear = (math.inf, math.inf) if other == "searched" else math.inf
+                stack.enter_context(mock.patch.object(finite_costs, other, return_value=dear))
+            for i in range(self.count):
+                case = known_case(rng) if i % 10 == 0 else random_case(rng)
+                report.add(check_case(case, lib, self.library, self.inject))
         forget_compilations(self.library)
         return report
 
@@ -617,7 +628,8 @@ def kernel_tasks(total: int, seed: int, inject: float, present: Sequence[str]) -
         library = str(rng.choice(present, p=shares / shares.sum()))
         count = min(2 if library == "jax-device" else 20, total - made)
         made += count
-        yield KernelTask((seed, 4, index), library, count, inject)
+        way = (None, *WAYS)[index % 4]
+        yield KernelTask((seed, 4, index), library, count, inject, way)
 
 
 # ------------------------------------------------------------------------------ sparse matrices

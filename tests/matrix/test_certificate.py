@@ -242,7 +242,10 @@ def mutant(old, new):
 
 
 NO_DEFECT = ("math.sqrt(2 * defect)", "0.0")
-NO_ROUNDING = (" + up(rounding)", "")
+NO_ROUNDING = (
+    "shortfall(rest, size, products=count, inner=width, order=q, precision=prec)",
+    "rest",
+)
 
 
 def violations(module, dtype):

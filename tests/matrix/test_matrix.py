@@ -26,26 +26,22 @@ SHAPES = [(1, 1), (1, 6), (6, 1), (5, 3), (4, 7), (6, 6), (12, 12)]
 STACK, SIDE = 64, 6  # the one shape that JAX, which compiles for each shape anew, gets to see
 
 
-def compiles(be):
-    return be.id.startswith("jax")
-
-
 def stored_dtype(be, dtype):
     return dtype if be.has_float64 else NARROW.get(dtype, dtype)
 
 
 def dtype_in_turn(be, dtype):
     """Return the type to test, or skip one that another parameter or backend covers."""
-    if dtype in NARROW if not be.has_float64 else compiles(be) and dtype == "complex64":
+    if dtype in NARROW if not be.has_float64 else be.compiles and dtype == "complex64":
         pytest.skip("covered by another type or backend")
     return dtype
 
 
 def embedded(be, arrays):
     """Stack matrices of any shapes by adding zero rows and columns, which change no norm."""
-    count = STACK if compiles(be) else len(arrays)
-    m = SIDE if compiles(be) else max(a.shape[0] for a in arrays)
-    n = SIDE if compiles(be) else max(a.shape[1] for a in arrays)
+    count = STACK if be.compiles else len(arrays)
+    m = SIDE if be.compiles else max(a.shape[0] for a in arrays)
+    n = SIDE if be.compiles else max(a.shape[1] for a in arrays)
     stack = np.zeros((count, m, n), arrays[0].dtype)
     for i, a in enumerate(arrays):
         stack[i, : a.shape[0], : a.shape[1]] = a
@@ -97,7 +93,7 @@ def in_normal_range(stored, upper):
 def test_every_family_is_bracketed_and_the_default_gap_reached(be, dtype):
     dtype = dtype_in_turn(be, dtype)
     names = sorted(FAMILIES)
-    for seed, (m, n) in enumerate([(SIDE, SIDE)] if compiles(be) else SHAPES):
+    for seed, (m, n) in enumerate([(SIDE, SIDE)] if be.compiles else SHAPES):
         rng = np.random.default_rng(seed)
         stack = embedded(be, [FAMILIES[name](rng, m, n, dtype) for name in names])
         stored, lower, upper, converged, _ = check(be, stack)
@@ -111,7 +107,7 @@ def test_every_family_is_bracketed_and_the_default_gap_reached(be, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_family_is_bracketed_matrix_by_matrix(be, dtype):
     dtype = dtype_in_turn(be, dtype)
-    for seed, (m, n) in enumerate([(SIDE, SIDE)] if compiles(be) else SHAPES):
+    for seed, (m, n) in enumerate([(SIDE, SIDE)] if be.compiles else SHAPES):
         rng = np.random.default_rng(seed)
         for name in sorted(FAMILIES):
             stored, lower, upper, converged, _ = check(be, FAMILIES[name](rng, m, n, dtype))
@@ -142,7 +138,7 @@ def test_single_precision_is_never_below_on_200_gaussian_matrices(be):
 @pytest.mark.parametrize("name", ["orthogonal", "top_cluster", "gaussian", "hadamard", "all_equal"])
 @pytest.mark.parametrize("shape", [(40, 40), (64, 16), (300, 2), (1, 200)])
 def test_larger_matrices_are_bracketed(be, name, shape):
-    if compiles(be) and shape != (40, 40):
+    if be.compiles and shape != (40, 40):
         pytest.skip("a compilation per shape")
     dtype = stored_dtype(be, "float64")
     a = FAMILIES[name](np.random.default_rng(1), *shape, dtype)
@@ -281,7 +277,7 @@ def test_a_stack_gives_each_matrix_a_bracket_of_its_own(be):
     stack = np.stack(hosts).reshape(2, 3, 5, 4)
     stored, lower, upper, converged, rtol = check(be, stack)
     for i in np.ndindex(2, 3):
-        if compiles(be) and i != (0, 0):
+        if be.compiles and i != (0, 0):
             continue
         _, low, up, _, _ = check(be, stored[i])
         assert low <= upper[i]
@@ -346,7 +342,7 @@ def named(construct):
 
 
 def test_special_matrices(be, shared_data):
-    if compiles(be):
+    if be.compiles:
         pytest.skip("a compilation per shape")
     for entry in json.loads((shared_data / "special_matrices.json").read_text()):
         a = named(entry["construct"])
@@ -384,7 +380,7 @@ def shared_dense_layers(folder):
 
 
 def test_shared_matrices_reach_their_gap(be, shared_data):
-    if compiles(be):
+    if be.compiles:
         pytest.skip("a compilation per shape")
     for key, a, answer, error in shared_matrices(shared_data):
         _, lower, upper, converged = ask(be, a)
@@ -395,7 +391,7 @@ def test_shared_matrices_reach_their_gap(be, shared_data):
 
 
 def test_shared_dense_layers_reach_their_gap(be, shared_data):
-    if compiles(be):
+    if be.compiles:
         pytest.skip("a compilation per shape")
     for key, weight, reference in shared_dense_layers(shared_data):
         _, lower, upper, converged = ask(be, weight)

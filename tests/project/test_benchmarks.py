@@ -11,9 +11,10 @@ import gramnorm as gn
 pytest.importorskip("benchmarks", reason="the benchmarks are not beside the tests")
 pytest.importorskip("scipy")
 
-from benchmarks import figures, kernels, methods, rivals, tables
+from benchmarks import figures, kernels, methods, network, rivals, tables
 from benchmarks.devices import Device
 from benchmarks.timing import race
+from gramnorm.report.files import readers
 
 pytestmark = pytest.mark.extra
 
@@ -77,6 +78,34 @@ def test_ratio_of_a_race_is_that_of_the_times():
     timing = race(lambda: 3.0, lambda: 2.0, Clock(), patience=100.0)
     assert (timing.ratio, timing.pairs) == (1.5, 7)
     assert timing.scaled(2).ratio == 0.75
+
+
+def test_ratio_does_not_contradict_the_medians_beside_it():
+    class Clock(Device):
+        times = iter(range(1, 100))
+
+        def seconds(self, call, _repeats):
+            return call() * next(self.times) ** 2
+
+    cells = race(lambda: 3.0, lambda: 2.0, Clock(), patience=1e6).cells
+    assert cells["ratio"] == cells["ours [ms]"] / cells["theirs [ms]"]
+
+
+def test_the_file_of_a_resnet_18_has_its_layers_and_a_constant(tmp_path):
+    pytest.importorskip("onnx")
+    path = network.resnet18_file(tmp_path, kernels.gaussian, narrower=16, n=32)
+    contents = readers.read_path(str(path), stated=(), layout=None)
+    shapes = [layer.weight.shape for layer in contents.layers]
+    assert shapes[:2] == [(4, 3, 7, 7), (4, 4, 3, 3)]
+    assert len(shapes) == 20
+    assert [layer.geometry["stride"] for layer in contents.layers[4:8]] == [
+        (1, 1),
+        (2, 2),
+        (1, 1),
+        (2, 2),
+    ]
+    assert contents.network is not None
+    assert contents.network.stopped is None
 
 
 def test_tables_come_back_from_their_file(tmp_path):

@@ -605,7 +605,6 @@ class TestCommand:
             ["report", "--input-shape", "a"],
             ["report", "--input-shape", ""],
             ["report", "--padding-mode", "reflect"],
-            ["report", "a.npz", "b.npz"],
             ["report", "--strides", "2"],
         ],
     )

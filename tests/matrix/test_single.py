@@ -1,0 +1,356 @@
+"""Loose tolerances: one large matrix in single precision, and what each of its error terms is for."""
+
+import inspect
+import itertools
+import math
+import types
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+import gramnorm as gn
+from gramnorm._arrays import limits, linalg
+from gramnorm._matrix import certificate, definite, margin, moments, single
+from gramnorm._results import Bounds
+from gramnorm._rigour import model
+from gramnorm._rigour.model import Precision
+from tests.harness import oracles
+from tests.harness.families import FAMILIES
+
+pytestmark = pytest.mark.no_backend
+
+LOOSE = [1e-3, 1e-2, 0.05, 0.1, 0.5]
+U = 2.0**-24
+
+
+def gaussian(m, n, dtype="float64", seed=0):
+    return FAMILIES["gaussian"](np.random.default_rng(seed), m, n, dtype)
+
+
+def square_of(b):
+    return float(np.linalg.norm(b)) ** 2 * (1 + 1e-12)
+
+
+def mutant(*replacements, module=single):
+    """Return a module with pieces of its source replaced."""
+    source = inspect.getsource(module)
+    for old, new in replacements:
+        assert source.count(old) == 1, f"the mutation has lost its target: {old}"
+        source = source.replace(old, new)
+    other = types.ModuleType("mutant")
+    exec(compile(source, "mutant", "exec"), vars(other))
+    return other
+
+
+NO_SLIP = ("up(prec.unit * frobenius * scale + 2 * prec.tiny * math.sqrt(c.size))", "0.0")
+NO_ERROR = ("        loss = error +", "        error = 0.0\n        loss = error +")
+
+
+# ------------------------------------------------------------------------------------ the brackets
+
+
+@pytest.mark.parametrize("rtol", LOOSE)
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_every_family_is_bracketed_in_single_precision(monkeypatch, rtol, dtype):
+    monkeypatch.setattr(limits, "SQUARING_COLUMNS", 0)
+    for seed, shape in enumerate(((1, 1), (3, 2), (9, 9), (20, 33), (70, 65))):
+        for name in sorted(FAMILIES):
+            a = FAMILIES[name](np.random.default_rng(seed), *shape, dtype)
+            with np.errstate(all="ignore"):
+                found = gn.matrix_norm_bracket(a, rtol=rtol)
+            if np.all(np.isfinite(a)):
+                ends = np.asarray([found.lower]), np.asarray([found.upper])
+                assert oracles.check_stack(a[None], *ends).clean, (name, shape)
+
+
+@pytest.mark.parametrize("level", [-1e-6, 0.0, 1e-6, 1e-4, 1e-2])
+def test_levels_at_the_edge_give_no_false_bound(monkeypatch, level):
+    monkeypatch.setattr(limits, "SQUARING_COLUMNS", 0)
+    monkeypatch.setattr(limits, "SINGLE_LEVEL", level)
+    monkeypatch.setattr(limits, "SINGLE_LOSS", 10.0)  # tried even where it is in vain
+    for seed, name in itertools.product(range(3), ("gaussian", "orthogonal", "signs", "top_pair")):
+        a = FAMILIES[name](np.random.default_rng(seed), 40, 30, "float64")
+        found = single.bracket(a, frobenius2=square_of(a), rtol=1e-2)
+        ends = np.asarray([found.lower]), np.asarray([found.upper])
+        assert oracles.check_stack(a[None], *ends).clean, (name, seed)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (400, 250), (220, 500)])
+@pytest.mark.parametrize("rtol", LOOSE[1:])
+def test_noise_is_bracketed_without_a_product_in_double_precision(monkeypatch, shape, rtol):
+    def refused(*_):
+        pytest.fail("a product in double precision")
+
+    monkeypatch.setattr(certificate.linalg, "gram_matrix", refused)
+    a = gaussian(*shape)
+    found = gn.matrix_norm_bracket(a, rtol=rtol)
+    norm = np.linalg.norm(a, 2)
+    assert found.converged
+    assert found.lower <= norm * (1 + 1e-12)
+    assert found.upper >= norm * (1 - 1e-12)
+    assert found.n_products == 2
+
+
+def test_a_value_that_outweighs_the_others_needs_no_product(monkeypatch):
+    monkeypatch.setattr(single, "_negative_gram", lambda *_: pytest.fail("a product"))
+    for dtype in ("float32", "complex128"):
+        a = gaussian(300, 260, dtype) / np.arange(1, 261, dtype="float32") ** 1.5
+        found = gn.matrix_norm_bracket(a, rtol=1e-3)
+        assert found.converged
+        assert found.n_products == 0
+
+
+def test_tolerances_below_its_reach_are_left_to_double_precision(monkeypatch):
+    a = gaussian(500, 500)
+    assert single.bracket(a, frobenius2=square_of(a), rtol=1e-3).upper == math.inf
+    assert gn.matrix_norm_bracket(a, rtol=1e-3).converged
+    monkeypatch.setattr(single, "bracket", lambda *_, **__: pytest.fail("single precision"))
+    assert gn.matrix_norm_bracket(a[:, :200], rtol=1e-4).converged
+
+
+def test_a_scale_changes_no_bit():
+    a = gaussian(240, 240)
+    found = single.bracket(a, frobenius2=square_of(a), rtol=0.1)
+    for k in (-60, 3, 60):
+        scaled = a * 2.0**k
+        other = single.bracket(scaled, frobenius2=square_of(a) * 4.0**k, rtol=0.1)
+        assert (other.lower, other.upper) == (found.lower * 2.0**k, found.upper * 2.0**k)
+
+
+# -------------------------------------------------------------------- what each term of it is for
+
+
+def with_sharp_eigenvalues(module, monkeypatch):
+    """Let the factorisation return the top eigenvalue of S as it is stored, and nothing more."""
+
+    def top(columns, *_):
+        q = len(columns[0])
+        s = np.zeros((q, q), dtype=np.result_type(columns[0].dtype, np.float64))
+        for k, column in enumerate(columns):
+            start = k * limits.SINGLE_COLUMNS
+            s[start:, start : start + column.shape[1]] = -column
+        return float(np.linalg.eigvalsh(s)[-1]) * (1 - 1e-12)
+
+    monkeypatch.setattr(module, "_eigenvalue_bound", top)
+
+
+def missed(module, b):
+    """Say whether the upper bound of the sharpened module is below the norm."""
+    return module.bracket(b, frobenius2=square_of(b), rtol=0.2).upper < oracles.sigma(b) * (
+        1 - 1e-11
+    )
+
+
+def test_rounding_of_the_entries_counts(monkeypatch):
+    # all entries round down to a power of two, and S is exact
+    b = scipy.linalg.hadamard(32) * (1 + 0.9 * U)
+    for module, is_missed in ((single, False), (mutant(NO_SLIP), True)):
+        with_sharp_eigenvalues(module, monkeypatch)
+        monkeypatch.setattr(module, "_longest_pieces", lambda c, *_: (len(c), 0.0))
+        assert missed(module, b) == is_missed
+
+
+def test_underflow_of_the_entries_counts():
+    c = np.float32(2.0**-149)
+    assert 2 * 2.0**-126 * math.sqrt(1) >= abs(float(c) - 2.0**-149 * 1.4)
+
+
+@pytest.mark.parametrize("pieces", [(), (7,)])
+def test_rounding_of_the_products_counts(monkeypatch, pieces):
+    monkeypatch.setattr(limits, "SINGLE_PIECES", pieces)
+    # entries in single precision do not slip
+    whole, bare = mutant(NO_SLIP), mutant(NO_SLIP, NO_ERROR)
+    for module in (whole, bare):
+        with_sharp_eigenvalues(module, monkeypatch)
+    matrices = [gaussian(60, 40, "float32", seed).astype("float64") for seed in range(20)]
+    assert not any(missed(whole, b) for b in matrices)
+    assert any(missed(bare, b) for b in matrices)
+
+
+def test_sums_of_pieces_count():
+    # two pieces: the product of the second is lost beside that of the first
+    c = np.asarray([[1.0], [0.999 * 2.0**-12]], dtype=np.float32)
+    (column,) = single._negative_gram(c, 1)
+    exact, size2 = 1.0 + float(c[1, 0]) ** 2, float(np.sum(c.astype(float) ** 2))
+    assert abs(-float(column[0, 0]) - exact) > U / 2
+    inner, error = single._longest_pieces(np.repeat(c, 40, axis=0), 40 * size2, 40.0, 1e3)
+    assert inner == 80
+    assert error >= 80 * U * size2
+
+
+def test_rounding_of_the_diagonal_counts(monkeypatch):
+    def sharp(columns, **_):
+        (a,) = columns
+        least = np.linalg.eigvalsh(a.astype(np.float64))[:, 0]
+        return np.maximum(-least, 0.0), np.linalg.norm(np.abs(a.astype(float)), 2, axis=(1, 2))
+
+    bare = mutant(("(level + lost + rounded)[0]", "(level + lost)[0]"))
+    monkeypatch.setattr(definite, "shortfalls", sharp)
+    rng, below = np.random.default_rng(0), [0, 0]
+    for _ in range(300):
+        a, c = rng.uniform(0.1, 0.4, 2).astype(np.float32).astype(float)
+        b = float(np.float32(math.sqrt((1 - a) * (1 - c))))
+        s = np.asarray([[a, b], [b, c]])
+        top = np.linalg.eigvalsh(s)[-1]
+        for k, module in enumerate((single, bare)):
+            bound = module._eigenvalue_bound([-s.astype(np.float32)], 1.0, 64)
+            below[k] += bound < top * (1 - 1e-12)
+    assert below[0] == 0
+    assert below[1] > 10
+
+
+def exact_size(columns):
+    """Return ||S||_F of the S that is stored, but for the last digits."""
+    total = 0.0
+    for column in columns:
+        below, width = column.astype(np.float64), column.shape[1]
+        total += np.sum(below[:width] ** 2) + 2 * np.sum(below[width:] ** 2)
+    return math.sqrt(total)
+
+
+def test_the_size_of_a_gram_matrix_is_not_above_its_bound():
+    whole = "sums.enclosure(np.asarray(total), q, 2 * q, precision_of(columns[0].dtype))[1]"
+    bare, below = mutant((whole, "total")), 0
+    for seed in range(40):
+        columns = single._negative_gram(gaussian(30, 300, "float32", seed), 30)
+        assert single._size_above(columns) >= exact_size(columns) * (1 - 1e-14)
+        below += bare._size_above(columns) < exact_size(columns) * (1 - 1e-14)
+    assert below > 0
+
+
+def second_eigenvalue_bound(module, b, monkeypatch):
+    """Return what the module takes for a bound on the second eigenvalue, once it has S."""
+    seen = []
+
+    def nothing(quotient, second, cost):
+        seen.append(second)
+        return Bounds(math.sqrt(quotient.lower), math.inf, cost)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_proved", nothing)
+        patch.setattr(module, "_size_above", exact_size)
+        module.bracket(b, frobenius2=square_of(b), rtol=0.02)
+    assert len(seen) == 2
+    return seen[1]
+
+
+def test_the_second_eigenvalue_is_not_above_its_bound(monkeypatch):
+    bare, below = mutant(NO_SLIP, NO_ERROR), [0, 0]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        u, v = (np.linalg.qr(rng.standard_normal((40, 2)))[0] for _ in range(2))
+        b = (u * [1.0, 0.95]) @ v.T
+        for k, module in enumerate((single, bare)):
+            bound = second_eigenvalue_bound(module, b, monkeypatch)
+            below[k] += bound < 0.95**2 * (1 - 1e-12)
+    assert below[0] == 0
+    assert below[1] > 0
+
+
+# ------------------------------------------------- what a checked factorisation hides, term by term
+
+COARSE = Precision(unit=2.0**-6, tiny=2.0**-40, complex=False)
+
+
+def chains(inner, count):
+    """Yield (D, D', size): scalars less `count` products, every rounding as large as it may be."""
+    kappa, u = COARSE.kappa(inner), COARSE.unit
+    rng = np.random.default_rng(0)
+    for signs in itertools.product((-1, 1), repeat=2 * count):
+        products = rng.uniform(0.1, 1, count)
+        for rest in (0.0, 1e-3, -1e-3, 1.0, -1.0):
+            x = rest
+            for p, sign, other in zip(products, signs[:count], signs[count:], strict=True):
+                x = x / (1 + sign * u) + p * (1 + other * kappa)
+            yield abs(x - products.sum()), abs(rest), products.sum()
+
+
+def excess(module, inner, count):
+    """Return by how much D exceeds its bound at most."""
+    return max(
+        exact - module.shortfall(rest, size, products=count, inner=inner, order=1, precision=COARSE)
+        for exact, rest, size in chains(inner, count)
+    )
+
+
+MARGIN_TERMS = [
+    ("measured * (1 + chain)", "measured", (1, 3)),
+    ("precision.kappa(inner) * (1 + chain) + chain", "chain", (3, 1)),
+    ("precision.kappa(inner) * (1 + chain) + chain", "precision.kappa(inner)", (1, 3)),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "lengths"), MARGIN_TERMS)
+def test_every_term_of_the_margin_is_needed(old, new, lengths):
+    for inner, count in ((1, 1), (1, 3), (3, 1), (2, 3)):
+        assert excess(margin, inner, count) <= 1e-15
+    assert excess(mutant((old, new), module=margin), *lengths) > 1e-4
+
+
+def test_underflow_in_products_is_part_of_the_margin():
+    options = {"products": 2, "inner": 3, "order": 5, "precision": COARSE}
+    assert margin.shortfall(0.0, 0.0, **options) >= 2 * 3 * 3 * COARSE.tiny * 5
+
+
+# ---------------------------------------------------------------------- the bound by two traces
+
+
+def two_traces(seed):
+    """Return eigenvalues with few bits, and their sum and sum of squares, exactly."""
+    rng = np.random.default_rng(seed)
+    count = 2 if seed % 2 else int(rng.integers(1, 5))
+    values = rng.integers(0, 2**12, count) * rng.choice([1, 0.01, 0.5], count) // 1
+    values[0] = 2**12
+    return float(values.max()), float(values.sum()), float(np.sum(values**2))
+
+
+def test_two_traces_bound_an_eigenvalue_from_below():
+    for seed in range(500):
+        top, trace, square = two_traces(seed)
+        one = moments.one_lower_bound(trace, square)
+        (other,) = moments.lower_bound(np.asarray([trace]), np.asarray([square]))
+        assert one == other <= top
+        assert one >= square / trace * (1 - 1e-14)
+        if seed % 2:  # exact for two eigenvalues
+            assert one >= top * (1 - 1e-6)
+
+
+def test_without_nudges_two_traces_are_above(monkeypatch):
+    monkeypatch.setattr(model, "_TWO_UNITS", 0.0)
+    scale = math.pi  # no longer exact
+    assert any(
+        moments.one_lower_bound(trace * scale, square * scale**2) > top * scale
+        for top, trace, square in map(two_traces, range(500))
+    )
+
+
+def test_nothing_is_concluded_from_traces_of_zero():
+    found = moments.lower_bound(np.zeros(2), np.zeros(2))
+    assert np.array_equal(found, np.zeros(2))
+
+
+# -------------------------------------------------------------------------------- other short cuts
+
+
+def test_one_value_is_rounded_outward_as_many_are():
+    rng = np.random.default_rng(0)
+    largest = float(np.finfo(np.float32).max)
+    values = [*np.exp(rng.uniform(-100, 88, 300)), 2.0**-126, 2.0**-140, 1.0, largest]
+    values += [largest * (1 + 2.0**-30), 2.0**-126 * (1 + 2.0**-40), 1 + 2.0**-50, np.nan, np.inf]
+    for value in values:
+        pair = np.asarray([value, value])
+        many = model.round_outward(pair, pair, dtype=np.float32)
+        one = model.round_outward(pair[:1], pair[:1], dtype=np.float32)
+        assert np.array_equal(np.stack(one)[:, 0], np.stack(many)[:, 0], equal_nan=True), value
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (3, 5), (64, 64), (90, 70)])
+def test_products_of_few_columns_are_those_of_the_definition(shape, dtype):
+    a = gaussian(*shape, dtype)
+    stack = np.stack([a, 2 * a])
+    wide = a.astype(np.complex128)
+    room = 4 * max(shape) * np.finfo(dtype).eps * np.linalg.norm(wide) ** 2
+    assert np.abs(linalg.gram_matrix(a) - wide.conj().T @ wide).max() <= room
+    assert np.abs(linalg.gram_matrix(stack)[1] - 4 * wide.conj().T @ wide).max() <= 4 * room
