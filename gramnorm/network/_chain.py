@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import crossing, dtypes
+from gramnorm._arrays import crossing, dtypes, probes
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._matrix.bounds import matrix_norm_bound
@@ -80,7 +80,7 @@ def chain_certificate(layers: Sequence[Array], multipliers: Sequence[Array], /) 
     at one size; not for padding that reflects, replicates or wraps beyond that size. Rounding of
     weights times multipliers, of the norm and of its power is counted; that of the network's own
     arithmetic is not. Multipliers beyond e^170 times weights of norm about one are replaced by
-    that.
+    that. In a process that reads subnormal numbers as zeros the result is `product_bound`.
 
     Examples
     --------
@@ -171,7 +171,8 @@ def chain_bound(
 
 def _checked(layers: Sequence[Array]) -> tuple[list[HostFloats], list[float], float | None]:
     """Return the layers on the host, bounds on their norms, and the result where it shows."""
-    weights = [_floats(x, name=f"layer {i}") for i, x in enumerate(_listed(layers, "layers"))]
+    arrays = [_floats(x, name=f"layer {i}") for i, x in enumerate(_listed(layers, "layers"))]
+    weights = [crossing.to_host(a) for a in arrays]
     if not weights:
         msg = "layers must hold one array or more, got none"
         raise ValueError(msg)
@@ -179,12 +180,22 @@ def _checked(layers: Sequence[Array]) -> tuple[list[HostFloats], list[float], fl
         _validate.matrices(w, name=f"layer {i}")
     for i, (w, following) in enumerate(itertools.pairwise(weights), 1):
         _fits(w, following, name=f"layer {i}")
+    if probes.flushes_subnormals(weights[0], weights[0].dtype):
+        # entries read as zeros are missing in B, but the norms of the layers count them
+        norms = [_norm(a) for a in arrays]
+        return weights, norms, product_above(norms)
+    norms = [_norm(w) for w in weights]
     peaks = [float(np.max(np.abs(w), initial=0.0)) for w in weights]
     if not all(0 < peak < math.inf for peak in peaks):
-        unknown = [peak for peak in peaks if not math.isfinite(peak)]
-        return weights, peaks, product_above(unknown) if unknown else 0.0
-    norms = [float(matrix_norm_bound(w) if w.ndim == 2 else conv_norm_bound(w)) for w in weights]
+        return weights, norms, product_above(peaks)
     return weights, norms, None
+
+
+def _norm(x: Array) -> float:
+    """Return an upper bound on the norm of one layer."""
+    if 0 in x.shape:
+        return 0.0
+    return float(matrix_norm_bound(x) if x.ndim == 2 else conv_norm_bound(x))
 
 
 def _fits(w: HostFloats, following: HostFloats, *, name: str) -> None:
@@ -214,7 +225,8 @@ def _vectors(multipliers: Sequence[Array], weights: list[HostFloats]) -> list[Ho
             f"{len(listed)}"
         )
         raise ValueError(msg)
-    vectors = [_floats(x, name=f"multipliers {i}") for i, x in enumerate(listed)]
+    arrays = [_floats(x, name=f"multipliers {i}") for i, x in enumerate(listed)]
+    vectors = [crossing.to_host(a) for a in arrays]
     for i, (x, w) in enumerate(zip(vectors, weights, strict=False)):
         if x.shape != w.shape[:1]:
             msg = (
@@ -240,8 +252,8 @@ def _listed(arrays: object, name: str) -> list[Array]:
     return list(arrays)
 
 
-def _floats(x: Array, *, name: str) -> HostFloats:
-    """Return an array of real floating numbers on the host, where float64 holds them exactly."""
+def _floats(x: Array, *, name: str) -> Array:
+    """Return an array of real floating numbers that has values."""
     a = _validate.concrete_argument(x, name=name, instead=_INSTEAD)
     if not dtypes.is_floating(a.dtype) or dtypes.is_complex(a.dtype):
         msg = (
@@ -249,4 +261,4 @@ def _floats(x: Array, *, name: str) -> HostFloats:
             "real activations, and integers must be converted first"
         )
         raise TypeError(msg)
-    return crossing.to_host(a)
+    return a

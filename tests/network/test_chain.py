@@ -1,5 +1,6 @@
 """Chains: no bound is below the Jacobian of any pattern of activity, whatever the multipliers."""
 
+import itertools
 import json
 import math
 from fractions import Fraction
@@ -233,6 +234,19 @@ def test_zero_and_empty_layers_give_zero() -> None:
     assert gn.chain_bound([np.ones((0, 2)), np.ones((2, 0))]) == 0.0
 
 
+def test_weights_that_are_read_as_zeros_are_counted() -> None:
+    torch = pytest.importorskip("torch")
+    layers = [torch.tensor([[1e-40]]), torch.tensor([[1e30]])]
+    truth = Fraction(layers[0].item()) * Fraction(layers[1].item())
+    assert torch.set_flush_denormal(True) or pytest.skip("this processor has no such mode")
+    try:
+        bounds = [gn.chain_bound(layers), gn.chain_certificate(layers, [np.ones(1)])]
+    finally:
+        torch.set_flush_denormal(False)
+    bounds.append(gn.chain_bound(layers))
+    assert all(truth <= Fraction(bound) for bound in bounds)
+
+
 def test_neurons_without_weights_do_not_disturb() -> None:
     layers = [np.asarray([[3.0, 4.0], [0.0, 0.0]]), np.asarray([[2.0, 0.0], [0.0, 0.0]])]
     assert 10.0 <= gn.chain_bound(layers) < 10.0 * (1 + 1e-5)
@@ -374,5 +388,43 @@ def test_public_dense_networks_reach_their_semidefinite_bound(
 @needs_networks
 @pytest.mark.parametrize(("name", "ratio"), [("mnist_c8_d2", 1.003), ("mnist_c8_d4", 1.003)])
 def test_public_convolutions_come_close_to_their_best_known_bound(name: str, ratio: float) -> None:
+    kernels, best = public(name)
+    assert gn.chain_bound(kernels) <= ratio * best
+
+
+def causal(kernel: np.ndarray, samples: int) -> np.ndarray:
+    """Return the matrix of a correlation padded in front alone, samples before channels."""
+    c_out, c_in, taps = kernel.shape
+    matrix = np.zeros((samples, c_out, samples, c_in))
+    for t, tap in itertools.product(range(samples), range(taps)):
+        if (read := t + tap - taps + 1) >= 0:
+            matrix[t, :, read] = kernel[:, :, tap]
+    return matrix.reshape(samples * c_out, -1)
+
+
+def averages(samples: int, channels: int) -> np.ndarray:
+    """Return the matrix of an average over pairs of samples."""
+    return np.kron(np.kron(np.eye(samples // 2), np.full((1, 2), 0.5)), np.eye(channels))
+
+
+@needs_networks
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["12_42", "13_15", "11_35", "12_27", "03_07_16_30"])
+def test_public_networks_of_one_axis_reach_their_semidefinite_bound(name: str) -> None:
+    full = name if "03_07" in name else f"03_08_{name}"
+    (first, second, hidden, last), best = public(f"ecg_CNN_23_{full}")
+    layers = [
+        causal(first, 128),
+        causal(second, 64) @ averages(128, 2),
+        hidden @ averages(64, 3),
+        last,
+    ]
+    assert gn.chain_bound(layers) <= 1.0005 * best
+
+
+@needs_networks
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "ratio"), [("mnist_c8_d8", 1.01), ("mnist_c16_d2", 1.003)])
+def test_deeper_and_wider_public_convolutions_come_close(name: str, ratio: float) -> None:
     kernels, best = public(name)
     assert gn.chain_bound(kernels) <= ratio * best
