@@ -20,6 +20,8 @@ from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
 from gramnorm._results import NormBracket
 from gramnorm.network import (
     block_norm_bound,
+    chain_bound,
+    chain_certificate,
     network_bound,
     product_bound,
     residual_bound,
@@ -33,6 +35,8 @@ __all__ = [
     "NormBracket",
     "__version__",
     "block_norm_bound",
+    "chain_bound",
+    "chain_certificate",
     "classical",
     "conv_gram_iteration",
     "conv_norm_bound",
