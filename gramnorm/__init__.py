@@ -21,6 +21,8 @@ from gramnorm._results import NormBracket
 from gramnorm._tracking import Tracked, start_tracking, track_norm
 from gramnorm.network import (
     block_norm_bound,
+    chain_bound,
+    chain_certificate,
     network_bound,
     product_bound,
     residual_bound,
@@ -35,6 +37,8 @@ __all__ = [
     "Tracked",
     "__version__",
     "block_norm_bound",
+    "chain_bound",
+    "chain_certificate",
     "classical",
     "conv_gram_iteration",
     "conv_norm_bound",

@@ -7,7 +7,7 @@ A wave x[i] = v[:, i mod s] exp(i theta . i) of stride s leaves a convolution wi
 and of unit u, v and any theta every |u^H F(theta) v| is at most the norm.  So what is kept gives a
 number below it, whose gradient is that of the norm where u, v and theta attain it.  A step of power
 iteration moves the vectors, the frequency climbs by what is sure to gain (docs/theory.md,
-Lemma 29).  A matrix is a convolution with one tap.
+Lemma 31).  A matrix is a convolution with one tap.
 """
 
 from __future__ import annotations
@@ -342,7 +342,7 @@ def _exchanged(theta: Array, v: Array, values: Array) -> Tracked:
     xp = libraries.namespace(values)
     if values.shape[0] <= _CLIMBING:
         return Tracked(theta, v)
-    which = xp.arange(values.shape[0], device=libraries.device_of(values))
+    which = crossing.indices(np.arange(values.shape[0]), like=values)
     least = xp.argmin(values[:_CLIMBING])
     best = xp.argmax(values[_CLIMBING:]) + _CLIMBING
     is_larger = xp.take(values, best[None]) > xp.take(values, least[None])

@@ -1,5 +1,6 @@
-"""Bounds of networks from bounds of parts: products, sums, residuals, block operators, graphs."""
+"""Bounds of networks: from bounds of parts, and of a chain of layers as a whole."""
 
+from gramnorm.network._chain import chain_bound, chain_certificate
 from gramnorm.network._compose import (
     block_norm_bound,
     network_bound,
@@ -8,4 +9,12 @@ from gramnorm.network._compose import (
     sum_bound,
 )
 
-__all__ = ["block_norm_bound", "network_bound", "product_bound", "residual_bound", "sum_bound"]
+__all__ = [
+    "block_norm_bound",
+    "chain_bound",
+    "chain_certificate",
+    "network_bound",
+    "product_bound",
+    "residual_bound",
+    "sum_bound",
+]

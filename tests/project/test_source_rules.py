@@ -34,7 +34,12 @@ MODULES = "gramnorm/torch.py"  # torch's own kind of modules, which nothing else
 CHECKPOINTS = "gramnorm/report/files/torch.py"  # torch's own kind of file
 FRONTS = (  # what they list, the front page offers
     *("gramnorm/_conv/bounds.py", "gramnorm/_conv/geometry.py", "gramnorm/_matrix/bounds.py"),
-    *("gramnorm/_matrix/operators.py", "gramnorm/_rescaling.py", "gramnorm/_results.py"),
+    *(
+        "gramnorm/_matrix/operators.py",
+        "gramnorm/_rescaling.py",
+        "gramnorm/_tracking.py",
+        "gramnorm/_results.py",
+    ),
     "gramnorm/network/__init__.py",
 )
 
