@@ -33,7 +33,8 @@ def ask(be, kernel, *args, **options):
     assert lower.shape == upper.shape == converged.shape == ()
     assert lower <= upper
     rtol = options.get("rtol") or RTOL
-    assert bool(converged) == bool(upper.astype(LONG) - lower.astype(LONG) <= rtol * lower)
+    gap = upper.astype(LONG) - lower.astype(LONG)
+    assert bool(converged) == bool(gap <= rtol * lower.astype(LONG))
     return be.to_numpy(x), float(lower), float(upper), bool(converged)
 
 

@@ -606,7 +606,11 @@ class TestHostile:
             assert_refused(capsys, tmp_path / "x.h5", "a damaged HDF5 file")
 
     def test_a_lower_limit_of_memory_is_kept(self, tmp_path: Path) -> None:
-        resource = pytest.importorskip("resource")
+        pytest.importorskip("resource")
+        limited = (
+            "import os, resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); "
+            "os.execv(sys.executable, sys.argv[1:])"
+        )
         content = h5_bytes(lambda file: file.create_dataset("d/kernel", data=some(3, 2)))
         (tmp_path / "x.h5").write_bytes(content)
         most = json.dumps(
@@ -614,11 +618,10 @@ class TestHostile:
         )
         with (tmp_path / "x.h5").open("rb") as stream:
             ended = subprocess.run(
-                [sys.executable, "-P", str(hdf5._PROCESS), most],
+                [sys.executable, "-c", limited, sys.executable, "-P", str(hdf5._PROCESS), most],
                 stdin=stream,
                 capture_output=True,
                 check=False,
-                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)),
             )
         assert ended.returncode == 0
         assert json.loads(ended.stdout.partition(b"\n")[0])["arrays"] == [
