@@ -299,10 +299,11 @@ class _Waves:
         """Return F^H u in the shape of inputs."""
         xp = libraries.namespace(taps)
         parts = _times(linalg.adjoint(taps), u[None, ...])
-        if turns is None:
-            summed = parts
-        else:
+        if turns is not None:
             parts = parts * xp.conj(turns)[:, None, None, :]
+        if len(self.phases) == self.count == 1:
+            summed = parts
+        else:  # of several samples a stride apart, one tap reads the first
             table = (self.phases[None, :] == np.arange(self.count)[:, None]).astype(np.float64)
             moved = crossing.from_host(table, dtype=parts.dtype, like=parts)
             rows = linalg.matmul(moved, xp.reshape(parts, (parts.shape[0], -1)))

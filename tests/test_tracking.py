@@ -13,6 +13,7 @@ CONVOLUTIONS = {
     "dilation": ((6, 3, 3, 3), {"dilation": 2, "groups": 2}),
     "one axis": ((4, 4, 5), {}),
     "one tap": ((6, 4, 1, 1), {}),
+    "one tap of a stride": ((6, 4, 1, 1), {"stride": 2}),
     "unread phases": ((4, 4, 2), {"stride": 3}),
     "transposed": ((6, 3, 4), {"stride": 2, "transposed": True}),
 }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 from gramnorm._arrays import autodiff, dtypes, libraries, limits, linalg, probes
-from gramnorm._arrays.types import Array
+from gramnorm._arrays.types import Array, DType
 from gramnorm._results import result_dtype
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, working_dtype
@@ -41,11 +41,19 @@ def norm_bound(a: Array, *, steps: int) -> Array:
 def scaled(a: Array) -> tuple[Array, Array]:
     """Return matrices of any type in a floating type, over their largest components, and these."""
     xp = libraries.namespace(a)
-    real = working_dtype(a, 0.0, 1.0)  # its own, unless products would be in reduced precision
-    a = xp.astype(a, dtypes.complex_dtype(real) if dtypes.is_complex(a.dtype) else real, copy=False)
-    peak = peaks(a)
+    real, out = working_dtype(a, 0.0, 1.0), result_dtype(a)
+
+    def of_type(kind: DType) -> Array:
+        kind = dtypes.complex_dtype(kind) if dtypes.is_complex(a.dtype) else kind
+        return xp.astype(a, kind, copy=False)
+
+    # of the results' type, whose range `restored` returns to: products may be in a wider one, and
+    # a change of type reads subnormal numbers as zeros where these are flushed
+    peak = peaks(of_type(out))
+    scale = xp.astype(divisor(peak)[..., None, None], real, copy=False)
     # compilers multiply by the inverse of a scalar anyway, and complex division squares it
-    return a * xp.astype(1 / divisor(peak)[..., None, None], a.dtype), peak
+    b = of_type(real)
+    return b * xp.astype(1 / scale, b.dtype), peak
 
 
 def scaling_loss(b: Array) -> tuple[float, float]:
@@ -63,7 +71,7 @@ def restored(value: Array, peak: Array, a: Array, *, gain: float) -> Array:
     out = result_dtype(a)
     info, unit = dtypes.finfo(out), precision_of(out).unit
     is_nonzero = probes.is_nonzero(peak)
-    value, peak = (xp.astype(x, out, copy=False) for x in (value, peak))
+    value = xp.astype(value, out, copy=False)
     # subnormal results are rounded to whole quanta, subnormal entries may be read as zeros
     least = xp.where(peak < info.smallest_normal, peak, xp.full_like(peak, info.smallest_normal))
     flushed = least * 0.75 == 0

@@ -380,3 +380,22 @@ def test_jax_reaches_every_scale(way, power):
     kernel = jax.numpy.asarray(a[:, :2, None])
     conv = ways[way](lambda k: gn.conv_gram_iteration(k, 4, steps=4))(kernel)
     assert float(np.asarray(conv)) >= np.linalg.norm(a[:, :2].astype("float64"), 2)
+
+
+@pytest.mark.parametrize("flushing", [False, True])
+@pytest.mark.parametrize("power", [-149, -127, -126, 0, 125, 126, 127])
+def test_torch_reaches_every_scale_of_results_where_products_take_a_wider_type(power, flushing):
+    torch = torch_or_skip()
+    host = np.ldexp(np.float32([[1.5, 0.0], [0.0, 1.0]]), power)
+    norm, x = float(host.max().astype("float64")), torch.from_numpy(host)
+    torch.set_float32_matmul_precision("high")
+    try:
+        if flushing and not torch.set_flush_denormal(True):
+            pytest.skip("this processor has no such mode")
+        found = [gn.gram_iteration(x, steps=4), gn.conv_gram_iteration(x[..., None], 4, steps=4)]
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_float32_matmul_precision("highest")
+    excess = 1e-5 * norm + (6 * 2.0**-126 if flushing else 2.0**-148)
+    for bound in found:
+        assert norm <= float(bound) <= norm + excess
