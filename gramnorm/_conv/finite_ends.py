@@ -113,9 +113,10 @@ def bracket(
     above = supremum
     for window in windows:
         one = _bracket_of(taps, window, max(lower, found.lower), rtol=rtol)
-        found = dataclasses.replace(
-            found, lower=max(found.lower, one.lower), cost=found.cost + one.cost
-        )
+        # the samples and outputs of an inner window need not all be there
+        is_part = all(isinstance(w, Part) or w is a for w, a in zip(window, axes, strict=True))
+        below = max(found.lower, one.lower) if is_part else found.lower
+        found = dataclasses.replace(found, lower=below, cost=found.cost + one.cost)
         above = max(above, one.upper)
         if above == math.inf:
             break
@@ -176,8 +177,9 @@ def _inner(axis: Axis, size: int) -> Axis:
     size += axis.stride - 1
     if axis.mode == "zeros" and axis.size <= size:
         return axis
-    longer = axis.size + 2 * size * axis.stride
-    return dataclasses.replace(axis, size=longer, outputs=axis.outputs + 2 * size).window(size)
+    # and with all outputs that read one of them, however few the axis itself has
+    outputs = (size - 1 + axis.reach) // axis.stride + 1
+    return dataclasses.replace(axis, before=axis.reach, size=size, outputs=outputs, mode="zeros")
 
 
 def _windows(covers: Sequence[_Cover]) -> Iterator[Axes]:

@@ -98,9 +98,12 @@ def _bracket_of(
 
 
 def _ends(axis: Axis) -> int:
-    """Return samples that hold all which are repeated at one end, and what is read with these."""
+    """Return samples that hold all which are repeated at one end, and what is read with these.
+
+    Samples that no output reads, where a kernel ends in zeros, are no middle either.
+    """
     last = axis.stride * (axis.outputs - 1) + axis.reach - axis.before
-    return max(axis.before, last - (axis.size - 1), 0) + axis.reach + 1
+    return max(abs(axis.before), abs(last - (axis.size - 1))) + axis.reach + 1
 
 
 def _period(axis: Axis) -> int:

@@ -283,6 +283,19 @@ def test_moduli_bound_a_longer_axis(monkeypatch, nothing_assembled, case, mode):
     assert exact * (1 - 1e-12) <= found.upper * scale <= 1.15 * exact
 
 
+@pytest.mark.parametrize("zeros", [111, 115, 200])
+def test_samples_that_no_output_reads_are_no_middle(zeros):
+    """They lie beside the end of a kernel that ends in zeros; the first sample is read six times."""
+    kernel = np.zeros((1, 1, 1 + zeros))
+    kernel[..., 0] = 1.0
+    options = {"padding": ((5, 0),), "padding_mode": "replicate"}
+    bracket = gn.conv_norm_bracket(kernel, 100_000, **options)
+    assert bracket.lower <= math.sqrt(6) * (1 + 1e-12)
+    assert math.sqrt(6) * (1 - 1e-12) <= bracket.upper <= math.sqrt(6) * (1 + 1e-3)
+    backwards = gn.conv_norm_bracket(np.flip(kernel), 100_000, **(options | {"padding": ((0, 5),)}))
+    assert math.sqrt(6) * (1 - 1e-12) <= backwards.upper
+
+
 def test_moduli_of_complex_taps_are_rounded_in_double_precision():
     """On a device without it taps arrive in single precision."""
     taps = np.full((3, 1, 1, 1), 0.1 + 0.7j, dtype=np.complex64)
@@ -353,6 +366,28 @@ def test_windows_bound_the_whole(monkeypatch, nothing_assembled, case, mode, len
     found = finite_ends.bracket(taps, axes, float(sup), 0.97 * exact, rtol=1e-2)
     covers = [finite_ends._Cover.of(a, length, is_mirrored=False) for a in axes]
     assert any(cover.ends[:1] != (a,) for cover, a in zip(covers, axes, strict=True))
+    assert found.lower <= exact * (1 + 1e-12)
+    assert exact * (1 - 1e-12) <= found.upper < math.inf
+
+
+@pytest.mark.parametrize(
+    ("size", "before", "outputs", "taps"),
+    [(110, 0, 7, 3), (69, -53, 16, 3), (15, 0, 13, 3), (100, 0, 10, 2)],
+)
+def test_windows_hold_where_few_outputs_read_an_axis(monkeypatch, size, before, outputs, taps):
+    """The windows inside are parts of more outputs than there are: no bound from below."""
+    monkeypatch.setattr(finite_ends, "_lengths", lambda *_, **__: [3.0])
+    axes = (
+        Axis(3, 1, 1, 2, 40, 40, "replicate"),
+        Axis(taps, 1, 1, before, size, outputs, "zeros"),
+    )
+    first, second = np.ones(3), np.ones(taps)
+    exact = math.prod(
+        float(np.linalg.norm(np.tensordot(k, a.links(), axes=1), 2))
+        for k, a in zip((first, second), axes, strict=True)
+    )
+    kernel = np.multiply.outer(first, second).reshape(-1, 1, 1, 1)
+    found = finite_ends.bracket(kernel, axes, 3.0 * taps, 0.97 * exact, rtol=1e-2)
     assert found.lower <= exact * (1 + 1e-12)
     assert exact * (1 - 1e-12) <= found.upper < math.inf
 
