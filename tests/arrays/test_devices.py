@@ -78,7 +78,7 @@ def torch(monkeypatch):
     return pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", WORK)
 def test_new_values_of_a_known_shape_compile_nothing(jax, name, dtype):
     shape, function = WORK[name]
