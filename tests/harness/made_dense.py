@@ -36,7 +36,11 @@ NO_ARRAY = {
     "NormBracket",
     "__version__",
     "classical",
-}  # the result, and a module whose methods are listed
+    "Tracked",
+}  # results, and a module whose methods are listed
+
+# Drawn by `tests.harness.chains`, and in test_tracking and test_torch, without arrays of every make.
+ELSEWHERE = {"NormTracker", "chain_bound", "chain_certificate", "start_tracking", "track_norm"}
 
 Made = tuple[Any, np.ndarray]
 """An array of a library, and the numbers that it holds."""
