@@ -22,8 +22,10 @@ from gramnorm._arrays import autodiff, compiling, crossing, dtypes, libraries, l
 from gramnorm._arrays.types import Array, HostFloats, HostInts, HostNumbers
 from gramnorm._conv import choose
 from gramnorm._conv.geometry import ConvGeometry
+from gramnorm._conv.gradients import scaled_on_host
 from gramnorm._conv.symbol import taps_of
 from gramnorm._conv.vectors import attained
+from gramnorm._matrix import fixed_steps
 from gramnorm._matrix.bounds import matrix_norm_bracket
 from gramnorm._results import result_dtype
 
@@ -103,7 +105,8 @@ def start_tracking(x: Array, /, geometry: ConvGeometry | None = None) -> Tracked
     first = np.zeros(len(geometry.kernel_size))
     if found.frequency is not None:  # it is, of a zero kernel, of NaN or inf
         first = crossing.to_host(found.frequency)
-    return _of_peaks(a, first, crossing.host_array(vector), geometry)
+    with libraries.plain_arithmetic(a):
+        return _of_peaks(a, first, crossing.host_array(vector), geometry)
 
 
 @compiling.one_node
@@ -167,21 +170,38 @@ def track_norm(
     count = _validate.positive_int(steps, name="steps", least=0)
     xp = libraries.namespace(a)
     real = result_dtype(a)
-    a = xp.astype(a, dtypes.complex_dtype(real) if dtypes.is_complex(a.dtype) else real, copy=False)
     parts: object = state
     if not isinstance(parts, Tracked):
         msg = f"state must be the Tracked that start_tracking returned, got {type(parts).__name__}"
         raise TypeError(msg)
-    theta, v = (autodiff.without_gradient(part) for part in state)
+    if 0 in a.shape:
+        return xp.zeros((), dtype=real, device=libraries.device_of(a)), state
+    old = Tracked(*(autodiff.without_gradient(part) for part in state))
     with libraries.plain_arithmetic(a):
-        if geometry is not None and geometry.input_shape is not None:
-            value, v = _of_one_size(a, v[0, ...], geometry, steps=count)
-            return xp.reshape(xp.stack([value]), ()), Tracked(theta, v[None, ...])
-        _check_state(theta, v, operator := _Waves(a, geometry))
-        theta, v = _powers(theta, v, operator, steps=count, climbing=_CLIMBING)
-        values = _values(theta, v, operator)
-        value = xp.reshape(xp.max(values, axis=0, keepdims=True), ())
-        return value, _exchanged(theta, v, autodiff.without_gradient(values))
+        flat, peak = fixed_steps.scaled(xp.reshape(a, (1, -1)))
+        kind = dtypes.complex_dtype(real) if dtypes.is_complex(flat.dtype) else real
+        a = xp.reshape(xp.astype(flat, kind, copy=False), a.shape)
+        value, new = _followed(a, old, geometry, steps=count)
+        # inf and NaN are the norm, and no place to go on from
+        value = xp.where(xp.isfinite(peak), fixed_steps.divisor(peak) * value, peak)
+        kept = (xp.where(xp.isfinite(peak), x, y) for x, y in zip(new, old, strict=True))
+        return value, Tracked(*kept)
+
+
+def _followed(
+    a: Array, state: Tracked, geometry: ConvGeometry | None, *, steps: int
+) -> tuple[Array, Tracked]:
+    """Do what `track_norm` does, for entries of size at most about 1."""
+    xp = libraries.namespace(a)
+    theta, v = state
+    if geometry is not None and geometry.input_shape is not None:
+        value, v = _of_one_size(a, v[0, ...], geometry, steps=steps)
+        return xp.reshape(xp.stack([value]), ()), Tracked(theta, v[None, ...])
+    _check_state(theta, v, operator := _Waves(a, geometry))
+    theta, v = _powers(theta, v, operator, steps=steps, climbing=_CLIMBING)
+    values = _values(theta, v, operator)
+    value = xp.reshape(xp.max(values, axis=0, keepdims=True), ())
+    return value, _exchanged(theta, v, autodiff.without_gradient(values))
 
 
 def _check(x: object, geometry: object) -> Array:
@@ -228,9 +248,7 @@ def _no_axes(a: Array) -> Array:
 
 def _of_peaks(a: Array, first: HostFloats, v: HostNumbers, geometry: ConvGeometry) -> Tracked:
     """Return the wave (first, v), those that have climbed to other maxima, and those of a grid."""
-    kernel = crossing.host_array(a)
-    kernel = kernel.astype(np.complex128 if np.iscomplexobj(kernel) else np.float64)
-    operator = _Waves(kernel, geometry)
+    operator = _Waves(scaled_on_host(a), geometry)
     taps = np.asarray(geometry.kernel_size)
     counts = np.where(taps > 1, np.minimum(2 * taps, _PER_AXIS), 1)
     grid = np.stack(np.meshgrid(*(np.arange(n) / n for n in counts), indexing="ij"), axis=-1)

@@ -120,6 +120,32 @@ def test_zero_and_nan(be):
     assert np.isnan(be.to_numpy(gn.track_norm(broken, state, geometry)[0]))
 
 
+@pytest.mark.parametrize("power", [-1060, -1030, 1020])
+def test_every_scale_is_followed(be, power):
+    power = power if be.has_float64 else power // 8 + 7 * (power < 0)
+    a = np.ldexp(np.asarray([[1, 0.5], [0.25, 1]], stored_dtype(be, "float64")), power)
+    flushes = be.id.startswith("jax")  # subnormal numbers are zeros there
+    kernel = np.stack([a, a], axis=-1)
+    for x, geometry in ((a, None), (kernel, gn.ConvGeometry.of(kernel.shape))):
+        state = gn.start_tracking(be.asarray(x), geometry)
+        value = float(be.to_numpy(gn.track_norm(be.asarray(x), state, geometry)[0]))
+        bracket = gn.matrix_norm_bracket(x) if geometry is None else gn.conv_norm_bracket(x)
+        assert value <= bracket.upper * (1 + 1e-5)
+        assert flushes or value >= bracket.lower * (1 - 1e-2)
+
+
+def test_inf_is_the_norm_and_an_empty_matrix_has_norm_zero(be):
+    one = np.ones((2, 3), stored_dtype(be, "float64"))
+    state = gn.start_tracking(be.asarray(one))
+    value, state = gn.track_norm(be.asarray(one * np.inf), state)
+    assert be.to_numpy(value) == np.inf
+    value, _ = gn.track_norm(be.asarray(one), state)  # goes on from where it was
+    assert float(be.to_numpy(value)) == pytest.approx(6**0.5, rel=1e-5)
+    for shape in ((0, 3), (3, 0)):
+        empty = be.asarray(np.zeros(shape, one.dtype))
+        assert float(be.to_numpy(gn.track_norm(empty, gn.start_tracking(empty))[0])) == 0
+
+
 def test_errors_say_what_does_not_fit():
     x = np.ones((3, 2, 3))
     geometry = gn.ConvGeometry.of(x.shape)

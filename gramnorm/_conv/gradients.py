@@ -63,7 +63,7 @@ def of_bound(
     if place is None or not 0 < size < math.inf:
         return _of_known(a, size)
     with libraries.plain_arithmetic(a):
-        kernel = _scaled_on_host(a)
+        kernel = scaled_on_host(a)
         if place.turns is None:
             found = _of_operator(kernel, geometry, rtol=rtol)
         else:
@@ -103,7 +103,7 @@ def of_fixed_steps(
     index = np.unravel_index(which, grid_shape(points, half=not dtypes.is_complex(a.dtype)))
     turns = np.asarray([int(j) / n for j, n in zip(index, points, strict=True)])
     place = Place(turns, group, on_grid=True)
-    found = _of_symbol(_scaled_on_host(a), geometry, place, block_gradient)
+    found = _of_symbol(scaled_on_host(a), geometry, place, block_gradient)
     return crossing.from_host(found, dtype=gradient_dtype(a), like=a)
 
 
@@ -114,7 +114,7 @@ def _of_known(a: Array, size: float) -> Array:
     return xp.astype(known, gradient_dtype(a), copy=False)
 
 
-def _scaled_on_host(a: Array) -> HostArray:
+def scaled_on_host(a: Array) -> HostArray:
     """Return the kernel in double precision, scaled.
 
     A gradient of a norm does not see the scale.

@@ -68,7 +68,7 @@ def shortfalls(
     products = -(-q // inner) + 2
     size = _collatz(np.abs(factor))
     # what stands below a diagonal block stands for two, and what is inside need not
-    _, defect = sums.enclosure(2 * squares, q, inner + products, prec)
+    _, defect = sums.enclosure(2 * squares, q, q + products, prec)
     rest = up(np.sqrt(defect))
     lost = shortfall(rest, size, products=products, inner=inner, order=q, precision=prec)
     # NaN, from what was no factor, compares as false
