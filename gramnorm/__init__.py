@@ -20,6 +20,10 @@ from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
 from gramnorm._results import NormBracket
 from gramnorm._tracking import Tracked, start_tracking, track_norm
 from gramnorm.network import (
+    AvgPool,
+    ConvLayer,
+    Flatten,
+    MaxPool,
     block_norm_bound,
     chain_bound,
     chain_certificate,
@@ -32,7 +36,11 @@ from gramnorm.network import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AvgPool",
     "ConvGeometry",
+    "ConvLayer",
+    "Flatten",
+    "MaxPool",
     "NormBracket",
     "Tracked",
     "__version__",

@@ -447,3 +447,10 @@ a window of 100 columns takes about twice as long, in many small calls."""
 WINDOW_WORK = 2**37
 """Sum of squares of its sides, column by column: five seconds at 25 GFLOP/s, or one dense
 factorisation of 7000."""
+
+
+# Chains
+
+CHAIN_PHASES = 16
+"""Phases per channel up to which strides stay in one segment of a chain, and averages in a kernel:
+a total stride of 16 on one axis, or of 4 on two. Each phase is a row or a column of the coupling."""

@@ -8,8 +8,13 @@ from gramnorm.network._compose import (
     residual_bound,
     sum_bound,
 )
+from gramnorm.network._layers import AvgPool, ConvLayer, Flatten, MaxPool
 
 __all__ = [
+    "AvgPool",
+    "ConvLayer",
+    "Flatten",
+    "MaxPool",
     "block_norm_bound",
     "chain_bound",
     "chain_certificate",

@@ -11,27 +11,44 @@ are found by descent, or come from elsewhere, and are never trusted: the norm at
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import math
+import numbers
 import time
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import crossing, dtypes, probes
+from gramnorm._arrays import crossing, probes
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._matrix.bounds import matrix_norm_bound
-from gramnorm._rigour.fractions import product_above
-from gramnorm.network import _multipliers
-from gramnorm.network._coupling import Coupling
+from gramnorm._rigour.fractions import float_above, product_above, root_above
+from gramnorm.network import _multipliers, _steps
+from gramnorm.network._coupling import Chain
+from gramnorm.network._links import links
+from gramnorm.network._steps import Layer, Step
 
-_INSTEAD = "the product of gram_iteration over the layers"
+Slopes = float | Fraction | Sequence[float | Fraction]
 
 
-def chain_certificate(layers: Sequence[Array], multipliers: Sequence[Array], /) -> float:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Checked:
+    """A chain that fits together; `product` is the bound by norms, and all there is if `is_known`."""
+
+    steps: list[Step]
+    slopes: list[Fraction]
+    norms: list[float]
+    product: float
+    is_known: bool
+
+
+def chain_certificate(
+    layers: Sequence[Layer], multipliers: Sequence[Array], /, *, slopes: Slopes = 1
+) -> float:
     """Return an upper bound on the Lipschitz constant of a chain of layers, from given multipliers.
 
     The chain is ``x -> W_l f(... f(W_2 f(W_1 x + b_1) + b_2) ...)`` with any biases. Multipliers
@@ -40,14 +57,19 @@ def chain_certificate(layers: Sequence[Array], multipliers: Sequence[Array], /) 
 
     Parameters
     ----------
-    layers : sequence of arrays
-        The weights in order, real floating: either all matrices of shape ``(n_out, n_in)``, or all
-        kernels of shape ``(c_out, c_in, *spatial)`` of convolutions with stride 1 and no groups,
-        the zeros of a dilated kernel written out.
+    layers : sequence of arrays and descriptions
+        In order: matrices of shape ``(n_out, n_in)``; convolutions, as kernels of shape ``(c_out,
+        c_in, *spatial)`` or as `ConvLayer` with stride, dilation and groups; `AvgPool` and
+        `MaxPool` behind activations; `Flatten` between the last convolution and the first matrix.
+        Weights are real floating. There is an activation directly behind each layer with weights
+        but the last.
     multipliers : sequence of arrays
-        For each layer but the last, one positive number per neuron, or per channel of a
-        convolution, up to a factor common to all. Of a solution ``T = diag(t)`` of LipSDP they are
-        the square roots of t.
+        For each layer with weights but the last, one positive number per neuron, or per channel of
+        a convolution, up to a factor common to all. Of a solution ``T = diag(t)`` of LipSDP they
+        are the square roots of t.
+    slopes : float or sequence of float, optional
+        Largest slope of all activations, or of each, as floats, or exactly as fractions: of the
+        logistic sigmoid 0.25.
 
     Returns
     -------
@@ -61,7 +83,8 @@ def chain_certificate(layers: Sequence[Array], multipliers: Sequence[Array], /) 
         If a layer or multiplier is not an array of real floating numbers, or has no values (inside
         ``jax.jit``).
     ValueError
-        If there is no layer, if sizes do not fit, or if a multiplier is not positive and finite.
+        If there is no layer, if sizes, axes or the order of layers do not fit, or if a multiplier
+        or slope is not positive and finite.
 
     See Also
     --------
@@ -71,16 +94,25 @@ def chain_certificate(layers: Sequence[Array], multipliers: Sequence[Array], /) 
     Notes
     -----
     **Guarantee.** Not below the Lipschitz constant, in the Euclidean norm, of any such chain whose
-    activations act on each entry alone **with slopes in [0, 1]**, which is the caller's statement:
-    ``0 <= (f(s) - f(t)) / (s - t) <= 1`` for all s and t. ReLU, leaky ReLU with a slope in [0, 1],
-    tanh, sigmoid, softplus, hard tanh and ELU with ``alpha`` in [0, 1] have such slopes; the
-    absolute value, GELU, SiLU, softmax, maximum pooling and normalisation layers have not.
-    For matrices this is Theorem 29 of the theory page. For convolutions, Theorem 30, it holds for
-    every input size, and for zero padding of any amount in each layer, or where all are circular
-    at one size; not for padding that reflects, replicates or wraps beyond that size. Rounding of
-    weights times multipliers, of the norm and of its power is counted; that of the network's own
-    arithmetic is not. Multipliers beyond e^170 times weights of norm about one are replaced by
-    that. In a process that reads subnormal numbers as zeros the result is `product_bound`.
+    activations act on each entry alone **with slopes in [0, 1]**, or up to those given, which is
+    the caller's statement: ``0 <= (f(s) - f(t)) / (s - t) <= 1`` for all s and t. ReLU, leaky ReLU
+    with a slope in [0, 1], tanh, sigmoid, softplus, hard tanh and ELU with ``alpha`` in [0, 1] have
+    such slopes; the absolute value, GELU, SiLU, softmax and normalisation layers have not. Two
+    layers without an activation between are such a chain as well.
+
+    *Matrices* are Theorem 29 of the theory page. *Convolutions*, Theorems 30 and 32, hold for every
+    input size, and for zero padding of any amount on any side in each layer; or where all layers
+    are circular, poolings too, and the product of all strides divides the size; not for padding
+    that reflects, replicates or wraps beyond that size. *Poolings and flattening*, Theorem 33:
+    averages between convolutions are exact; where a maximum or a flattening stands, or where
+    strides since the last such place have more than 16 phases, the chain is cut, the constants of
+    both sides are multiplied, and the multipliers of the layer before weigh its channels on both.
+    Padding of poolings is of zeros, counted by averages, or for the maximum of minus infinity.
+
+    Rounding of weights times multipliers, of the norms and of their powers is counted; that of the
+    network's own arithmetic is not. Multipliers beyond e^170 times weights of norm about one are
+    replaced by that. In a process that reads subnormal numbers as zeros the result is the product
+    of the norms.
 
     Examples
     --------
@@ -91,18 +123,19 @@ def chain_certificate(layers: Sequence[Array], multipliers: Sequence[Array], /) 
     >>> bool(5.0 <= bound < 6.0 < gn.product_bound(3.0, 17**0.5))
     True
     """
-    weights, norms, known = _checked(layers)
-    vectors = _vectors(multipliers, weights)
-    if known is not None:
-        return known
-    chain = Coupling.of(weights, norms)
+    checked = _checked(layers, slopes)
+    vectors = _vectors(multipliers, checked.steps)
+    if checked.is_known:
+        return checked.product
+    chain = Chain.of(links(checked.steps, checked.norms, checked.slopes))
     return chain.certificate(_multipliers.with_ends(chain, vectors))
 
 
 def chain_bound(
-    layers: Sequence[Array],
+    layers: Sequence[Layer],
     /,
     *,
+    slopes: Slopes = 1,
     time_limit: float | None = None,
     return_multipliers: bool = False,
 ) -> Any:
@@ -113,8 +146,11 @@ def chain_bound(
 
     Parameters
     ----------
-    layers : sequence of arrays
-        The weights in order, as in `chain_certificate`.
+    layers : sequence of arrays and descriptions
+        Matrices, kernels, `ConvLayer`, `AvgPool`, `MaxPool` and `Flatten` in order, as in
+        `chain_certificate`.
+    slopes : float or sequence of float, optional
+        Largest slope of all activations, or of each, as in `chain_certificate`.
     time_limit : float, optional
         Seconds after which the descent stops where it is, which costs sharpness alone; by default
         it goes on to its end, for deep chains of wide convolutions over minutes. Looked at after
@@ -125,11 +161,11 @@ def chain_bound(
     Returns
     -------
     bound : float
-        The bound, rounded up, never above the product of the layers' certified norms. Special
-        values as in `chain_certificate`.
+        The bound, rounded up, never above the product of the certified norms of layers and
+        poolings, and of slopes. Special values as in `chain_certificate`.
     multipliers : list of numpy arrays, if asked for
-        For each layer but the last, as `chain_certificate` takes them. Where the bound is
-        `product_bound` of the norms, NaN, inf or 0, they need not attain it.
+        For each layer with weights but the last, as `chain_certificate` takes them. Where the bound
+        is `product_bound` of the norms, NaN, inf or 0, they need not attain it.
 
     Raises
     ------
@@ -144,9 +180,9 @@ def chain_bound(
     Notes
     -----
     **Guarantee.** That of `chain_certificate`, with the same statement about the activations: slopes
-    in [0, 1]. How close the bound comes to the least one is not certified: 1e-5 for
-    small dense chains and about one percent for convolutions is typical. The work is done on the
-    host in float64; a step costs a few products of a matrix of all even by all odd layers.
+    in [0, 1], or up to those given. How close the bound comes to the least one is not certified:
+    1e-5 for small dense chains and about one percent for convolutions is typical. The work is done
+    on the host in float64; a step costs a few products of a matrix of all even by all odd layers.
 
     Examples
     --------
@@ -156,82 +192,97 @@ def chain_bound(
     >>> bound = gn.chain_bound([first, last])
     >>> bool(5.0 <= bound < 5.001)
     True
+
+    A network for images, from convolutions to classes:
+
+    >>> rng = np.random.default_rng(0)
+    >>> conv, head, last = (rng.standard_normal(s) for s in ((4, 1, 3, 3), (5, 100), (2, 5)))
+    >>> layers = [gn.ConvLayer(conv, stride=2), gn.MaxPool(2), gn.Flatten((5, 5)), head, last]
+    >>> product = gn.product_bound(
+    ...     *(float(gn.matrix_norm_bound(w)) for w in (head, last)),
+    ...     float(gn.conv_norm_bound(conv, stride=2)),
+    ... )
+    >>> bool(gn.chain_bound(layers) < 0.9 * product)
+    True
     """
     limit = math.inf
     if time_limit is not None:
         limit = time.monotonic() + _validate.positive_number(time_limit, name="time_limit")
-    weights, norms, known = _checked(layers)
-    if known is not None:
-        vectors = [np.ones(w.shape[0]) for w in weights[:-1]]
-        return (known, vectors) if return_multipliers else known
-    bound, vectors = _multipliers.found(Coupling.of(weights, norms), norms, limit=limit)
-    bound = min(bound, product_above(norms))
+    checked = _checked(layers, slopes)
+    if checked.is_known:
+        vectors = [np.ones(step.outputs) for step in checked.steps[:-1]]
+        return (checked.product, vectors) if return_multipliers else checked.product
+    chain = Chain.of(links(checked.steps, checked.norms, checked.slopes))
+    bound, vectors = _multipliers.found(chain, limit=limit)
+    bound = min(bound, checked.product)
     return (bound, vectors) if return_multipliers else bound
 
 
-def _checked(layers: Sequence[Array]) -> tuple[list[HostFloats], list[float], float | None]:
-    """Return the layers on the host, bounds on their norms, and the result where it shows."""
-    arrays = [_floats(x, name=f"layer {i}") for i, x in enumerate(_listed(layers, "layers"))]
-    weights = [crossing.to_host(a) for a in arrays]
-    if not weights:
-        msg = "layers must hold one array or more, got none"
-        raise ValueError(msg)
-    for i, w in enumerate(weights):
-        _validate.matrices(w, name=f"layer {i}")
-    for i, (w, following) in enumerate(itertools.pairwise(weights), 1):
-        _fits(w, following, name=f"layer {i}")
-    if probes.flushes_subnormals(weights[0], weights[0].dtype):
-        # entries read as zeros are missing in B, but the norms of the layers count them
-        norms = [_norm(a) for a in arrays]
-        return weights, norms, product_above(norms)
-    norms = [_norm(w) for w in weights]
-    peaks = [float(np.max(np.abs(w), initial=0.0)) for w in weights]
-    if not all(0 < peak < math.inf for peak in peaks):
-        return weights, norms, product_above(peaks)
-    return weights, norms, None
+def _checked(layers: Sequence[Layer], slopes: Slopes) -> _Checked:
+    """Check a chain, and bound the norm of each of its steps."""
+    steps = _steps.read(layers)
+    found = _slopes(slopes, len(steps) - 1)
+    peaks = [float(np.max(np.abs(step.weights), initial=0.0)) for step in steps]
+    # entries read as zeros are missing in B, but the norms of the layers count them
+    flushes = probes.flushes_subnormals(steps[0].weights, steps[0].weights.dtype)
+    norms = [_norm(step, step.array if flushes else step.weights) for step in steps]
+    is_plain = all(0 < peak < math.inf for peak in peaks)
+    product = product_above(norms if is_plain or flushes else peaks)
+    if all(0 < norm < math.inf for norm in norms):
+        squares = [pool.square for step in steps for pool in step.pools]
+        exact = math.prod([*map(Fraction, norms), *found], start=Fraction(1))
+        product = float_above(exact * Fraction(root_above(math.prod(squares, start=Fraction(1)))))
+    return _Checked(steps, found, norms, product, not is_plain or flushes)
 
 
-def _norm(x: Array) -> float:
-    """Return an upper bound on the norm of one layer."""
+def _norm(step: Step, x: Array) -> float:
+    """Return an upper bound on the norm of the weights of a step."""
     if 0 in x.shape:
         return 0.0
-    return float(matrix_norm_bound(x) if x.ndim == 2 else conv_norm_bound(x))
+    if not step.axes_out:
+        return float(matrix_norm_bound(x))
+    bound = conv_norm_bound(x, stride=step.stride, dilation=step.dilation, groups=step.groups)
+    return float(bound)
 
 
-def _fits(w: HostFloats, following: HostFloats, *, name: str) -> None:
-    """Check that a layer takes what the layer before it gives."""
-    if w.ndim != following.ndim:
+def _slopes(slopes: Slopes, activations: int) -> list[Fraction]:
+    """Return the largest slope of each activation, exactly."""
+    each = slopes if isinstance(slopes, Sequence) else [slopes]
+    for slope in each:
+        _validate.positive_number(slope, name="slopes")
+    listed = each if isinstance(slopes, Sequence) else [slopes] * activations
+    if len(listed) != activations:
         msg = (
-            f"{name} must have as many axes as the layer before it, got shape {following.shape} "
-            f"after {w.shape}: a chain is of matrices or of convolutions; bound the parts of a "
-            "mixed one by themselves, and multiply by product_bound"
+            "slopes must be one number, or one for each layer with weights but the last, "
+            f"{activations}, got {len(listed)}"
         )
         raise ValueError(msg)
-    if w.shape[0] != following.shape[1]:
-        msg = (
-            f"{name} must have {w.shape[0]} inputs on its second axis, as the layer before it has "
-            f"outputs, got shape {following.shape} after {w.shape}; write the zeros of a grouped "
-            "kernel out"
-        )
-        raise ValueError(msg)
+    return [_exact(slope) for slope in listed]
 
 
-def _vectors(multipliers: Sequence[Array], weights: list[HostFloats]) -> list[HostFloats]:
+def _exact(number: Any) -> Fraction:
+    """Return a real number as a fraction."""
+    if isinstance(number, numbers.Integral):
+        return Fraction(int(number))
+    return Fraction(*number.as_integer_ratio())
+
+
+def _vectors(multipliers: Sequence[Array], steps: Sequence[Step]) -> list[HostFloats]:
     """Return the multipliers on the host, once there are as many as channels, all positive."""
-    listed = _listed(multipliers, "multipliers")
-    if len(listed) != len(weights) - 1:
+    listed = _steps.listed(multipliers, "multipliers")
+    if len(listed) != len(steps) - 1:
         msg = (
-            f"multipliers must hold one array for each layer but the last, {len(weights) - 1}, got "
-            f"{len(listed)}"
+            "multipliers must hold one array for each layer with weights but the last, "
+            f"{len(steps) - 1}, got {len(listed)}"
         )
         raise ValueError(msg)
-    arrays = [_floats(x, name=f"multipliers {i}") for i, x in enumerate(listed)]
+    arrays = [_steps.floats(x, name=f"multipliers {i}") for i, x in enumerate(listed)]
     vectors = [crossing.to_host(a) for a in arrays]
-    for i, (x, w) in enumerate(zip(vectors, weights, strict=False)):
-        if x.shape != w.shape[:1]:
+    for i, (x, step) in enumerate(zip(vectors, steps, strict=False)):
+        if x.shape != (step.outputs,):
             msg = (
-                f"multipliers {i} must have the shape {w.shape[:1]}, one number for each output of "
-                f"layer {i}, got {x.shape}"
+                f"multipliers {i} must have the shape {(step.outputs,)}, one number for each "
+                f"output of {step.name}, got {x.shape}"
             )
             raise ValueError(msg)
         if not np.all((x > 0) & (x < math.inf)):
@@ -242,23 +293,3 @@ def _vectors(multipliers: Sequence[Array], weights: list[HostFloats]) -> list[Ho
             )
             raise ValueError(msg)
     return vectors
-
-
-def _listed(arrays: object, name: str) -> list[Array]:
-    """Return the arrays as a list."""
-    if not isinstance(arrays, Sequence) or isinstance(arrays, str):
-        msg = f"{name} must be a list or tuple of arrays, got {type(arrays).__name__}"
-        raise TypeError(msg)
-    return list(arrays)
-
-
-def _floats(x: Array, *, name: str) -> Array:
-    """Return an array of real floating numbers that has values."""
-    a = _validate.concrete_argument(x, name=name, instead=_INSTEAD)
-    if not dtypes.is_floating(a.dtype) or dtypes.is_complex(a.dtype):
-        msg = (
-            f"{name} must hold real floating numbers, got dtype {a.dtype}; the theorem is about "
-            "real activations, and integers must be converted first"
-        )
-        raise TypeError(msg)
-    return a

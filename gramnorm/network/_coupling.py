@@ -1,19 +1,22 @@
-"""The layers of a chain coupled into one operator, and the certificate from its norm.
+"""The links of a segment coupled into one operator, and the certificate from norms of segments.
 
-Layer i maps the n_{i-1} channels of x_{i-1} to the n_i of x_i; a matrix is a kernel with no
-spatial axis.  The coupling B has the even i for rows and the odd ones for columns, and the blocks
+Link i of a segment maps the n_{i-1} channels of x_{i-1} to the n_i of x_i; a matrix is a kernel
+with no spatial axis.  The coupling B has the even i for rows and the odd ones for columns, and the
+blocks
 
     B[i, i-1] = X_i W_i / X_{i-1}  (i even),    B[i-1, i] = (X_i W_i / X_{i-1})^*  (i odd).
 
 So each entry of X_even W / X_odd or its adjoint is that of the coupling of the weights alone times
-a quotient of two multipliers, and Lip <= (X_0 / X_l) 2^(1-l) ||B||^l (Theorem 29; for kernels
-Theorem 30, where the adjoint flips the taps as well).
+a quotient of two multipliers, and ||X_l f|| <= 2^(1-l) ||B||^l ||X_0 .|| (Theorem 29; for kernels
+Theorem 30, where the adjoint flips the taps as well, and with strides Theorem 32, where phases of a
+channel share its multiplier).  Segments share multipliers at a cut (Theorem 33).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -22,9 +25,10 @@ from gramnorm._arrays import linalg
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm._conv.bounds import conv_norm_bound, conv_norm_value_and_grad
 from gramnorm._matrix.bounds import matrix_norm_bound
-from gramnorm._rigour.fractions import float_above
+from gramnorm._rigour.fractions import float_above, root_above
 from gramnorm._rigour.model import HOST_UNIT, up
 from gramnorm._rigour.sums import host_norm
+from gramnorm.network._links import Link, lifted, segments
 
 LARGEST = 170.0
 """Logarithms of multipliers lie within it: so their quotients lie within 2^-500 and 2^500."""
@@ -33,99 +37,82 @@ _UNDERFLOW = 2.0**-570  # 2^-1074 of the product, and 2^-1074 of scaling times 2
 _MATRIX_GAP, _CONV_GAP = 1e-8, 2e-4  # of the bound; of the norm of B, the l-th part
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Coupling:
-    """The coupling of layers W_i / 2^e_i, whose norms lie in [1/2, 1) about.
+    """The coupling of the links of a segment.
 
     Attributes
     ----------
     entries : host floats, shape (n_0 + n_2 + ..., n_1 + n_3 + ..., *taps)
         B for multipliers 1.
+    doubts : host floats or None
+        How far they may be from the exact ones, underflow of scaling apart; None if they are exact.
     forward : host bools, shape of the first two axes
         Where a block is that of an even i.
     rows, columns : host ints
-        Which of all channels, those of layer 0 first, a row or a column belongs to.
-    exponents : host ints, shape (l,)
-        e_i.
-    sizes : tuple of int
-        n_0, ..., n_l.
-
-    Multipliers are one vector: X_0, those of the channels of layers 1 to l - 1, X_l.
+        Which of all multipliers of the chain belongs to a row or a column.
+    depth : int
+        The number l of links.
     """
 
     entries: HostFloats
+    doubts: HostFloats | None
     forward: HostBools
     rows: HostInts
     columns: HostInts
-    exponents: HostInts
-    sizes: tuple[int, ...]
-
-    @property
-    def depth(self) -> int:
-        """The number l of layers."""
-        return len(self.exponents)
-
-    @property
-    def _copies(self) -> HostInts:
-        """How many channels share each multiplier: all of the input, and all of the output."""
-        return np.asarray([self.sizes[0], *[1] * sum(self.sizes[1:-1]), self.sizes[-1]])
+    depth: int
 
     @classmethod
-    def of(cls, layers: list[HostFloats], norms: list[float]) -> Coupling:
-        """Couple finite layers, none of which is zero, of at most these norms."""
-        exponents = np.frexp(np.minimum(norms, np.finfo(np.float64).max))[1]
-        sizes = (layers[0].shape[1], *(w.shape[0] for w in layers))
-        ends = np.cumsum((0, *sizes))
-        places = [np.arange(ends[i], ends[i + 1]) for i in range(len(sizes))]
-        rows, columns = (np.concatenate(places[parity::2]) for parity in (0, 1))
-        taps = np.max([w.shape[2:] for w in layers], axis=0).astype(int)
-        entries = np.zeros((len(rows), len(columns), *taps))
-        forward = np.zeros(entries.shape[:2], dtype=bool)
-        for i, (w, e) in enumerate(zip(layers, exponents, strict=True), 1):
-            block = np.ldexp(w, -e)
-            even, odd = (i, i - 1) if i % 2 == 0 else (i - 1, i)
-            if i % 2:  # the adjoint of a correlation: its kernel transposed and flipped
-                block = np.flip(np.swapaxes(block, 0, 1), tuple(range(2, w.ndim)))
-            first = int(np.searchsorted(rows, ends[even])), int(np.searchsorted(columns, ends[odd]))
-            # where the taps stand is a shift of one layer's samples, which no norm notices
-            start = (*first, *[0] * (w.ndim - 2))
-            at = tuple(slice(j, j + n) for j, n in zip(start, block.shape, strict=True))
-            entries[at] = block
-            forward[at[:2]] = i % 2 == 0
-        return cls(entries, forward, rows, columns, exponents, sizes)
+    def of(cls, part: Sequence[Link], labels: Sequence[HostInts]) -> Coupling:
+        """Couple the links of a segment; `labels` say which multiplier a channel of x_i has."""
+        rates = _rates(part)
+        labels = [np.repeat(x, math.prod(r)) for x, r in zip(labels, rates, strict=True)]
+        rows, columns = (np.concatenate(labels[parity::2]) for parity in (0, 1))
+        kernels, doubts = [], []
+        for link, rate in zip(part, rates[1:], strict=True):
+            kernels.append(lifted(link.weights, link.stride, rate))
+            wrong = np.zeros_like(link.weights) if link.doubts is None else link.doubts
+            doubts.append(lifted(wrong, link.stride, rate))
+        forward = [np.full(k.shape[:2] + (1,) * (k.ndim - 2), i % 2) for i, k in enumerate(kernels)]
+        are_exact = all(link.doubts is None for link in part)
+        entries = _coupled(kernels)
+        if math.prod(entries.shape[2:]) == 1:  # of one tap: the norm is that of a matrix
+            entries = entries.reshape(entries.shape[:2])
+        return cls(
+            entries,
+            None if are_exact else _coupled(doubts).reshape(entries.shape),
+            _coupled(forward).reshape(len(rows), len(columns)) == 1,
+            rows,
+            columns,
+            len(part),
+        )
 
     def scaled(self, multipliers: HostFloats) -> HostFloats:
         """Return B as computed: each entry within 2.01 u of itself, and an underflow."""
-        every = np.repeat(multipliers, self._copies)
-        even, odd = every[self.rows][:, None], every[self.columns]
-        quotients = np.where(self.forward, even / odd, odd / even)
-        return self.entries * quotients.reshape(*quotients.shape, *[1] * (self.entries.ndim - 2))
+        return self._times(self.entries, multipliers)
 
-    def certificate(self, multipliers: HostFloats) -> float:
-        """Return the bound of Theorems 29 and 30 for these multipliers, rounding included."""
+    def norm_above(self, multipliers: HostFloats, *, total: int) -> float:
+        """Return an upper bound on ||B||, for a bound of `total` links."""
         b = self.scaled(multipliers)
-        taps, depth = math.prod(b.shape[2:]), self.depth
+        taps = math.prod(b.shape[2:])
         if b.ndim == 2:
-            norm = float(matrix_norm_bound(b, rtol=_MATRIX_GAP / depth))
+            norm = float(matrix_norm_bound(b, rtol=_MATRIX_GAP / total))
         else:
-            norm = float(conv_norm_bound(b, rtol=_CONV_GAP / depth))
+            norm = float(conv_norm_bound(b, rtol=_CONV_GAP / total))
         # ||E|| <= sqrt(taps) ||E||_F at every frequency, for the errors E of the entries
         error = 2.01 * HOST_UNIT * host_norm(b)[1] + _UNDERFLOW * math.sqrt(b.size)
-        beta = up(norm + up(math.sqrt(taps) * error))
-        if not math.isfinite(beta):
-            return beta
-        scale = Fraction(2) ** (int(np.sum(self.exponents)) + 1 - depth)
-        ends = Fraction(float(multipliers[0])) / Fraction(float(multipliers[-1]))
-        return float_above(scale * ends * Fraction(beta) ** depth)
+        if self.doubts is not None:
+            error += up(_length_above(self._times(self.doubts, multipliers)))
+        return up(norm + up(math.sqrt(taps) * error))
 
     def value_and_gradient(
-        self, logarithms: HostFloats, *, steps: int, density: int
+        self, multipliers: HostFloats, *, steps: int, density: int
     ) -> tuple[float, HostFloats]:
-        """Return the logarithm of a smooth bound and its gradient by those of the multipliers.
+        """Return the logarithm of a smooth l-th power and its gradient by those of the multipliers.
 
         For convolutions, on a circle with `density` frequencies per tap of each axis.
         """
-        b = self.scaled(np.exp(np.clip(logarithms, -LARGEST, LARGEST)))
+        b = self.scaled(multipliers)
         if b.ndim == 2:
             value, gradient = _schatten_norm_and_gradient(b, power=2.0 ** (steps + 1))
         else:
@@ -135,14 +122,132 @@ class Coupling:
             )
         moment = np.sum(gradient * b, axis=tuple(range(2, b.ndim))) / float(value)
         moment = self.depth * np.where(self.forward, moment, -moment)
-        slope = np.zeros(sum(self.sizes))
-        slope[self.rows] = np.sum(moment, axis=1)
-        slope[self.columns] = -np.sum(moment, axis=0)
-        slope = np.add.reduceat(slope, np.cumsum([0, *self._copies[:-1]]))
-        slope[0] += 1.0
-        slope[-1] -= 1.0
-        ends = float(logarithms[0] - logarithms[-1])
-        return ends + self.depth * math.log(float(value)), slope
+        slope = np.zeros(len(multipliers))
+        np.add.at(slope, self.rows, np.sum(moment, axis=1))
+        np.subtract.at(slope, self.columns, np.sum(moment, axis=0))
+        return self.depth * math.log(float(value)), slope
+
+    def _times(self, entries: HostFloats, multipliers: HostFloats) -> HostFloats:
+        """Return entries of B times the quotients of their multipliers."""
+        even, odd = multipliers[self.rows][:, None], multipliers[self.columns]
+        quotients = np.where(self.forward, even / odd, odd / even)
+        return entries * quotients.reshape(*quotients.shape, *[1] * (entries.ndim - 2))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chain:
+    """A chain of links, of one segment or more.
+
+    Attributes
+    ----------
+    segments : tuple of Coupling
+        In order.
+    sizes : tuple of int
+        How many multipliers each x_i has, both ends one. They are one vector, of all x_i in order.
+    norms, scales : tuple of float
+        About upper bounds on the norms of the links, and logarithms of what stands beside them: of
+        factors and constants at cuts.
+    factor : Fraction
+        The product of the factors.
+    square : Fraction
+        The product of the squares of the constants at the cuts.
+    """
+
+    segments: tuple[Coupling, ...]
+    sizes: tuple[int, ...]
+    norms: tuple[float, ...]
+    scales: tuple[float, ...]
+    factor: Fraction
+    square: Fraction
+
+    @classmethod
+    def of(cls, found: Sequence[Link]) -> Chain:
+        """Couple links."""
+        sizes = (1, *(math.prod(link.shape) for link in found[:-1]), 1)
+        first = np.cumsum((0, *sizes))
+        couplings, i = [], 0
+        for part in segments(found):
+            labels = []
+            for j, channels in enumerate([part[0].inputs, *(link.outputs for link in part)], i):
+                is_end = j in (0, len(found))
+                labels.append(first[j] + (0 * channels if is_end else channels))
+            couplings.append(Coupling.of(part, labels))
+            i += len(part)
+        return cls(
+            tuple(couplings),
+            sizes,
+            tuple(link.norm for link in found),
+            tuple(_logarithm(link.factor**2 * link.square) / 2 for link in found),
+            math.prod((link.factor for link in found), start=Fraction(1)),
+            math.prod((link.square for link in found), start=Fraction(1)),
+        )
+
+    @property
+    def depth(self) -> int:
+        """The number of links."""
+        return len(self.sizes) - 1
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether all links are matrices."""
+        return all(s.entries.ndim == 2 for s in self.segments)
+
+    def certificate(self, multipliers: HostFloats) -> float:
+        """Return the bound of Theorems 29, 30, 32 and 33 for these multipliers, all rounding in it."""
+        exact = self.factor * Fraction(float(multipliers[0])) / Fraction(float(multipliers[-1]))
+        for segment in self.segments:
+            beta = segment.norm_above(multipliers, total=self.depth)
+            if not math.isfinite(beta):
+                return beta
+            exact *= Fraction(2) ** (1 - segment.depth) * Fraction(beta) ** segment.depth
+        return float_above(exact * Fraction(root_above(self.square)))
+
+    def value_and_gradient(
+        self, logarithms: HostFloats, *, steps: int, density: int
+    ) -> tuple[float, HostFloats]:
+        """Return the logarithm of a smooth bound and its gradient by those of the multipliers."""
+        multipliers = np.exp(np.clip(logarithms, -LARGEST, LARGEST))
+        value, slope = float(logarithms[0] - logarithms[-1]), np.zeros(len(logarithms))
+        slope[[0, -1]] = 1.0, -1.0
+        for segment in self.segments:
+            own, change = segment.value_and_gradient(multipliers, steps=steps, density=density)
+            value, slope = value + own, slope + change
+        return value, slope
+
+
+def _rates(part: Sequence[Link]) -> list[tuple[int, ...]]:
+    """Return how many phases the channels of x_0, ..., x_l have per axis: one at the end."""
+    rates = [(1,) * len(part[-1].stride)]
+    for link in reversed(part):
+        rates.append(tuple(s * r for s, r in zip(link.stride, rates[-1], strict=True)))
+    return rates[::-1]
+
+
+def _coupled(kernels: Sequence[HostFloats]) -> HostFloats:
+    """Return the blocks of B in their places, the taps of all from the first tap on."""
+    sizes = [kernels[0].shape[1], *(k.shape[0] for k in kernels)]
+    taps = np.max([k.shape[2:] for k in kernels], axis=0).astype(int)
+    whole = np.zeros((sum(sizes[0::2]), sum(sizes[1::2]), *taps))
+    for i, kernel in enumerate(kernels, 1):
+        even, odd, block = i, i - 1, kernel
+        if i % 2:  # the adjoint of a correlation: its kernel transposed and flipped
+            even, odd = i - 1, i
+            block = np.flip(np.swapaxes(kernel, 0, 1), tuple(range(2, kernel.ndim)))
+        # where the taps stand is a shift of one layer's samples, which no norm notices
+        start = (sum(sizes[0:even:2]), sum(sizes[1:odd:2]), *[0] * len(taps))
+        whole[tuple(slice(j, j + n) for j, n in zip(start, block.shape, strict=True))] = block
+    return whole
+
+
+def _length_above(x: HostFloats) -> float:
+    """Return an upper bound on the Euclidean norm of non-negative numbers of any size."""
+    peak = float(np.max(x, initial=0.0))
+    return up(peak * host_norm(x / peak)[1]) if peak > 0 else 0.0
+
+
+def _logarithm(x: Fraction) -> float:
+    """Return the logarithm of a positive fraction of any size."""
+    return math.log(x.numerator) - math.log(x.denominator)
 
 
 def _schatten_norm_and_gradient(b: HostFloats, *, power: float) -> tuple[float, HostFloats]:

@@ -6,8 +6,8 @@ The unknowns are logarithms y of the multipliers, in which the bound
 
 is smooth once the norm is replaced by that of a fixed number of Gram steps.  Stages of more and
 more steps follow the norm into its kink.  Multipliers that are scalars of whole layers reach at
-least the product of norms: if X_i W_i / X_{i-1} has norm sqrt 2 for the first and the last layer
-and 1 between them, then ||B|| <= 2.
+least the product of norms: if X_i W_i / X_{i-1} has norm sqrt 2 for the first and the last layer of
+a segment and 1 between them, then ||B|| <= 2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gramnorm._arrays.types import HostFloats, HostInts
-from gramnorm.network._coupling import LARGEST, Coupling
+from gramnorm.network._coupling import LARGEST, Chain, Coupling
 from gramnorm.network._minimise import lbfgs
 
 # Gram steps, and for convolutions frequencies per tap.  Few steps lead fast to the neighbourhood; 21
@@ -33,11 +33,9 @@ _MATRIX_RTOL, _CONV_RTOL = 1e-10, 1e-6
 _ITERATIONS = 100  # of a stage
 
 
-def found(
-    chain: Coupling, norms: Sequence[float], *, limit: float
-) -> tuple[float, list[HostFloats]]:
+def found(chain: Chain, *, limit: float) -> tuple[float, list[HostFloats]]:
     """Return the least certificate on the way down and its multipliers, one vector per layer."""
-    logs = best_logs = _layer_by_layer(chain, norms)
+    logs = best_logs = _layer_by_layer(chain)
     best = chain.certificate(_multipliers(logs))
     for stage in _stages(chain):
         logs = _descended(chain, logs, np.arange(len(logs)), stage=stage, limit=limit)
@@ -49,9 +47,9 @@ def found(
     return best, _vectors(chain, best_logs)
 
 
-def with_ends(chain: Coupling, vectors: Sequence[HostFloats]) -> HostFloats:
+def with_ends(chain: Chain, vectors: Sequence[HostFloats]) -> HostFloats:
     """Return all multipliers: the given ones, and the best numbers for the two ends."""
-    scales = math.log(2.0) * np.cumsum(chain.exponents[:-1])
+    scales = np.cumsum(chain.scales[:-1])
     hidden = np.concatenate([np.log(x) + s for x, s in zip(vectors, scales, strict=True)] or [[]])
     if hidden.size:
         hidden -= (np.min(hidden) + np.max(hidden)) / 2
@@ -69,39 +67,46 @@ def _multipliers(logs: HostFloats) -> HostFloats:
     return np.exp(np.clip(logs, -LARGEST, LARGEST))
 
 
-def _stages(chain: Coupling) -> tuple[tuple[int, int], ...]:
+def _stages(chain: Chain) -> tuple[tuple[int, int], ...]:
     """Return the stages of a chain; one layer has no multipliers that matter."""
     if chain.depth == 1:
         return ()
-    return _MATRIX_STAGES if chain.entries.ndim == 2 else _CONV_STAGES
+    return _MATRIX_STAGES if chain.is_dense else _CONV_STAGES
 
 
-def _layer_by_layer(chain: Coupling, norms: Sequence[float]) -> HostFloats:
+def _layer_by_layer(chain: Chain) -> HostFloats:
     """Return scalars of layers, as logarithms, that reach the product of the norms."""
-    depth = chain.depth
-    wanted = np.zeros(depth)
-    if depth > 1:
-        wanted[[0, -1]] = math.log(2.0) / 2
-    scaled = np.log(np.minimum(norms, np.finfo(np.float64).max))
-    scaled -= math.log(2.0) * chain.exponents
-    logs = np.concatenate([[0.0], np.cumsum(wanted - scaled)])
-    return np.repeat(logs - np.mean(logs), [1, *chain.sizes[1:-1], 1])
+    wanted = []
+    for segment in chain.segments:
+        share = math.log(2.0) / 2 if segment.depth > 1 else 0.0
+        wanted += [share, *[0.0] * (segment.depth - 2), share][: segment.depth]
+    logs = np.concatenate([[0.0], np.cumsum(np.asarray(wanted) - np.log(chain.norms))])
+    return np.repeat(logs - np.mean(logs), chain.sizes)
 
 
-def _first_ends(chain: Coupling, logs: HostFloats) -> tuple[float, float]:
+def _first_ends(chain: Chain, logs: HostFloats) -> tuple[float, float]:
     """Return logarithms of both ends for which their layers weigh as much as those between."""
-    squares = chain.scaled(_multipliers(logs)) ** 2
-    first = float(np.sum(squares[: chain.sizes[0]]))
-    rows = squares if chain.depth % 2 == 0 else np.swapaxes(squares, 0, 1)
-    last = float(np.sum(rows[-chain.sizes[-1] :]))
-    between = float(np.sum(squares)) - first - last
-    if not between > 0:  # of two layers the ratio of the ends alone matters
-        between = math.sqrt(first) * math.sqrt(last)
-    return (math.log(first) - math.log(between)) / 2, (math.log(between) - math.log(last)) / 2
+    multipliers, last = _multipliers(logs), len(logs) - 1
+    one, other = chain.segments[0], chain.segments[-1]
+    first_own, _, first_rest = _weights(one, multipliers, last)
+    _, last_own, last_rest = _weights(other, multipliers, last)
+    if one is other and one.depth == 2:  # the ratio of the ends alone matters
+        first_rest = last_rest = (first_own + last_own) / 2
+    first = (first_own - first_rest) / 2 if one.depth > 1 else 0.0
+    return first, (last_rest - last_own) / 2 if other.depth > 1 else 0.0
+
+
+def _weights(segment: Coupling, multipliers: HostFloats, last: int) -> tuple[float, float, float]:
+    """Return logarithms of the sums of squares of B at both ends of the chain and between them."""
+    squares = segment.scaled(multipliers) ** 2
+    ends = [(segment.rows == i)[:, None] | (segment.columns == i) for i in (0, last)]
+    parts = (*ends, ~(ends[0] | ends[1]))
+    first, end, between = (math.log(max(float(np.sum(squares[p])), 1e-300)) for p in parts)
+    return first, end, between
 
 
 def _descended(
-    chain: Coupling, logs: HostFloats, free: HostInts, *, stage: tuple[int, int], limit: float
+    chain: Chain, logs: HostFloats, free: HostInts, *, stage: tuple[int, int], limit: float
 ) -> HostFloats:
     """Return logarithms that lower the smooth bound of a stage; those not `free` stay."""
     steps, density = stage
@@ -115,7 +120,7 @@ def _descended(
         value, gradient = chain.value_and_gradient(placed(part), steps=steps, density=density)
         return value, gradient[free]
 
-    rtol = _MATRIX_RTOL if chain.entries.ndim == 2 else _CONV_RTOL
+    rtol = _MATRIX_RTOL if chain.is_dense else _CONV_RTOL
     reached = logs[free]
     for lower in itertools.islice(lbfgs(function, reached, rtol=rtol), _ITERATIONS):
         reached = lower
@@ -124,9 +129,9 @@ def _descended(
     return placed(reached)
 
 
-def _vectors(chain: Coupling, logs: HostFloats) -> list[HostFloats]:
+def _vectors(chain: Chain, logs: HostFloats) -> list[HostFloats]:
     """Return the multipliers of the weights as stored, layer by layer without the ends."""
-    scales = math.log(2.0) * np.cumsum(chain.exponents[:-1])
+    scales = np.cumsum(chain.scales[:-1])
     hidden = logs[1:-1] - np.repeat(scales, chain.sizes[1:-1])
     if hidden.size:
         hidden -= (np.min(hidden) + np.max(hidden)) / 2

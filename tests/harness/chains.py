@@ -2,8 +2,8 @@
 
 An activation with slopes in [0, 1] acts as a diagonal matrix with entries there. The norm of a
 Jacobian is convex in each entry, so the supremum is at one of the patterns of 0 and 1; convolutions
-are written out as matrices, entry by entry. The search compares bounds with it, for random and for
-found multipliers; exit status 1 if any is below.
+are written out as matrices, entry by entry; `networks` has the other layers. The search compares
+bounds with it, for random and for found multipliers; exit status 1 if any is below.
 """
 
 import argparse
@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 
 import gramnorm as gn
-from gramnorm.network._coupling import Coupling
+from gramnorm.network import _chain
+from gramnorm.network._coupling import Chain
+from gramnorm.network._links import links
+from tests.harness.networks import correlation, largest_choice, network, windows
 
 HIDDEN = 9  # neurons at most, for 2^9 patterns
 
@@ -54,22 +57,11 @@ def conv_chain(rng: np.random.Generator, axes: int) -> list[np.ndarray]:
 
 
 def unrolled(kernel: np.ndarray, shape: tuple[int, ...], pads: Any) -> np.ndarray:
-    """Return the matrix of a correlation, entry by entry; `pads` None for a circle."""
-    c_out, c_in, *taps = kernel.shape
-    low = pads if pads is not None else [0] * len(taps)
-    sizes = (
-        [n + 2 * p - k + 1 for n, p, k in zip(shape, pads, taps, strict=True)] if pads else shape
-    )
-    matrix = np.zeros((c_out, *sizes, c_in, *shape))
-    for at in itertools.product(*map(range, sizes)):
-        for tap in itertools.product(*map(range, taps)):
-            read = tuple(i + t - p for i, t, p in zip(at, tap, low, strict=True))
-            if pads is None:
-                read = tuple(i % n for i, n in zip(read, shape, strict=True))
-            elif any(not 0 <= i < n for i, n in zip(read, shape, strict=True)):
-                continue
-            matrix[(slice(None), *at, slice(None), *read)] += kernel[(..., *tap)]
-    return matrix.reshape(c_out * math.prod(sizes), -1)
+    """Return the matrix of a correlation of stride 1; `pads` on both sides, None for a circle."""
+    ones, taps = (1,) * len(shape), kernel.shape[2:]
+    pairs = None if pads is None else [(p, p) for p in pads]
+    _, reads = windows(shape, taps, pairs, ones, ones)
+    return correlation(kernel, reads, math.prod(shape))
 
 
 def unrolled_chain(rng: np.random.Generator, kernels: list[np.ndarray]) -> list[np.ndarray] | None:
@@ -93,18 +85,20 @@ def unrolled_chain(rng: np.random.Generator, kernels: list[np.ndarray]) -> list[
     return matrices if sum(len(w) for w in matrices[:-1]) <= HIDDEN else None
 
 
-def coupled(layers: list[np.ndarray]) -> Coupling:
-    bound = gn.matrix_norm_bound if layers[0].ndim == 2 else gn.conv_norm_bound
-    return Coupling.of(layers, [float(bound(w)) for w in layers])
+def coupled(layers: list[Any], slopes: Any = 1) -> Chain:
+    checked = _chain._checked(layers, slopes)
+    return Chain.of(links(checked.steps, checked.norms, checked.slopes))
 
 
-def guess(rng: np.random.Generator, chain: Coupling) -> np.ndarray:
+def guess(rng: np.random.Generator, chain: Chain) -> np.ndarray:
     spread = rng.choice([0.1, 1.0, 3.0])
-    return np.exp(spread * rng.standard_normal(2 + sum(chain.sizes[1:-1])))
+    return np.exp(spread * rng.standard_normal(sum(chain.sizes)))
 
 
-def vectors(rng: np.random.Generator, layers: list[np.ndarray]) -> list[np.ndarray]:
-    return [np.exp(rng.standard_normal(w.shape[0])) for w in layers[:-1]]
+def vectors(rng: np.random.Generator, layers: list[Any]) -> list[np.ndarray]:
+    weights = [getattr(w, "kernel", w) for w in layers]
+    sizes = [w.shape[0] for w in weights if isinstance(w, np.ndarray)]
+    return [np.exp(rng.standard_normal(n)) for n in sizes[:-1]]
 
 
 def exactly(bound: float) -> float:
@@ -112,11 +106,29 @@ def exactly(bound: float) -> float:
     return bound * (1 + 1e-13)
 
 
-KINDS = {"dense": 0.7, "conv": 0.15, "found": 0.075, "given": 0.05, "conv found": 0.025}
+KINDS = {
+    "dense": 0.3,
+    "conv": 0.1,
+    "layers": 0.5,
+    "found": 0.04,
+    "given": 0.03,
+    "conv found": 0.01,
+    "layers given": 0.01,
+    "layers found": 0.01,
+}
 
 
-def drawn(rng: np.random.Generator, kind: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return a chain and its matrices."""
+def drawn(rng: np.random.Generator, kind: str) -> tuple[list[Any], list[float], float]:
+    """Return a chain, the slopes of its activations, and the largest Jacobian that was found."""
+    if "layers" in kind:
+        made = network(rng)
+        return made.layers, made.slopes, largest_choice(rng, made)
+    layers, matrices = plain(rng, kind)
+    return layers, [1.0] * (len(layers) - 1), largest_jacobian(matrices)
+
+
+def plain(rng: np.random.Generator, kind: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return a chain of matrices or of kernels, and its matrices."""
     if "conv" not in kind:
         layers = dense_chain(rng)
         return layers, layers
@@ -126,14 +138,16 @@ def drawn(rng: np.random.Generator, kind: str) -> tuple[list[np.ndarray], list[n
             return kernels, matrices
 
 
-def bounds(rng: np.random.Generator, kind: str, layers: list[np.ndarray]) -> list[float]:
+def bounds(
+    rng: np.random.Generator, kind: str, layers: list[Any], slopes: list[float]
+) -> list[float]:
     """Return what must not be below."""
-    if kind == "given":
-        return [gn.chain_certificate(layers, vectors(rng, layers))]
+    if "given" in kind:
+        return [gn.chain_certificate(layers, vectors(rng, layers), slopes=slopes)]
     if "found" in kind:
-        bound, multipliers = gn.chain_bound(layers, return_multipliers=True)
-        return [bound, gn.chain_certificate(layers, multipliers)]
-    chain = coupled(layers)
+        bound, multipliers = gn.chain_bound(layers, slopes=slopes, return_multipliers=True)
+        return [bound, gn.chain_certificate(layers, multipliers, slopes=slopes)]
+    chain = coupled(layers, slopes)
     return [chain.certificate(guess(rng, chain))]
 
 
@@ -147,10 +161,9 @@ def main() -> int:
         rng = np.random.default_rng([options.seed, number])
         closest, count = math.inf, math.ceil(share * options.count)
         for _ in range(count):
-            layers, matrices = drawn(rng, kind)
-            truth = largest_jacobian(matrices)
-            for bound in bounds(rng, kind, layers):
-                closest = min(closest, bound / truth)
+            layers, slopes, truth = drawn(rng, kind)
+            for bound in bounds(rng, kind, layers, slopes):
+                closest = min(closest, bound / truth if truth else math.inf)
                 if not truth <= exactly(bound):  # NaN as well
                     violations += 1
                     sys.stdout.write(f"{kind}: {bound!r} is below {truth!r} for {layers!r}\n")

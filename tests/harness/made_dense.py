@@ -33,11 +33,15 @@ TYPES = {
     "array_api_strict": FLOATS[1:] + INTEGERS,
 }
 NO_ARRAY = {
+    "AvgPool",
+    "ConvLayer",
+    "Flatten",
+    "MaxPool",
     "NormBracket",
+    "Tracked",
     "__version__",
     "classical",
-    "Tracked",
-}  # results, and a module whose methods are listed
+}  # descriptions of layers, results, and a module whose methods are listed
 
 # Drawn by `tests.harness.chains`, and in test_tracking and test_torch, without arrays of every make.
 ELSEWHERE = {"NormTracker", "chain_bound", "chain_certificate", "start_tracking", "track_norm"}

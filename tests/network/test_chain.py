@@ -13,7 +13,6 @@ import pytest
 import gramnorm as gn
 from gramnorm._rigour import fractions
 from gramnorm.network import _coupling
-from gramnorm.network._coupling import Coupling
 from gramnorm.network._minimise import lbfgs
 from tests.harness.chains import (
     conv_chain,
@@ -139,10 +138,14 @@ def test_rounding_of_scaled_weights_and_of_the_power_is_counted(
     rng = np.random.default_rng(14)
     for _ in range(300):
         first, last, *x = np.exp(rng.standard_normal(5))
-        chain = Coupling.of([np.asarray([[first]]), np.asarray([[last]])], [first, last])
+        chain = coupled([np.asarray([[first]]), np.asarray([[last]])])
         bound = Fraction(chain.certificate(np.asarray(x)))
         a, hidden, b = (Fraction(float(v)) for v in x)
-        scales = [Fraction(2) ** int(e) for e in chain.exponents]
+        scales = [
+            Fraction(2) ** int(np.frexp(gn.matrix_norm_bound(np.asarray([[w]])))[1])
+            for w in (first, last)
+        ]
+        assert math.prod(scales) == chain.factor
         w, v = Fraction(float(first)) / scales[0], Fraction(float(last)) / scales[1]
         exact = (a / b) / 2 * ((w * hidden / a) ** 2 + (b * v / hidden) ** 2) * math.prod(scales)
         assert exact <= bound <= exact * Fraction(1 + 1e-14)
@@ -319,7 +322,7 @@ def test_gradient_is_that_of_the_smooth_value(axes: int) -> None:
     while len(layers) < 3:
         layers = dense_chain(rng) if axes == 0 else conv_chain(rng, axes)
     chain = coupled(layers)
-    y = rng.standard_normal(2 + sum(chain.sizes[1:-1]))
+    y = rng.standard_normal(sum(chain.sizes))
     _, gradient = chain.value_and_gradient(y, steps=3, density=4)
     for i, step in enumerate(1e-6 * np.eye(len(y))):
         ahead, behind = (

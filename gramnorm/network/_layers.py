@@ -1,0 +1,137 @@
+"""Descriptions of layers: what a chain is made of, where an array does not say it all.
+
+They hold what they were given.  The functions that take a chain check it, and name the layer where
+something does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from gramnorm._arrays.types import Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConvLayer:
+    """A convolution as a layer of a chain, for `chain_bound` and `chain_certificate`.
+
+    An array of the shape of a kernel stands for ``ConvLayer(kernel)``.
+
+    Attributes
+    ----------
+    kernel : array, shape ``(c_out, c_in / groups, *spatial)``
+        The kernel, real floating.
+    stride, dilation : int or sequence of int
+        Step between outputs and distance between taps, per axis.
+    groups : int
+        Number of independent blocks of channels.
+
+    Examples
+    --------
+    The second layer reads each sum once, so nothing is amplified by the product of both norms:
+
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> pair = np.asarray([[[1.0, 1.0]]])
+    >>> bound = gn.chain_bound([gn.ConvLayer(pair, dilation=2), gn.ConvLayer(pair, stride=2)])
+    >>> bool(bound < gn.chain_bound([gn.ConvLayer(pair, dilation=2), pair]))
+    True
+    """
+
+    kernel: Array
+    _: dataclasses.KW_ONLY
+    stride: int | Sequence[int] = 1
+    dilation: int | Sequence[int] = 1
+    groups: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AvgPool:
+    """The average over windows, behind an activation of a chain and before its next layer.
+
+    Attributes
+    ----------
+    window : int or sequence of int
+        Samples of a window per axis.
+    stride : int or sequence of int, optional
+        Step between windows per axis; by default the window.
+
+    Notes
+    -----
+    Every average is over all samples of the window, zeros of a padding among them. If windows do
+    not overlap, it may stand before its activation as well. Overlapping averages in front of an
+    activation are another map: write them as a `ConvLayer` with a group per channel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> ones = np.ones((1, 1, 1))
+    >>> bound = gn.chain_bound([4 * ones, gn.AvgPool(4), ones])
+    >>> bool(2.0 <= bound < 2.001)  # the average of four samples has norm 1 / 2
+    True
+    """
+
+    window: int | Sequence[int]
+    stride: int | Sequence[int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool:
+    """The maximum over windows, before or behind an activation of a chain.
+
+    Attributes
+    ----------
+    window : int or sequence of int
+        Samples of a window per axis.
+    stride : int or sequence of int, optional
+        Step between windows per axis; by default the window.
+    dilation : int or sequence of int
+        Distance between samples of a window per axis.
+
+    Notes
+    -----
+    Padding with zeros or with minus infinity, and windows that reach beyond the end, change
+    nothing. Activations with slopes in [0, 1] never decrease, so that it makes no difference on
+    which side of one the maximum is taken.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> ones = np.ones((1, 1, 1))
+    >>> bound = gn.chain_bound([ones, gn.MaxPool(3, 2), ones])
+    >>> bool(2**0.5 <= bound < 1.415)  # two windows may see the same sample
+    True
+    """
+
+    window: int | Sequence[int]
+    stride: int | Sequence[int] | None = None
+    dilation: int | Sequence[int] = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Flatten:
+    """A signal with samples read as one vector, between the convolutions of a chain and a matrix.
+
+    Attributes
+    ----------
+    spatial : int or sequence of int
+        Samples of the signal per axis.
+    channels_last : bool
+        Whether the channels of a sample stand together (Keras, Flax); by default the samples of a
+        channel do (PyTorch, ONNX).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> kernel, head = np.ones((2, 1, 1)), np.ones((1, 6))
+    >>> bound = gn.chain_bound([kernel, gn.Flatten(3), head])
+    >>> bool(12**0.5 <= bound < 3.47)
+    True
+    """
+
+    spatial: int | Sequence[int]
+    channels_last: bool = False
