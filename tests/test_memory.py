@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse
 
 import gramnorm as gn
+from gramnorm._arrays import limits
 
 pytestmark = pytest.mark.no_backend
 
@@ -72,6 +73,16 @@ def test_single_precision_takes_one_copy_in_double(tall):
     used, found = peak(gn.matrix_norm_bracket, a)
     assert found.converged
     assert used <= 2 * a.nbytes + FEW * SQUARE
+
+
+@pytest.mark.parametrize("kind", ["tall", "wide"])
+def test_large_matrices_in_single_precision_take_a_few_small_squares(tall, kind, monkeypatch):
+    monkeypatch.setattr(limits, "DOUBLED_ENTRIES", 2**18)
+    a = tall.astype("float32")
+    used, found = peak(gn.matrix_norm_bracket, a if kind == "tall" else a.T)
+    assert found.converged
+    assert used <= FEW * SQUARE + 8 * 2**18
+    assert used < a.nbytes / 2
 
 
 def test_a_complex_matrix_takes_its_conjugate():

@@ -64,6 +64,9 @@ def namespace_of(x: object, *, name: str) -> Namespace:
 BACKENDS = {"numpy": "numpy", "cupy": "cuda12 or cuda13", "torch": "torch", "jax": "jax"}
 """Libraries to which `placed` moves host arrays, and the extras that install them."""
 
+CLUSTERS = "dask"
+"""The extra that installs what work is shared with among machines."""
+
 
 def placed(host: npt.NDArray[Any], *, backend: str, device: str | None) -> Array:
     """Return a host array as one of a library, on a device of it, with the same values."""

@@ -46,6 +46,10 @@ a CPU takes 146 ms for 16 x 16 x 3 x 3 with 16, 87 with 64 and 93 with 256."""
 # Part of a stack in complex double precision: a few such arrays live at a time, half a GiB in all.
 PART_BYTES = 2**27
 
+# Entries of a block of rows that is taken to double precision at a time, 64 MiB; no larger matrix in
+# single precision is copied as a whole.
+DOUBLED_ENTRIES = 2**23
+
 # Columns up to which a Gram matrix is formed whole: 0.7 us and not 1.4 at 32 columns in float32, 5.2
 # and not 5.9 at 64, but 55 and not 46 at 128.
 WHOLE_PRODUCTS = 64

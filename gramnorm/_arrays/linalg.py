@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -97,6 +97,45 @@ def gram_matrix(a: Array) -> Array:
         return np.dot(a.T, other) if a.ndim == 2 else np.matmul(a.mT, other)
     gram = matmul(adjoint(a), a)
     return gram.toarray() if is_sparse(gram) else gram
+
+
+def in_double(a: Array) -> Iterator[Array]:
+    """Yield a large host matrix in single precision as blocks of rows in double, any other whole."""
+    if not is_taken_in_blocks(a):
+        yield a
+        return
+    height = max(1, limits.DOUBLED_ENTRIES // a.shape[1])
+    for start in range(0, a.shape[0], height):
+        yield a[start : start + height].astype(np.float64)
+
+
+def is_taken_in_blocks(a: Array) -> bool:
+    """Say whether a matrix is so large that no copy of it is made in double precision."""
+    single = isinstance(a, np.ndarray) and a.dtype == np.float32
+    return single and a.size > limits.DOUBLED_ENTRIES
+
+
+def gram_in_double(b: Array) -> Array:
+    """Return B^H B as a dense matrix, summed up over the blocks of `in_double`.
+
+    That is an order of summation like any other.
+    """
+    found = None
+    for rows in in_double(b):
+        part = gram_matrix(rows)
+        found = part if found is None else np.add(found, part, out=found)
+    return found
+
+
+def images(b: Array, x: Array) -> tuple[Array, Array]:
+    """Return B x and B^H (B x), block by block."""
+    first, second = [], None
+    for rows in in_double(b):
+        y = matmul(rows, x)
+        z = matmul(adjoint(rows), y)
+        first.append(y)
+        second = z if second is None else second + z
+    return (first[0] if len(first) == 1 else np.concatenate(first)), second
 
 
 @compiled

@@ -23,7 +23,10 @@ from gramnorm._rigour.model import HOST_UNIT, down, precision_of, up
 
 
 def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
-    """Bracket the norm of `b`, p x q with q <= p, scaled, with ||B||_F^2 <= `frobenius2`."""
+    """Bracket the norm of `b`, p x q with q <= p, scaled, with ||B||_F^2 <= `frobenius2`.
+
+    It has double precision, or is taken to it block by block (`linalg.in_double`).
+    """
     aim = rtol / 2  # the result is still to be rounded to the caller's type
     if b.shape[1] >= limits.DENSE_SIGNS and not dtypes.is_complex(b.dtype):
         quick = non_negative.dense_bracket(crossing.host_array(b), rtol=aim)
@@ -38,11 +41,12 @@ def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]
     if found.is_within(aim):
         return found
     aim = rtol / 2
-    gram = linalg.gram_matrix(b)
+    gram = linalg.gram_in_double(b)
     found = found.narrowed(matrix_certificate(b, gram, frobenius2=frobenius2, rtol=aim))
     if found.is_within(aim):
         return found
-    return found.narrowed(bracket_by_iteration(b[None, ...], rtol=rtol).item())
+    whole = b.astype(np.float64) if linalg.is_taken_in_blocks(b) else b
+    return found.narrowed(bracket_by_iteration(whole[None, ...], rtol=rtol).item())
 
 
 def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:

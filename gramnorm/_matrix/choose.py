@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from gramnorm._arrays import crossing, dtypes, libraries, limits, threads
+from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, threads
 from gramnorm._arrays.programs import compiles
 from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
 from gramnorm._matrix import ritz, sparse
@@ -77,7 +77,9 @@ def _bracket_unscaled(a: Array, *, rtol: float) -> Bounds[float] | None:
     if not dtypes.is_floating(a.dtype) or dtypes.bits(a.dtype) < 32:
         return None
     kind = xp.complex128 if dtypes.is_complex(a.dtype) else xp.float64
-    b = _upright(xp.astype(a[0, ...], kind, copy=False))
+    b = _upright(a[0, ...])
+    if b.shape[1] <= limits.SQUARING_COLUMNS or not linalg.is_taken_in_blocks(b):
+        b = xp.astype(b, kind, copy=False)
     square = sums.one_square_above(b)
     # single precision: so that its subnormal numbers are next to nothing beside the norm
     least = 2.0**-200 if dtypes.bits(a.dtype) == 64 else 2.0**-100

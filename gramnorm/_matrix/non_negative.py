@@ -14,11 +14,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gramnorm._arrays import limits
+from gramnorm._arrays import limits, linalg
 from gramnorm._arrays.types import HostFloats, HostNumbers
 from gramnorm._matrix import lanczos
 from gramnorm._results import Bounds
@@ -78,7 +79,12 @@ class NonNegative:
 def moduli(b: Any) -> NonNegative:
     """Return the moduli of a host matrix, dense or in compressed rows without repeated places."""
     if isinstance(b, np.ndarray):
-        m, n = b if np.min(b) >= 0 else np.abs(b), b.shape[1]
+        n = b.shape[1]
+        if linalg.is_taken_in_blocks(b):
+            return NonNegative(
+                partial(_forward, b), partial(_backward, b), n, b.shape[0], n, b.size
+            )
+        m = b if np.min(b) >= 0 else np.abs(b)
         return NonNegative(lambda w: m @ w, lambda v: m.T @ v, n, m.shape[0], n, m.size)
     m = type(b)((np.abs(b.data), b.indices, b.indptr), shape=b.shape)  # which shares the places
     in_row = int(np.max(np.diff(m.indptr), initial=0))
@@ -91,6 +97,18 @@ def moduli(b: Any) -> NonNegative:
     return NonNegative(lambda w: m @ w, lambda v: t @ v, in_row, in_column, m.shape[1], m.nnz)
 
 
+def _forward(b: HostFloats, w: HostFloats) -> HostFloats:
+    return np.concatenate([np.abs(rows) @ w for rows in linalg.in_double(b)])
+
+
+def _backward(b: HostFloats, v: HostFloats) -> HostFloats:
+    total, start = np.zeros(b.shape[1]), 0
+    for rows in linalg.in_double(b):
+        total = total + np.abs(rows).T @ v[start : start + len(rows)]
+        start += len(rows)
+    return total
+
+
 def attained(b: Any, x: HostNumbers, upper: float, *, in_row: int) -> float:
     """Return a lower bound on ||A x|| / ||x|| for at most `in_row` entries in a row of A.
 
@@ -100,8 +118,9 @@ def attained(b: Any, x: HostNumbers, upper: float, *, in_row: int) -> float:
     if not 0.0 < largest < math.inf:
         return 0.0
     x = x / largest
-    prec = precision_of(b.dtype)
-    (_, most), (least, _) = sums.host_norm(x), sums.host_norm(b @ x)
+    prec = precision_of(np.result_type(b.dtype, x.dtype))
+    image = np.concatenate([rows @ x for rows in linalg.in_double(b)])
+    (_, most), (least, _) = sums.host_norm(x), sums.host_norm(image)
     # |fl(A x) - A x| <= kappa |A| |x| entrywise, and || |A| |x| || <= || |A| || ||x||
     error = up(prec.kappa(in_row) * upper * most)
     error += up(prec.underflow(in_row) * math.sqrt(2.0 * b.shape[0]))

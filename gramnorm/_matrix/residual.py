@@ -47,10 +47,9 @@ class Quotient:
 def quotient(b: Array, x: Array, *, frobenius: float) -> Quotient:
     """Enclose the Rayleigh quotient of the column `x` for B^H B; `frobenius` >= ||B||_F."""
     xp = libraries.namespace(b)
-    prec = precision_of(b.dtype)
+    prec = precision_of(x.dtype)
     p, q = b.shape
-    y = linalg.matmul(b, x)
-    z = linalg.matmul(linalg.adjoint(b), y)
+    y, z = linalg.images(b, x)
     xx, yy = (inner_product(v, v) for v in (linalg.adjoint(x), linalg.adjoint(y)))
     r = z - (yy / xx) * x
     rr = inner_product(linalg.adjoint(r), linalg.adjoint(r))

@@ -81,8 +81,11 @@ def one_square(a: Array, below: float, above: float, lost: float) -> tuple[float
 
 def one_square_above(a: Array) -> float:
     """Return an upper bound on ||A||_F^2 of one matrix."""
-    m, n = a.shape
-    return one_square(a, *factors(m, n, precision_of(a.dtype)))[1]
+    squares = [
+        one_square(rows, *factors(rows.shape[0], rows.shape[1], precision_of(rows.dtype)))[1]
+        for rows in linalg.in_double(a)
+    ]
+    return squares[0] if len(squares) == 1 else up(math.fsum(squares))
 
 
 def host_norm(x: npt.NDArray[np.inexact]) -> tuple[float, float]:
