@@ -7,13 +7,27 @@ doubt, the user is asked.
 
 # Reading
 MAX_BYTES = 4 * 2**30  # of all arrays, unpacked: a few megabytes of a file can state terabytes
+HEADER_BYTES = 10**8  # of a safetensors file, as the format itself has it
 DESCRIPTION_BYTES = 2**24  # of JSON: at 200 bytes for a layer, those of 80 000 layers
 MAX_DEPTH = 64  # of dicts within dicts; real ones have a handful
 MAX_VISITS = 2**20  # entries of nested dicts, counted again where one is shared: 2^64 fit in 1 kB
 MAX_FILES = 1000  # of a folder; a checkpoint in shards has some hundreds at most
 HDF5_SECONDS = 60  # of computing time: reading 4 GiB takes a tenth of it
 LIBRARY_BYTES = 3 * 2**30  # of addresses, beside the arrays: of Python, NumPy and HDF5
+PIECE = 2**22  # numbers that are read and widened at a time: 16 MiB, beside the array itself
 LONGEST_NAME = 1000  # the pattern takes the square of its length, and real names are shorter
+
+# Bounding
+AT_ONCE = (
+    2**27
+)  # numbers of layers at work at a time: 512 MiB in single precision, 14336 x 4096 twice
+KEPT_EVERY = (
+    2.0  # seconds between writing finished rows: what a crash costs, of layers that take less
+)
+RESUME_BYTES = 2**30  # of such rows: at 500 bytes for each, two million
+SHIPPED_BYTES = 2**26  # of a layer that is sent to a worker, and kept by the scheduler meanwhile
+AHEAD = 2  # layers sent for each thread of a cluster: one at work, and one to go on with
+WAIT = 30.0  # seconds until a scheduler must have answered, or have a worker
 
 # Kernels and folded weights
 FEW_TAPS = 16  # along an axis that need no explanation

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from gramnorm._rigour.fractions import root_above
+from gramnorm.report.files.tensors import Numbers
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def batchnorm_bound(gamma: _Array, variance: _Array) -> float:
+def batchnorm_bound(gamma: Numbers, variance: Numbers) -> float:
     """Return an upper bound on the norm of a batch norm in evaluation mode, for every positive eps.
 
     Parameters

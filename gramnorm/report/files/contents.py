@@ -15,11 +15,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gramnorm.report import limits
+
+if TYPE_CHECKING:
+    from gramnorm.report.files.tensors import Numbers
 
 MAX_BYTES = limits.MAX_BYTES
 
@@ -43,9 +46,9 @@ class Layer:
     """A weight array, and what is said about its use (`geometry` None: nothing)."""
 
     name: str
-    weight: np.ndarray[Any, np.dtype[Any]]  # of a kernel: (c_out, c_in / groups, *spatial)
+    weight: "Numbers"  # of a kernel: (c_out, c_in / groups, *spatial)
     geometry: dict[str, Any] | None = None
-    variance: np.ndarray[Any, np.dtype[Any]] | None = None  # of a batch norm, `weight` its scale
+    variance: "Numbers | None" = None  # of a batch norm, `weight` its scale
     groups: int = 1  # as the name and the shape say, unless the geometry does
     stored_shape: tuple[int, ...] | None = None  # None: that of the weight
     layout: str = "oihw"  # how the kernel is stored
@@ -80,7 +83,7 @@ class Stored:
     An entry is in one of three.
     """
 
-    arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = field(default_factory=dict)  # of any axes
+    arrays: "dict[str, Numbers]" = field(default_factory=dict)  # of any axes
     unusable: dict[str, str] = field(default_factory=dict)  # arrays whose numbers cannot be had
     others: dict[str, str] = field(default_factory=dict)  # no arrays of numbers
     notes: list[str] = field(default_factory=list)  # what was decided for the user
@@ -112,9 +115,12 @@ class Contents:
 
 
 def check_total(size: int) -> None:
-    """Refuse a file whose arrays need more bytes, unpacked, than the limit."""
+    """Refuse a file whose arrays need more bytes, unpacked and all at once, than the limit."""
     if size > MAX_BYTES:
-        msg = f"its arrays need {size} bytes, more than the limit of {MAX_BYTES}"
+        msg = (
+            f"its arrays need {size} bytes, more than the limit of {MAX_BYTES}; tensors of safetensors are read one "
+            "at a time, from files of any size"
+        )
         raise ReadError(msg)
 
 

@@ -8,6 +8,8 @@ that could be taken for a layer by itself.
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from gramnorm.report.files.contents import Stored, check_total
 from gramnorm.report.files.folds import Fold, NotFoldableError, Numbers
 
@@ -64,7 +66,7 @@ class Draft:
             raise NotFoldableError(msg)
         self._bytes += 8 * values.size  # folds are of float64
         check_total(self._bytes)
-        return values
+        return np.asarray(values)
 
     def aside(self, names: Iterable[str], reason: str) -> None:
         """List entries as no layers."""

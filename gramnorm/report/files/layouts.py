@@ -16,15 +16,13 @@ the same norm.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from gramnorm.report.files.tensors import Numbers
 from gramnorm.report.limits import FEW_TAPS
 
 LAYOUTS = ("oihw", "hwio", "ohwi")
-
-_Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def axes_in(layout: str) -> str:
@@ -70,7 +68,7 @@ def readings(shape: tuple[int, ...]) -> frozenset[str]:
     return frozenset(square if len(shape) > 3 and square else few)
 
 
-def to_oihw(kernel: _Array, layout: str) -> _Array:
+def to_oihw(kernel: Numbers, layout: str) -> Numbers:
     """
     Return a kernel with its axes in the order of this package.
 
@@ -86,8 +84,10 @@ def to_oihw(kernel: _Array, layout: str) -> _Array:
     array
         The same kernel as ``(c_out, c_in / groups, *spatial)``.
     """
-    source = {"oihw": (0, 1), "hwio": (-1, -2), "ohwi": (0, -1)}[layout]
-    return np.ascontiguousarray(np.moveaxis(kernel, source, (0, 1)))
+    last = kernel.ndim - 1
+    first = {"oihw": (0, 1), "hwio": (last, last - 1), "ohwi": (0, last)}[layout]
+    turned = kernel.transpose(*first, *(axis for axis in range(last + 1) if axis not in first))
+    return np.ascontiguousarray(turned) if isinstance(turned, np.ndarray) else turned
 
 
 def bias_fits(shape: Sequence[int], layout: str, length: int, *, transposed: bool) -> bool:

@@ -14,6 +14,9 @@ NOT_UNDERSTOOD = "not understood"
 SHORTCUT = "a shortcut beside other layers, which are no chain then"
 GATE = "a gate, which multiplies the signal by what it computes of it"
 BILINEAR = "a bilinear layer, which multiplies two inputs"
+SCALED = (
+    "float8 numbers as they are stored, which a library that has a scale for them multiplies by it"
+)
 SECOND = "a second network, which is no part of a chain with the first"
 
 _RECURRENT = re.compile(

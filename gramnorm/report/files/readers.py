@@ -28,10 +28,12 @@ from gramnorm.report.files.hdf5 import MAGIC
 from gramnorm.report.files.keras import is_keras, read_h5, read_keras
 from gramnorm.report.files.msgpack import is_msgpack, read_msgpack
 from gramnorm.report.files.npz import ENTRY, read_npy, read_npz
+from gramnorm.report.files.obstacles import SCALED
 from gramnorm.report.files.parts import folded, marked
 from gramnorm.report.files.roles import understood
 from gramnorm.report.files.safetensors import is_safetensors, read_safetensors
 from gramnorm.report.files.sidecar import Description, described
+from gramnorm.report.files.tensors import is_scaled
 from gramnorm.report.files.torch import is_checkpoint, read_torch
 from gramnorm.report.onnx.reader import read_onnx
 
@@ -141,7 +143,6 @@ def stored_in(stream: IO[bytes], name: Path, entry: str | None) -> tuple[Stored,
     head = stream.read(16)
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
-    check_total(size)
     return _read(stream, name, head, size, entry)
 
 
@@ -154,6 +155,8 @@ def contents_of(
     contents = marked(understood(stored, stated=stated, layout=layout), stored)
     where = "the description of the model" if description.by_keras else ENTRY
     contents = described(contents, description, where)
+    narrow = [layer.name for layer in contents.layers if is_scaled(layer.weight)]
+    contents.obstacles.update(dict.fromkeys(narrow, SCALED))
     if contents.failed and not contents.layers and not contents.spare:
         msg = "; ".join(f"{key!r}: {reason}" for key, reason in list(contents.failed.items())[:3])
         raise ReadError(msg)
@@ -168,6 +171,10 @@ def _read(
 ) -> tuple[Stored, Description]:
     """Choose the reader; some formats can say what their arrays are."""
     nothing = Description({})
+    if is_safetensors(head, size):  # of which the tensors stay in the file
+        _refuse_entry(entry)
+        return read_safetensors(stream, size), nothing
+    check_total(size)
     if head.startswith(_ZIP):
         with damage_is("a damaged zip file"), zipfile.ZipFile(stream) as archive:
             if is_checkpoint(archive):
@@ -181,8 +188,6 @@ def _read(
         return read_h5(stream)
     if head.startswith(npy.MAGIC_PREFIX):
         return read_npy(stream, name.stem, size), nothing
-    if is_safetensors(head, size):
-        return read_safetensors(stream), nothing
     msg = "not an .npz, .npy, safetensors, PyTorch, Keras, HDF5 or msgpack file"
     if head.startswith(_PICKLE):
         msg += (

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -41,8 +40,7 @@ from gramnorm.report.files.obstacles import (
     recurs,
     second_network,
 )
-
-_Array = np.ndarray[Any, np.dtype[Any]]
+from gramnorm.report.files.tensors import Numbers
 
 _SAY = "state it with --layers or --layout"
 _PYTORCH = re.compile(r"(.*[._])?(num_batches_tracked|weight_(ih|hh)(_l\d+)?|in_proj_weight)")
@@ -175,7 +173,9 @@ class _File:
                 continue
             found |= dict.fromkeys((text, mean))
             row = text if scale is None else scale
-            gamma = np.ones_like(values) if scale is None else self.stored.arrays[scale]
+            gamma = (
+                np.ones(values.shape, values.dtype) if scale is None else self.stored.arrays[scale]
+            )
             found[row] = Layer(row, gamma, variance=values)
         return found
 
@@ -193,7 +193,7 @@ class _File:
 
     # One array.
 
-    def _verdict(self, text: str, values: _Array) -> _Verdict:
+    def _verdict(self, text: str, values: Numbers) -> _Verdict:
         """Return what an array is."""
         name = self.names[text]
         if text in self.norms:
@@ -221,14 +221,14 @@ class _File:
             return () if self.names[text].word in WEIGHTS or text in self.stated else (text,)
         return [text for text in arrays if _GIVEN.fullmatch(text) and text not in self.stated]
 
-    def _spare(self, text: str, values: _Array) -> list[Layer]:
+    def _spare(self, text: str, values: Numbers) -> list[Layer]:
         """Return the layer that an array would be by --include."""
         if values.ndim < 2 or values.dtype.kind not in "fc":
             return []
         layout = self.known or ("hwio" if self.names[text].word in OF_TENSORFLOW else "oihw")
         return [self._layer(text, values, layout)]
 
-    def _of_vectors(self, text: str, values: _Array) -> _Verdict:
+    def _of_vectors(self, text: str, values: Numbers) -> _Verdict:
         """Return what an array of floats with one axis or none is."""
         name = self.names[text]
         reason = harmless(text, values.ndim)
@@ -239,7 +239,7 @@ class _File:
             return _unknown("a shift of a layer, group or RMS norm, say, without a scale")
         if shifts and name.word == "beta" and self._companion(name, SCALES) is None:
             return _unknown("called beta beside no gamma: a shift, or a factor")
-        if name.indices and not np.all(values == np.round(values)):
+        if name.indices and not np.all(np.equal(values, np.round(np.asarray(values)))):
             return _unknown(f"{NOT_UNDERSTOOD}: neither a counter nor indices")
         return _passed(reason)
 
@@ -250,7 +250,7 @@ class _File:
         return NOT_UNDERSTOOD
 
     @staticmethod
-    def _of_integers(name: Name, values: _Array) -> _Verdict:
+    def _of_integers(name: Name, values: Numbers) -> _Verdict:
         counts = values.dtype.kind != "b"
         if counts and (name.indices or values.ndim == 0):
             return _passed("a counter, or indices")
@@ -261,7 +261,7 @@ class _File:
             )
         return _unknown(f"{NOT_UNDERSTOOD}, of {'integers' if counts else 'booleans'}")
 
-    def _of_matrices(self, text: str, values: _Array) -> _Verdict:
+    def _of_matrices(self, text: str, values: Numbers) -> _Verdict:
         """Return what an array of floats with two or more axes is."""
         name = self.names[text]
         if embeds(name) and values.ndim == 2:
@@ -282,7 +282,7 @@ class _File:
             return _unknown(f"{NOT_UNDERSTOOD}, of {values.ndim} axes in attention")
         return self._weight(text, values)
 
-    def _bias(self, name: Name) -> _Array | None:
+    def _bias(self, name: Name) -> Numbers | None:
         """Return the bias of a layer's weight, if it has one of its own."""
         text = self._companion(name, BIASES[:-1])
         shared = (
@@ -314,7 +314,7 @@ class _File:
 
     # Weights.
 
-    def _weight(self, text: str, values: _Array) -> _Verdict:
+    def _weight(self, text: str, values: Numbers) -> _Verdict:
         """Return a layer, or what contradicts it."""
         name, bias = self.names[text], self._bias(self.names[text])
         length = len(bias) if bias is not None and bias.ndim == 1 else None
@@ -337,7 +337,7 @@ class _File:
             return _refused(reason)
         return self._layer(text, values, layout)
 
-    def _against(self, text: str, values: _Array, layout: str, length: int | None) -> str | None:
+    def _against(self, text: str, values: Numbers, layout: str, length: int | None) -> str | None:
         """Return what speaks against reading a kernel in this order of its axes."""
         name, shape = self.names[text], values.shape
         votes = readings(shape)
@@ -369,7 +369,7 @@ class _File:
     def _upsamples(name: Name) -> bool:
         return any(_UPSAMPLING.fullmatch(part) for part in name.parts)
 
-    def _layer(self, text: str, values: _Array, layout: str) -> Layer:
+    def _layer(self, text: str, values: Numbers, layout: str) -> Layer:
         """Return the layer with its kernel in the order of this package."""
         if values.ndim == 2:
             return Layer(text, values)

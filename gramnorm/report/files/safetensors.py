@@ -1,31 +1,36 @@
-"""Layers out of a safetensors file.
+"""Layers out of a safetensors file, of which only the header is read.
 
 Such a file is the length of a header, the header (JSON with dtype, shape and place of each tensor)
-and the raw values. The library checks that the places cover the file exactly and fit the shapes, so
-memory is bounded by the file's size; no code can be in it.  The order in the file is the writer's,
-by alignment: layers are listed by name, numbers in names by value.  NumPy has no bfloat16: its bits
-are the upper half of a float32, which therefore holds it exactly.
+and the raw values; no code can be in it.  Nothing is believed: the places must cover the rest of the
+file exactly, one after the other, and fit the shapes, so whoever reads a tensor takes no more memory
+than the file has bytes for.  The tensors stay where they are (`gramnorm.report.files.tensors`), or
+are read at once out of a stream that is no file.  The order in the file is the writer's, by
+alignment: layers are listed by name, numbers in names by value.
 """
 
 import json
+import math
 import re
-import sys
 from typing import IO, Any
 
-import numpy as np
-
-from gramnorm import _validate
-from gramnorm.report.files.contents import ReadError, Stored, check_total, one_line, widened
+from gramnorm.report.files.contents import ReadError, Stored, check_total
 from gramnorm.report.files.names import harmless
+from gramnorm.report.files.tensors import KINDS, File, Tensor, read_numbers
+from gramnorm.report.limits import HEADER_BYTES
 
-_TYPES = {
-    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
-    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
-    "BOOL": "?",
-    "C64": "<c8",
-}
 _FORMATS = {"pt": "oihw", "mlx": "ohwi", "tf": "hwio", "flax": "hwio", "keras": "hwio"}
+_BITS = {
+    "BOOL": 8,
+    "BF16": 16,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **{f"{letter}{bits}": bits for letter in "IU" for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": bits for bits in (16, 32, 64)},
+    **{f"F8_{name}": 8 for name in ("E4M3", "E4M3FNUZ", "E5M2", "E5M2FNUZ", "E8M0")},
+}
+_Header = dict[str, dict[str, Any]]
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
@@ -47,13 +52,15 @@ def is_safetensors(head: bytes, size: int) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
 
 
-def read_safetensors(stream: IO[bytes]) -> Stored:
-    """Read the tensors of a safetensors file; of its metadata only "format", the writer's library.
+def read_safetensors(stream: IO[bytes], size: int) -> Stored:
+    """Read what a safetensors file holds; of its metadata only "format", the writer's library.
 
     Parameters
     ----------
     stream : binary file
         Open for reading, at its beginning.
+    size : int
+        Bytes of the file.
 
     Returns
     -------
@@ -63,50 +70,87 @@ def read_safetensors(stream: IO[bytes]) -> Stored:
     Raises
     ------
     ReadError
-        If the file is damaged or the library is missing.
+        If the file is damaged.
     """
-    try:
-        import safetensors  # noqa: PLC0415
-    except ImportError as error:
-        msg = f"safetensors files need the package safetensors: {_validate.install('safetensors')}"
-        raise ReadError(msg) from error
-    content = stream.read()
-    try:
-        tensors = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
-    except safetensors.SafetensorError as error:
-        msg = f"a damaged safetensors file ({one_line(error)})"
-        raise ReadError(msg) from error
-    stored = Stored(layout=_FORMATS.get(_format(content)))
-    # bfloat16 doubles in size
-    check_total(sum(len(t["data"]) * (1 + (t["dtype"] == "BF16")) for _, t in tensors))
-    for name, tensor in sorted(tensors, key=lambda entry: _by_number(entry[0])):
-        if tensor["dtype"] == "BF16" or tensor["dtype"] in _TYPES:
-            stored.arrays[name] = _values(tensor)
-        elif reason := harmless(name, len(tensor["shape"])):
+    length = int.from_bytes(stream.read(8), "little")
+    if length > min(HEADER_BYTES, size - 8):
+        _damaged(f"a header of {length} bytes")
+    header = _parsed(stream.read(length))
+    metadata = header.pop("__metadata__", {})
+    _check(header, size - 8 - length)
+    stored = Stored(layout=_FORMATS.get(str(metadata.get("format", ""))))
+    file = File.of(stream)
+    if file is None:
+        check_total(sum(_memory(entry) for entry in header.values()))
+    for name, entry in sorted(header.items(), key=lambda item: _by_number(item[0])):
+        kind, shape = entry["dtype"], tuple(entry["shape"])
+        place = 8 + length + entry["data_offsets"][0]
+        if kind in KINDS and file is not None:
+            stored.arrays[name] = Tensor(file, kind, place, shape)
+        elif kind in KINDS:
+            stream.seek(place)
+            stored.arrays[name] = read_numbers(stream, kind, shape)
+        elif reason := harmless(name, len(shape)):
             stored.others[name] = reason
         else:
             stored.unusable[name] = (
-                f"type {tensor['dtype']}, shape {tuple(tensor['shape'])}: such numbers are scaled by what stands "
+                f"type {kind}, shape {shape}: such numbers are scaled by what stands "
                 "elsewhere, so they are not the weight; save it as bfloat16 or wider"
             )
     return stored
 
 
-def _format(content: bytes) -> str:
-    """Return the text "format" of the metadata in a file that has been checked, or none."""
-    size = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
-    return str(metadata.get("format", ""))
+def _damaged(what: str) -> None:
+    msg = f"a damaged safetensors file ({what})"
+    raise ReadError(msg)
 
 
-def _values(tensor: dict[str, Any]) -> Any:
-    """Return the values of a tensor in the machine's byte order."""
-    if tensor["dtype"] == "BF16":
-        flat: np.ndarray[Any, np.dtype[Any]] = widened(np.frombuffer(tensor["data"], "<u2"))
-    else:
-        flat = np.frombuffer(tensor["data"], _TYPES[tensor["dtype"]])
-        flat = flat if sys.byteorder == "little" else flat.astype(flat.dtype.newbyteorder("="))
-    return flat.reshape(tensor["shape"])
+def _parsed(text: bytes) -> _Header:
+    """Return the header, an object of objects in which no name occurs twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            _damaged("a name that occurs twice")
+        return found
+
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=once)
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        header = None
+    if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
+        _damaged("its header is not the JSON of one")
+    return dict(header or {})
+
+
+def _check(header: _Header, size: int) -> None:
+    """Refuse entries that are not places of so many bytes, one after the other, of their shapes."""
+    end = 0
+    for entry in header.values():
+        fits = entry.keys() == {"dtype", "shape", "data_offsets"}
+        fits = fits and isinstance(entry["dtype"], str) and entry["dtype"] in _BITS
+        numbers = (entry.get("shape"), entry.get("data_offsets"))
+        fits = fits and all(isinstance(some, list) and all(map(_is_size, some)) for some in numbers)
+        if not fits or len(entry["data_offsets"]) != 2:
+            _damaged(f"an entry {str(entry)[:80]!r}")
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, stop = entry["data_offsets"]
+        bits = math.prod(entry["shape"]) * _BITS[entry["dtype"]]
+        if begin != end or 8 * (stop - begin) != bits:
+            _damaged(f"{name!r} of shape {tuple(entry['shape'])} lies in {begin} to {stop}")
+        end = stop
+    if end != size:
+        _damaged(f"{size} bytes of values, of which {end} have a name")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _memory(entry: dict[str, Any]) -> int:
+    """Return the bytes of a tensor in memory."""
+    kind = KINDS.get(entry["dtype"])
+    return math.prod(entry["shape"]) * kind.dtype.itemsize if kind else 0
 
 
 def _by_number(name: str) -> tuple[Any, ...]:

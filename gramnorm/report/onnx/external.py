@@ -49,9 +49,12 @@ class Beside:
         inside = offset + length <= len(there)
         part = f"the {length} bytes at {offset} of {location!r}, which has {len(there)}"
         require(inside and length == needed, f"{what} of {needed} bytes lies in {part}", ArrayError)
-        self.total += length  # arrays may share bytes, and some types are copied
-        check_total(self.total)
         return there[offset : offset + length]
+
+    def copied(self, size: int) -> None:
+        """Count bytes that are copied; those that are mapped take memory while they are looked at."""
+        self.total += size  # arrays may share bytes
+        check_total(self.total)
 
     def _mapped(self, location: Any, what: str) -> Values:
         """Return the bytes of a file beside the model."""

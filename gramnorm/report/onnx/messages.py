@@ -130,6 +130,8 @@ def _outside(tensor: Any, name: str, kind: str, beside: Beside | None) -> Values
     dtype = np.dtype(bits).newbyteorder("<")
     needed = math.prod(tensor.dims) * dtype.itemsize
     values = beside.stored(tensor, needed, f"the array {name!r}").view(dtype)
+    if short or not values.flags.aligned:
+        beside.copied(needed * (1 + short))
     values = widened(values) if short else np.require(values, requirements="A")
     return values.reshape(tensor.dims)
 

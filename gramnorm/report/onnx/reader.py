@@ -337,7 +337,8 @@ class _Walk:
         for use in range(1, _MOST_USES + 1):
             name = source if use == 1 else f"{source} (use {use})"
             there = self.layers.setdefault(name, Layer(name, weight, geometry, word=word))
-            if there.geometry == geometry and np.array_equal(there.weight, weight, equal_nan=True):
+            same = there.weight is weight or np.array_equal(there.weight, weight, equal_nan=True)
+            if there.geometry == geometry and same:
                 self.uses.setdefault(name, []).extend(effect.factors.values())
                 return name
         msg = f"{source!r} is used in more than {_MOST_USES} ways"
