@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import (
     arithmetic,
+    checkpoints,
     convolutions,
     figures,
     hosts,
@@ -40,6 +41,7 @@ SECTIONS = {
         methods.methods,
         network.network,
         network.report,
+        checkpoints.checkpoints,
         hosts.libraries,
         hosts.busy,
         arithmetic.arithmetic,

@@ -20,7 +20,7 @@ import gramnorm as gn
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._rigour.fractions import product_above, root_above, sum_above
 from gramnorm.report.files.batchnorm import batchnorm_bound
-from gramnorm.report.files.contents import Layer, one_line
+from gramnorm.report.files.contents import Layer, ReadError, one_line
 
 __all__ = ["Row", "bound_layer", "failed_row"]
 
@@ -92,7 +92,8 @@ def bound_layer(
     found: dict[str, Any] = {}
     try:
         found = _found(layer, input_shape, padding_mode, rtol, place)
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # RuntimeError: of devices
+    # RuntimeError: of devices; ReadError: the array is read here and now, and may have gone
+    except (RuntimeError, ValueError, TypeError, MemoryError, ReadError, OSError) as error:
         found = {"error": one_line(error)}
     return Row(
         name=layer.name,
@@ -125,7 +126,10 @@ def _found(
     if layer.variance is not None:
         upper = batchnorm_bound(layer.weight, layer.variance)
         return {"lower": None, "upper": upper, "converged": None}
-    weight = layer.weight if place is None else place(layer.weight)
+    weight = np.asarray(layer.weight)
+    if weight.dtype == np.float16:  # which every bound computes in float32, or in copies of float64
+        weight = weight.astype(np.float32)
+    weight = weight if place is None else place(weight)
     keywords = _keywords(layer, input_shape, padding_mode) if layer.kind == "conv" else {}
     gap = 0.99 * _asked(layer, rtol) if layer.error else rtol  # the error has to have room
     if layer.kind == "dense":

@@ -7,18 +7,18 @@ on the standard output; 141, the reader of a pipe has gone.
 
 import argparse
 import contextlib
-import functools
 import importlib.resources
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import libraries, threads
-from gramnorm.report import Row, bound_layer, failed_row
+from gramnorm._arrays import libraries
+from gramnorm.report import Row, failed_row
+from gramnorm.report.cluster import connected, outcomes
 from gramnorm.report.files.contents import Contents, ReadError, one_line, printable, selected
 from gramnorm.report.files.readers import read_stream
 from gramnorm.report.files.several import read_paths
@@ -27,6 +27,7 @@ from gramnorm.report.network import constant_of
 from gramnorm.report.options import SHIPPED, parser, version
 from gramnorm.report.plot import draw_bars, draw_symbol, require_plots, require_symbol
 from gramnorm.report.progress import progress
+from gramnorm.report.resume import Finished
 from gramnorm.report.table import (
     MissingPackageError,
     Report,
@@ -36,6 +37,7 @@ from gramnorm.report.table import (
     write_markdown,
     write_table,
 )
+from gramnorm.report.work import How, Outcome, bound_here
 
 _INTERRUPTED = 130  # what a shell makes of a program that SIGINT ended
 _WRITERS = {"json": write_json, "csv": write_csv, "markdown": write_markdown, None: write_table}
@@ -84,12 +86,14 @@ def _report(options: argparse.Namespace) -> int:
     if options.form is None:
         require_rich()
     require_plots(options.plot, options.plot_symbol)
-    place = _place(options.backend, options.device)
+    _check_place(options.backend, options.device)
     contents = _contents(options)
     if options.plot_symbol is not None:
         require_symbol(contents.layers)
-    choices = {key: getattr(options, key) for key in ("input_shape", "padding_mode", "rtol")}
-    rows, unfinished = _rows(contents, backend=options.backend, **choices, place=place)
+    names = ("input_shape", "padding_mode", "rtol", "backend", "device")
+    choices = {name: getattr(options, name) for name in names}
+    finished = Finished(options.resume)
+    rows, unfinished = _rows(contents, How(**choices, sized=contents.sized), finished, options)
     as_stated = contents.sized or options.input_shape in (None, "file")
     as_stated = as_stated and options.padding_mode is None
     report = Report(
@@ -97,8 +101,8 @@ def _report(options: argparse.Namespace) -> int:
         version=version(),
         rows=rows,
         skipped=contents.skipped,
-        options=choices | {"backend": options.backend, "device": options.device},
-        notes=contents.notes,
+        options=choices,
+        notes=[*contents.notes, *finished.notes(len(contents.layers))],
         network=None
         if contents.network is None
         else constant_of(
@@ -142,53 +146,51 @@ def _contents(options: argparse.Namespace) -> Contents:
     return selected(contents, options.include, options.exclude)
 
 
-def _rows(contents: Contents, backend: str, **choices: Any) -> tuple[list[Row], list[str]]:
-    """Bound the layers, as many at a time as there are cores.
+def _rows(
+    contents: Contents, how: How, finished: Finished, options: argparse.Namespace
+) -> tuple[list[Row], list[str]]:
+    """Bound the layers, here or by the workers of a cluster.
 
     Returned are the rows in order, those of layers that could not be read last, and the names of
     the layers that an interruption left without one.
     """
     layers = contents.layers
-    finished: dict[int, Row] = {}
-    with progress(layers, sys.stderr) as step:
+    found: dict[int, Row] = {}
+    with progress(layers, sys.stderr) as shown:
 
-        def bound(which: int) -> None:
-            layer, own = layers[which], choices
-            step(layer.name)
-            if contents.sized:  # its size follows from the network's, but where runtimes differ
-                known = layer.geometry is not None and "input_shape" in layer.geometry
-                own = choices | {"input_shape": "file" if known else None}
-            finished[which] = bound_layer(layer, **own)
+        def keep(which: int, one: Outcome) -> None:
+            finished.add(one)
+            found[which] = one.row
+            shown.end(layers[which], again=one.again)
 
-        # a layer alone has all threads of the BLAS; what is on a device waits there in any case
-        several = backend == "numpy" and len(layers) > 1
         try:
-            if several:
-                threads.shared(bound, range(len(layers)))
+            if options.scheduler is None and options.workers is None:
+                bound_here(layers, how, known=finished.known, begin=shown.begin, keep=keep)
             else:
-                for which in range(len(layers)):
-                    bound(which)
+                with connected(options.scheduler, options.workers) as client:
+                    for which, one in outcomes(client, layers, how, finished.known):
+                        keep(which, one)
         except KeyboardInterrupt:
-            if not finished:
+            if not found:
                 raise
-    done = finished.copy()  # threads at work when we were interrupted may yet finish
+        finally:
+            finished.write()
+    done = found.copy()  # threads at work when we were interrupted may yet finish
     rows = [done[which] for which in sorted(done)]
     rows += [failed_row(name, reason) for name, reason in contents.failed.items()]
     return rows, [layer.name for which, layer in enumerate(layers) if which not in done]
 
 
-def _place(backend: str, device: str | None) -> Callable[[np.ndarray[Any, Any]], Any]:
-    """Return what moves an array to the library and device, once it has moved one number."""
-    place = functools.partial(libraries.placed, backend=backend, device=device)
+def _check_place(backend: str, device: str | None) -> None:
+    """Complain about a library or device to which one number cannot be moved."""
     try:
-        place(np.ones((1, 1), np.float32))
+        libraries.placed(np.ones((1, 1), np.float32), backend=backend, device=device)
     except ImportError as error:
         msg = f"--backend {backend} needs the package {backend}: {_validate.install(libraries.BACKENDS[backend])}"
         raise MissingPackageError(msg) from error
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         msg = f"--backend {backend} cannot use the device {device or 'it takes by itself'}: {one_line(error)}"
         raise ReadError(msg) from error
-    return place
 
 
 def _shipped() -> Contents:

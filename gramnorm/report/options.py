@@ -96,7 +96,29 @@ def _how(report: argparse.ArgumentParser) -> None:
         default="numpy",
         help="the library to compute with (default: numpy)",
     )
+    _where(report)
     report.add_argument("--device", help='a device of that library, such as "cuda:0"')
+
+
+def _where(report: argparse.ArgumentParser) -> None:
+    places = report.add_mutually_exclusive_group()
+    places.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="have the layers bounded by the workers of this Dask scheduler, such as tcp://host:8786",
+    )
+    places.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="have them bounded by so many processes of this machine, one thread each",
+    )
+    report.add_argument(
+        "--resume",
+        metavar="FILE.json",
+        help="keep the rows of finished layers in this file, and take from it those that it has: for reports that are "
+        "interrupted",
+    )
 
 
 def _output(report: argparse.ArgumentParser) -> None:
@@ -129,6 +151,14 @@ def _input_shape(text: str) -> tuple[int, ...] | str:
         msg = f'expected positive whole numbers such as 8,8, or "file", got {text!r}'
         raise argparse.ArgumentTypeError(msg)
     return shape
+
+
+def _count(text: str) -> int:
+    """Parse a positive whole number."""
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"expected a positive whole number, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def _rtol(text: str) -> float:

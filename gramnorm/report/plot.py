@@ -171,7 +171,7 @@ def symbol_norms(layer: Layer, count: int) -> np.ndarray[Any, np.dtype[np.float6
     array, shape ``(count, ...)``
         Norms; for a transposed convolution by the frequency of its input.
     """
-    kernel = layer.weight.astype(np.result_type(layer.weight.dtype, np.float64))
+    kernel = np.asarray(layer.weight, np.result_type(layer.weight.dtype, np.float64))
     scale = float(np.max(np.abs(kernel), initial=0.0)) or 1.0
     spatial = kernel.shape[2:]
     geometry = layer.geometry or {}

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import gramnorm as gn
 from gramnorm._rigour.decimals import decimal_text, relative_gap_above
 from gramnorm._rigour.fractions import product_above
-from gramnorm.report import Row, bound_layer, cli, table
+from gramnorm.report import Row, bound_layer, table, work
 from gramnorm.report.files import contents
 from gramnorm.report.files.contents import Layer, ReadError
 from gramnorm.report.files.npz import read_npz
@@ -631,7 +631,7 @@ class TestCommand:
             seen.append(input_shape)
             return Row(layer.name, "dense", (1, 1), "float32", 0.0, 1.0, 1.0, True)
 
-        monkeypatch.setattr(cli, "bound_layer", bound)
+        monkeypatch.setattr(work, "bound_layer", bound)
         assert run_json(capsys, network, "--input-shape", text)[0] == 0
         assert seen == [shape, shape]
 
@@ -642,7 +642,7 @@ class TestCommand:
         def bound(*_: Any, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(cli, "bound_layer", bound)
+        monkeypatch.setattr(work, "bound_layer", bound)
         assert run(capsys, "report", network)[0] == code
 
     def test_reader_that_goes_away_is_no_traceback(self, network: Path) -> None:

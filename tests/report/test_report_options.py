@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from gramnorm._arrays import libraries, threads
-from gramnorm.report import cli, options
+from gramnorm.report import options, work
 from tests.harness.reports import run, run_json, some, write_npz
 
 pty = pytest.importorskip("pty", reason="needs terminals of POSIX")
@@ -43,7 +43,7 @@ class TestSeveralLayersAtOnce:
         _, alone = run_json(capsys, network)
         lock, at_work, most = threading.Lock(), 0, 0
         met = threading.Barrier(cores)
-        bound = cli.bound_layer
+        bound = work.bound_layer
 
         def watched(layer: Any, **choices: Any) -> Any:
             nonlocal at_work, most
@@ -59,7 +59,7 @@ class TestSeveralLayersAtOnce:
             return row
 
         monkeypatch.setattr(threads, "cores", lambda: cores)
-        monkeypatch.setattr(cli, "bound_layer", watched)
+        monkeypatch.setattr(work, "bound_layer", watched)
         code, found = run_json(capsys, network)
         assert code == 1
         assert most == cores
@@ -78,7 +78,7 @@ class TestSeveralLayersAtOnce:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(threads, "cores", lambda: 1)
-        monkeypatch.setattr(cli, "bound_layer", interrupted)
+        monkeypatch.setattr(work, "bound_layer", interrupted)
         assert run(capsys, "report", network)[0] == 130
         assert len(began) == 1
 
@@ -320,9 +320,9 @@ class TestTerminal:
 _SLOW = """
 import sys, time
 from gramnorm._arrays import threads
-from gramnorm.report import cli
+from gramnorm.report import cli, work
 
-cores, bound = int(sys.argv.pop(1)), cli.bound_layer
+cores, bound = int(sys.argv.pop(1)), work.bound_layer
 
 def slow(layer, **choices):
     if "slow" in layer.name:
@@ -331,7 +331,7 @@ def slow(layer, **choices):
     return bound(layer, **choices)
 
 threads.cores = lambda: cores
-cli.bound_layer = slow
+work.bound_layer = slow
 cli.program()
 """
 
