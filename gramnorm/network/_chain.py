@@ -29,7 +29,7 @@ from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._rigour.fractions import float_above, product_above, root_above
 from gramnorm.network import _multipliers, _steps
 from gramnorm.network._coupling import Chain
-from gramnorm.network._links import links
+from gramnorm.network._links import Link, links
 from gramnorm.network._steps import Layer, Step
 
 Slopes = float | Fraction | Sequence[float | Fraction]
@@ -216,6 +216,21 @@ def chain_bound(
     bound, vectors = _multipliers.found(chain, limit=limit)
     bound = min(bound, checked.product)
     return (bound, vectors) if return_multipliers else bound
+
+
+def coupled(
+    layers: Sequence[Layer], multipliers: Sequence[Array] | None, *, time_limit: float | None
+) -> tuple[Chain, list[Link], HostFloats]:
+    """Return a chain with bounds neither 0, inf nor NaN, and all multipliers, given or found."""
+    checked = _checked(layers, 1)
+    if checked.is_known:
+        msg = f"layers must be finite, and none of them zero or empty, their bound is {checked.product}"
+        raise ValueError(msg)
+    if multipliers is None:
+        multipliers = chain_bound(layers, time_limit=time_limit, return_multipliers=True)[1]
+    found = links(checked.steps, checked.norms, checked.slopes)
+    chain = Chain.of(found)
+    return chain, found, _multipliers.with_ends(chain, _vectors(multipliers, checked.steps))
 
 
 def _checked(layers: Sequence[Layer], slopes: Slopes) -> _Checked:

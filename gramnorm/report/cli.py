@@ -1,8 +1,8 @@
-"""The command line: ``gramnorm report [FILE ...]``.
+"""The command line: ``gramnorm report [FILE ...]`` and ``gramnorm verify RECORD [FILE]``.
 
 Exit codes: 0, every layer has a bound; 1, some layer has none; 2, the command or the file cannot be
 used, with one line on the standard error stream; 130, interrupted, with the rows that were finished
-on the standard output; 141, the reader of a pipe has gone.
+on the standard output; 141, the reader of a pipe has gone. Those of ``verify`` are the checker's.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from gramnorm.report.network import constant_of
 from gramnorm.report.options import SHIPPED, parser, version
 from gramnorm.report.plot import draw_bars, draw_symbol, require_plots, require_symbol
 from gramnorm.report.progress import progress
+from gramnorm.report.recording import require_one_file, write_record
 from gramnorm.report.resume import Finished
 from gramnorm.report.table import (
     MissingPackageError,
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(argv)
     try:
-        return _report(options)
+        return _verify(options) if options.command == "verify" else _report(options)
     except (ReadError, MissingPackageError) as error:
         return _fail(str(error))
     except MemoryError:
@@ -81,11 +82,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def _verify(options: argparse.Namespace) -> int:
+    """Hand the files to the checker, which uses nothing from here; return the exit code."""
+    from gramnorm import verifier  # noqa: PLC0415
+
+    return verifier.main(filter(None, (options.record, options.weights)))
+
+
 def _report(options: argparse.Namespace) -> int:
     """Read, bound, write; return the exit code."""
     if options.form is None:
         require_rich()
     require_plots(options.plot, options.plot_symbol)
+    require_one_file(options)
     _check_place(options.backend, options.device)
     contents = _contents(options)
     if options.plot_symbol is not None:
@@ -117,6 +126,8 @@ def _report(options: argparse.Namespace) -> int:
     sys.stdout.flush()
     if unfinished:
         return _INTERRUPTED
+    if options.record is not None:
+        write_record(contents, options)
     if options.plot is not None:
         draw_bars(report, options.plot)
     if options.plot_symbol is not None:

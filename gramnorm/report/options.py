@@ -16,6 +16,10 @@ two axes are dense layers, those with more are convolution kernels, if their nam
 is listed. The product bounds the Lipschitz constant of the network if the layers form a chain and all else in it is
 1-Lipschitz; if something is not understood, or shows that they are none, there is no product."""
 
+_VERIFY = """\
+Prove the bounds of a record in exact and ball arithmetic, by a checker that shares no code with the package (extra
+verify). Exit code 0 if all are verified, 1 if one is rejected, 2 if one cannot be checked."""
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like those about files."""
@@ -29,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = _Parser(prog="gramnorm", description="Certified bounds on spectral norms.")
     top.add_argument("--version", action="version", version=f"gramnorm {version()}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
     report = commands.add_parser(
         "report", help="bound every layer of a network", description=_DESCRIPTION
     )
@@ -44,6 +48,16 @@ def parser() -> argparse.ArgumentParser:
     _how(report)
     _output(report)
     report.add_argument("--version", action="version", version=f"gramnorm {version()}")
+    verify = commands.add_parser(
+        "verify", help="prove the bounds of a record again", description=_VERIFY
+    )
+    verify.add_argument("record", metavar="RECORD", help="what report --record wrote, or Python")
+    verify.add_argument(
+        "weights",
+        nargs="?",
+        metavar="FILE",
+        help="the weights (.npz, .npy or safetensors), where the record does not hold them, and to compare",
+    )
     return top
 
 
@@ -129,6 +143,11 @@ def _output(report: argparse.ArgumentParser) -> None:
         ("markdown", "write Markdown"),
     ):
         forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, help=does)
+    report.add_argument(
+        "--record",
+        metavar="FILE.json",
+        help="write what gramnorm verify needs to prove the bounds again, by other means",
+    )
     report.add_argument(
         "--plot", metavar="FILE.png", help="draw the bounds of all layers and their product"
     )

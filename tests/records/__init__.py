@@ -1,0 +1,1 @@
+"""Tests of `gramnorm.records` and of the checker, `gramnorm.verifier`."""
