@@ -23,8 +23,6 @@ from gramnorm import _validate
 try:
     import torch
     from torch import nn
-    from torch.nn.parameter import is_lazy
-    from torch.nn.utils import parametrize
 except ImportError as error:
     msg = f"gramnorm.torch needs PyTorch: {_validate.install('torch')}"
     raise ImportError(msg) from error
@@ -32,11 +30,18 @@ except ImportError as error:
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._matrix.bounds import matrix_norm_bound
+from gramnorm._modules import check_model, does_as, label, network_bound, weight_of
 from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
 from gramnorm._rigour.model import precision_of
 from gramnorm._tracking import Tracked, start_tracking, track_norm
 
-__all__ = ["NormTracker", "SpectralBound", "layer_norms", "lipschitz_penalty"]
+__all__ = [
+    "NormTracker",
+    "SpectralBound",
+    "layer_norms",
+    "lipschitz_penalty",
+    "network_bound",
+]
 
 _DENSE = (nn.Linear,)
 _CONVOLUTIONS = (
@@ -156,7 +161,7 @@ def _norms(
     norm_of: Callable[[str, nn.Module, torch.Tensor], torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """Return what `norm_of` says of every layer and its weight, by name."""
-    _check_model(model)
+    check_model(model)
     _check_names(model, shapes, skip)
     norms = {}
     for name, module in _layers(model, skip):
@@ -164,9 +169,9 @@ def _norms(
             norms[name] = _batch_norm_scale(name, module)
         else:
             with _named(name, module):
-                weight, geometry, shape = _weight(module), _geometry(module), shapes.get(name)
+                weight, geometry, shape = weight_of(module), _geometry(module), shapes.get(name)
             if shape is None:
-                remedy = f"input_shapes must give that of {_label(name, module)}"
+                remedy = f"input_shapes must give that of {label(name, module)}"
                 _check_every_size(weight, geometry, remedy)
             with _named(name, module):
                 norms[name] = norm_of(name, module, weight)
@@ -455,7 +460,7 @@ class SpectralBound(nn.Module):
         certify_every: int | None = None,
     ) -> None:
         super().__init__()
-        if not _is_kind(module, _DENSE + _CONVOLUTIONS):
+        if not does_as(module, _DENSE + _CONVOLUTIONS):
             msg = (
                 "module must be a torch.nn.Linear, Conv1d to Conv3d or ConvTranspose1d to "
                 f"ConvTranspose3d with the forward of torch, got {type(module).__name__}"
@@ -471,7 +476,7 @@ class SpectralBound(nn.Module):
         self.input_shape = input_shape
         self._geometry = _geometry(module)
         self._copies = 1
-        weight = _weight(module)
+        weight = weight_of(module)
         if method == "rescale":
             _check_every_size(weight, self._geometry, "use method='divide' with input_shape")
         if self._geometry is not None:
@@ -556,7 +561,7 @@ def _layers(model: nn.Module, skip: Collection[str]) -> Iterator[tuple[str, nn.M
             continue  # parametrizations of a layer, and what is below a name left out
         if name in skip:
             done = name
-        elif _is_kind(module, _DENSE + _CONVOLUTIONS + _BATCH_NORMS):
+        elif does_as(module, _DENSE + _CONVOLUTIONS + _BATCH_NORMS):
             done = name
             yield name, module
         else:
@@ -564,23 +569,12 @@ def _layers(model: nn.Module, skip: Collection[str]) -> Iterator[tuple[str, nn.M
             prefix = f"{name}." if name else ""
             if left := [entry for entry, _ in held if prefix + entry not in skip]:
                 msg = (
-                    f"{_label(name, module)} holds {', '.join(left)}, and what it does with them "
+                    f"{label(name, module)} holds {', '.join(left)}, and what it does with them "
                     f"has no bound here: accounted for are {_COUNTED}, with the forward of torch; "
                     f"if you know its Lipschitz constant, leave it out by skip=[{name!r}] and "
                     "multiply by it"
                 )
                 raise TypeError(msg)
-
-
-def _check_model(model: object) -> None:
-    """Complain about what holds weights, but not what is done with them."""
-    if not isinstance(model, nn.Module):
-        msg = (
-            f"model must be a torch.nn.Module, got {type(model).__name__}: weights alone do not tell "
-            "strides and padding; load a state_dict into its model (load_state_dict), or take the "
-            "command `gramnorm report` for a file of weights"
-        )
-        raise TypeError(msg)
 
 
 @contextlib.contextmanager
@@ -589,7 +583,7 @@ def _named(name: str, module: nn.Module) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, RuntimeError) as error:
-        msg = f"{_label(name, module)}: {error}"
+        msg = f"{label(name, module)}: {error}"
         raise type(error)(msg) from error
 
 
@@ -621,21 +615,6 @@ def _check_traceable(weight: torch.Tensor, method: str, *, transforms: bool) -> 
         raise TypeError(msg)
 
 
-def _label(name: str, module: nn.Module) -> str:
-    kind = type(module).__name__
-    return f"the layer {name!r} ({kind})" if name else f"the model ({kind})"
-
-
-def _is_kind(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Say whether a module is one of these and does what they do."""
-    for kind in kinds:
-        if isinstance(module, kind):
-            names = ("forward", "_conv_forward")
-            replaced = (getattr(type(module), n, None) is not getattr(kind, n, None) for n in names)
-            return not any(replaced) and "forward" not in vars(module)
-    return False
-
-
 def _check_names(model: nn.Module, shapes: Mapping[str, object], skip: Collection[str]) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     there = modules.keys() | dict(model.named_parameters(remove_duplicate=False)).keys()
@@ -652,23 +631,6 @@ def _check_names(model: nn.Module, shapes: Mapping[str, object], skip: Collectio
             f"{', '.join(map(repr, sorted(convolutions))) or 'none'}"
         )
         raise ValueError(msg)
-
-
-def _weight(module: nn.Module) -> torch.Tensor:
-    """Return the weight of a layer, as its parametrizations return it."""
-    own = dict(module.named_parameters(recurse=False))
-    if "weight" not in own and not parametrize.is_parametrized(module, "weight"):
-        msg = (
-            f"the weight of a {type(module).__name__} is set by a hook "
-            "(torch.nn.utils.weight_norm, spectral_norm or prune), and may be out of date; use "
-            "torch.nn.utils.parametrizations, or make it permanent"
-        )
-        raise TypeError(msg)
-    weight = cast(torch.Tensor, module.weight)
-    if is_lazy(weight):
-        msg = f"a {type(module).__name__} has no weight yet; run a batch through the model first"
-        raise TypeError(msg)
-    return weight
 
 
 def _geometry(module: nn.Module) -> dict[str, Any] | None:
@@ -709,7 +671,7 @@ def _batch_norm_scale(name: str, module: nn.Module) -> torch.Tensor:
     norm: Any = module
     if norm.running_var is None:
         msg = (
-            f"{_label(name, module)} keeps no running statistics: it divides by those of its "
+            f"{label(name, module)} keeps no running statistics: it divides by those of its "
             f"input, and no number bounds that; skip=[{name!r}] leaves it out"
         )
         raise TypeError(msg)

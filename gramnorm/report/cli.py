@@ -1,12 +1,13 @@
 """The command line: ``gramnorm report [FILE ...]`` and ``gramnorm verify RECORD [FILE]``.
 
 Exit codes: 0, every layer has a bound; 1, some layer has none; 2, the command or the file cannot be
-used, with one line on the standard error stream; 130, interrupted, with the rows that were finished
-on the standard output; 141, the reader of a pipe has gone. Those of ``verify`` are the checker's.
+used, with one line on the standard error stream; 130, interrupted, with what was finished on the
+standard output; 141, the reader of a pipe has gone. Those of ``verify`` are the checker's.
 """
 
 import argparse
 import contextlib
+import functools
 import importlib.resources
 import os
 import sys
@@ -17,16 +18,18 @@ import numpy as np
 
 from gramnorm import _validate
 from gramnorm._arrays import libraries
-from gramnorm.report import Row, failed_row
+from gramnorm.report import Row, chains, failed_row
+from gramnorm.report.chains import is_interrupted
 from gramnorm.report.cluster import connected, outcomes
 from gramnorm.report.files.contents import Contents, ReadError, one_line, printable, selected
 from gramnorm.report.files.readers import read_stream
 from gramnorm.report.files.several import read_paths
 from gramnorm.report.files.sidecar import described, read_sidecar
-from gramnorm.report.network import constant_of
+from gramnorm.report.limits import CHAIN_SECONDS
+from gramnorm.report.network import Constant, constant_of
 from gramnorm.report.options import SHIPPED, parser, version
 from gramnorm.report.plot import draw_bars, draw_symbol, require_plots, require_symbol
-from gramnorm.report.progress import progress
+from gramnorm.report.progress import progress, searching
 from gramnorm.report.recording import require_one_file, write_record
 from gramnorm.report.resume import Finished
 from gramnorm.report.table import (
@@ -110,13 +113,11 @@ def _report(options: argparse.Namespace) -> int:
         version=version(),
         rows=rows,
         skipped=contents.skipped,
-        options=choices,
+        options=choices | {"network_method": options.network_method},
         notes=[*contents.notes, *finished.notes(len(contents.layers))],
         network=None
         if contents.network is None
-        else constant_of(
-            contents.network, rows, stated_sizes=as_stated, obstacles=contents.obstacles
-        ),
+        else _network(contents, rows, method=options.network_method, stated_sizes=as_stated),
         obstacles=contents.obstacles,
         unfinished=unfinished,
     )
@@ -124,7 +125,7 @@ def _report(options: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     _WRITERS[options.form](report, sys.stdout)
     sys.stdout.flush()
-    if unfinished:
+    if unfinished or is_interrupted(report.network):
         return _INTERRUPTED
     if options.record is not None:
         write_record(contents, options)
@@ -190,6 +191,22 @@ def _rows(
     rows = [done[which] for which in sorted(done)]
     rows += [failed_row(name, reason) for name, reason in contents.failed.items()]
     return rows, [layer.name for which, layer in enumerate(layers) if which not in done]
+
+
+def _network(
+    contents: Contents, rows: Sequence[Row], *, method: str | None, stated_sizes: bool
+) -> Constant:
+    """Return the constant of a network, by its chains unless norms alone were asked for."""
+    seconds = None if method == "sdp" else CHAIN_SECONDS
+    with searching(contents.layers, sys.stderr) as announce:
+        bound = functools.partial(chains.bounded, seconds=seconds, announce=announce)
+        return constant_of(
+            contents.network,
+            rows,
+            stated_sizes=stated_sizes,
+            obstacles=contents.obstacles,
+            find_chains=None if method == "product" else bound,
+        )
 
 
 def _check_place(backend: str, device: str | None) -> None:

@@ -34,6 +34,10 @@ FEW_TAPS = 16  # along an axis that need no explanation
 AGREE, DISAGREE = 0.95, 0.5  # cosines between u and W v: 1 once power iteration has converged
 FEWEST_TO_AGREE = 16  # entries of a vector from which its direction is no accident
 
+# Chains of a network
+CHAIN_SECONDS = 40  # for all of them: a report then takes less than a minute, but for its layers
+CHAIN_WORK = 2e10  # multiplications of one step of a descent, some seconds of one core
+
 # Text
 NAMES_SHOWN = 8  # in a sentence; JSON has all
 FOLDED = 16  # columns of a terminal for each text of a row, at least: "layers.12.weight"

@@ -1,57 +1,36 @@
 """A Lipschitz constant of a whole network, composed from the bounds of its layers.
 
 Two descriptions are understood: the nested data of `gramnorm.network_bound`, which a person writes,
-and a `Network` of steps, which the reader of a graph makes.  In the second every tensor is a
-function of all inputs of the graph taken as one vector; an input has the constant 1, and each step
-turns the constants of what it reads into that of what it writes (docs/theory.md, Theorem 17).
-Where a step is not understood there is no constant, and its reason is kept.
+and a `Network` of steps, which the reader of a graph makes, and in which chains of layers may have
+a smaller bound than their norms (docs/theory.md, Theorem 17 and Lemma 34).  Where a step is not
+understood there is no constant, and its reason is kept.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gramnorm as gn
-from gramnorm._rigour.fractions import largest, length_above, product_above, sum_above
+from gramnorm.network._graph import Chain, Network, walked
 from gramnorm.report import Row
 from gramnorm.report.files.obstacles import SHORTCUT
 
 
 @dataclass(frozen=True)
-class Step:
-    """One tensor.
-
-    The `terms`, each a tensor times a number, added up, stacked, or one of them, then the norm of a
-    layer, if any.
-    """
-
-    output: str
-    terms: tuple[tuple[str, float], ...]
-    stacked: bool = False
-    layer: str | None = None
-    either: bool = False
-
-
-@dataclass(frozen=True)
-class Network:
-    """The steps of a graph in order.
-
-    `stopped` says why its outputs have no constant, if they have none.
-    """
-
-    inputs: tuple[str, ...] = ()
-    steps: tuple[Step, ...] = ()
-    outputs: tuple[str, ...] = ()
-    stopped: str | None = None
-
-
-@dataclass(frozen=True)
 class Constant:
-    """An upper bound on the Lipschitz constant of a network, or the reason why there is none."""
+    """An upper bound on the Lipschitz constant of a network, or the reason why there is none.
+
+    `product` is what it would be of the norms of layers alone.
+    """
 
     upper: float | None = None
     reason: str | None = None
+    product: float | None = None
+    chains: tuple[Chain, ...] = ()
+
+
+ChainFinder = Callable[[Network, Mapping[str, float]], tuple[Chain, ...]]
 
 
 def constant_of(
@@ -60,6 +39,7 @@ def constant_of(
     *,
     stated_sizes: bool = True,
     obstacles: Mapping[str, str] | None = None,
+    find_chains: ChainFinder | None = None,
 ) -> Constant:
     """
     Return an upper bound on the Lipschitz constant of a network, rounded up.
@@ -76,6 +56,9 @@ def constant_of(
     obstacles : mapping of str to str or None
         What the file holds besides these layers, and why it has no constant: nested data say
         nothing of it.
+    find_chains : callable or None
+        Returns the chains of a network by the bounds of its layers, as `chains.bounded` does; None
+        composes norms alone.
 
     Returns
     -------
@@ -100,7 +83,11 @@ def constant_of(
     used = [step.layer for step in network.steps if step.layer is not None]
     if absent := [name for name in used if name not in uppers]:
         return Constant(reason=f"the layer {absent[0]!r} has no bound, or is left out")
-    return Constant(_walk(network, uppers))
+    product = walked(network, uppers)
+    if find_chains is None:
+        return Constant(product, product=product)
+    chains = find_chains(network, uppers)
+    return Constant(walked(network, uppers, chains), product=product, chains=chains)
 
 
 def _described(network: Any, rows: Sequence[Row], obstacles: Mapping[str, str]) -> Constant:
@@ -119,14 +106,3 @@ def _described(network: Any, rows: Sequence[Row], obstacles: Mapping[str, str]) 
         missing = ", ".join(repr(row.name) for row in rows if math.isnan(uppers[row.name]))
         return Constant(reason=f"there is no bound of {missing}")
     return Constant(bound)
-
-
-def _walk(network: Network, uppers: Mapping[str, float]) -> float:
-    """Return the constant of all outputs together."""
-    constants = dict.fromkeys(network.inputs, 1.0)
-    for step in network.steps:
-        join = largest if step.either else length_above if step.stacked else sum_above
-        joined = join(product_above([constants[name], factor]) for name, factor in step.terms)
-        layer = 1.0 if step.layer is None else uppers[step.layer]
-        constants[step.output] = product_above([joined, layer])
-    return length_above(constants[name] for name in network.outputs)

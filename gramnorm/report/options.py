@@ -105,6 +105,13 @@ def _how(report: argparse.ArgumentParser) -> None:
         "--rtol", type=_rtol, help="relative gap to reach (default: that of each function)"
     )
     report.add_argument(
+        "--network",
+        dest="network_method",
+        choices=("product", "sdp"),
+        help="the constant of an ONNX network: from the product of norms alone, or with the bound of each chain of "
+        "layers as a whole, however long it takes (default: what of the latter is done in a minute)",
+    )
+    report.add_argument(
         "--backend",
         choices=libraries.BACKENDS,
         default="numpy",

@@ -6,7 +6,7 @@ that a layer is, since one may be a thousand times another; layers known from be
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from gramnorm.report.files.contents import Layer, printable
@@ -73,6 +73,39 @@ def progress(layers: Sequence[Layer], stream: IO[str]) -> Iterator[Progress]:
             bar = _bar(stream)
     with bar or contextlib.nullcontext():
         yield Progress(bar, layers)
+
+
+@contextlib.contextmanager
+def searching(layers: Sequence[Layer], stream: IO[str]) -> Iterator[Callable[[str], None]]:
+    """
+    Show which chain of these layers is looked at, if somebody is there to see it.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        The layers.
+    stream : text file
+        Where to show it.
+
+    Yields
+    ------
+    callable
+        To be called with the names of the layers of a chain before the work on it.
+    """
+    bar = None
+    if stream.isatty() and sum(layer.weight.size for layer in layers) >= LONG:
+        with contextlib.suppress(ImportError):
+            import rich.console  # noqa: PLC0415
+            import rich.progress  # noqa: PLC0415
+
+            console = rich.console.Console(file=stream)
+            bar = rich.progress.Progress(console=console, transient=True)
+    if bar is None:
+        yield lambda _: None
+        return
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda names: bar.update(task, description=printable(names).replace("[", r"\["))
 
 
 def _bar(stream: IO[str]) -> Any:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from gramnorm import _validate
 from gramnorm._rigour.decimals import decimal_text, relative_gap_above
 from gramnorm._rigour.fractions import product_above
+from gramnorm.network._graph import Chain
 from gramnorm.report import Row
 from gramnorm.report.files.contents import printable
 from gramnorm.report.limits import FOLDED, NAMES_SHOWN
@@ -204,6 +205,10 @@ def write_csv(report: Report, stream: IO[str]) -> None:
     if report.network is not None:
         upper, reason = report.network.upper, report.network.reason
         close("", "constant of the network", upper, str(reason or ""))
+        for chain in report.network.chains:
+            close(" > ".join(chain.layers), "chain", chain.upper, _beside(chain))
+        if report.network.chains:
+            close("", "constant of the network, by norms", report.network.product, "")
     why = "; ".join(_about(r, ", ".join(names)) for r, names in report.against.items())
     reason = f"none, because of {why}" if report.against else ""
     close("", "product of the upper bounds", report.product_upper, reason)
@@ -255,6 +260,7 @@ def closing_lines(report: Report) -> list[str]:
     failed = [row for row in report.rows if row.error is not None]
     lines = [f"{printable(row.name)}: {printable(str(row.error))}" for row in failed]
     lines += _product_lines(report)
+    lines += [] if report.network is None else _chain_lines(report.network)
     if names := [row.name for row in report.rows if row.error is None and row.converged is False]:
         lines.append(f"further apart than the gap asked for, and as valid: {_some(names)}")
     lines += _footnotes(report.rows)
@@ -279,6 +285,24 @@ def _product_lines(report: Report) -> list[str]:
         f"product of the upper bounds, rounded up: {decimal_text(report.product_upper, up=True)}",
         "(a Lipschitz constant of these layers if they form a chain with 1-Lipschitz functions between)",
     ]
+
+
+def _chain_lines(constant: Constant) -> list[str]:
+    """Return which layers were bounded together, and what norms alone would give."""
+    if not constant.chains or constant.product is None:
+        return []
+    lines = ["chains of layers, bounded as a whole where that is less than the product of norms:"]
+    for chain in constant.chains:
+        upper = decimal_text(chain.upper, up=True)
+        lines.append(f"- {printable(' > '.join(chain.layers))}: {upper} ({_beside(chain)})")
+    product = decimal_text(constant.product, up=True)
+    return [*lines, f"constant of the network from products of norms alone: {product}"]
+
+
+def _beside(chain: Chain) -> str:
+    """Return what the bound of a chain is compared with."""
+    product = f"product of norms {decimal_text(chain.product, up=True)}"
+    return "; ".join(filter(None, (product, chain.reason)))
 
 
 def _about(reason: str, names: str) -> str:

@@ -1,8 +1,9 @@
 """Search for graphs of ONNX whose constant is too small: ``python -m tests.harness.graphs``.
 
 Random small graphs (every operator with a rule, odd attributes, sizes known and not, constants that the graph
-computes, versions from 7 on) are run by onnxruntime, which shares no code with the reader.  Three things are compared:
-the constant with ratios of differences along the worst directions found, each believed size with the size that comes
+computes, chains of layers, versions from 7 on) are run by onnxruntime, which shares no code with the reader.  Three
+things are compared: the constant, with the bounds of chains in it, with ratios of differences along the worst
+directions found, each believed size with the size that comes
 out, and each constant folded by the reader with the value that comes out.  Exit status 1 if one is wrong, or if
 anything but a refusal was raised.
 """
@@ -10,6 +11,7 @@ anything but a refusal was raised.
 import argparse
 import collections
 import contextlib
+import functools
 import io
 import itertools
 import math
@@ -33,7 +35,7 @@ from onnx import helper, numpy_helper
 from onnx.backend.test.loader import load_model_tests
 from onnx.version_converter import convert_version
 
-from gramnorm.report import bound_layer
+from gramnorm.report import bound_layer, chains
 from gramnorm.report.network import Constant, constant_of
 from gramnorm.report.onnx.constants import COMPUTED
 from gramnorm.report.onnx.nodes import Fixed, Varying
@@ -46,6 +48,7 @@ INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
 ODD = (-INT64_MAX - 1, -INT64_MAX, -INT32_MAX - 1, -9, 9, 100, INT32_MAX, INT64_MAX - 1, INT64_MAX)
 VERSIONS = tuple(range(7, 23))
 MOST_ENTRIES = 300  # of a tensor
+CHAIN_SECONDS = 0.2  # for the descents of a graph: any multipliers give a bound
 IR_VERSION = 8
 KINDS = ("pytorch-operator", "pytorch-converted", "simple", "node")
 
@@ -135,6 +138,7 @@ class Builder:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     open_arrays: list[str] = field(default_factory=list)  # also inputs of the graph
+    makers: tuple["Maker", ...] = ()
     count: int = 0
 
     def name(self) -> str:
@@ -276,7 +280,7 @@ class Builder:
         """Add one random operator, or nothing where onnxruntime refuses it."""
         before = (list(self.nodes), dict(self.arrays), list(self.open_arrays))
         x = self.pick(*self.shapes)
-        maker = unknown if self.maybe(0.01) else self.pick(*MAKERS)
+        maker = unknown if self.maybe(0.01) else self.pick(*self.makers)
         try:
             outputs = maker(self, x, self.shapes[x])
             self._measure(outputs, before)
@@ -822,8 +826,35 @@ def unknown(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     return [y]
 
 
+def chained(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Put layers one after the other, with functions of entries between them, some of other kinds."""
+    known = dict(b.shapes)
+
+    def grown(maker: Maker, at: str) -> str:
+        before = (list(b.nodes), dict(b.arrays), list(b.open_arrays))
+        try:
+            outputs = maker(b, at, b.shapes[at])
+            b._measure(outputs, before)
+        except UnusableError:
+            b.nodes, b.arrays, b.open_arrays = before
+            return at
+        return outputs[0]
+
+    layer, last = b.pick(multiplied, convolved) if len(shape) > 2 else multiplied, x
+    for _ in range(int(b.rng.integers(2, 5))):
+        last = grown(layer, last)
+        for _ in range(int(b.rng.integers(0, 4))):
+            last = grown(
+                b.pick(entrywise, entrywise, clipped, with_constant, normalised, flattened), last
+            )
+    b.shapes = known  # nobody else reads what stands within
+    if last == x:
+        raise UnusableError
+    return [last]
+
+
 MAKERS: tuple[Maker, ...] = (
-    *(entrywise, entrywise, entrywise, clipped, gated, written_out, written_out, cast),
+    *(entrywise, entrywise, entrywise, clipped, gated, written_out, written_out, cast, chained),
     *(with_constant, with_constant, together, together),
     *(normalised, flattened, reshaped, reshaped, transposed, squeezed, squeezed, padded, padded),
     *(sliced, sliced, sliced, joined, split, split, gathered, gathered, blocks),
@@ -843,9 +874,15 @@ SHAPES = (
 )
 
 
-def random_graph(rng: np.random.Generator) -> tuple[Any, dict[str, tuple[int, ...]], Builder]:
+CHAINS = (chained, chained, chained, together, entrywise)
+"""Of graphs that are mostly chains."""
+
+
+def random_graph(
+    rng: np.random.Generator, makers: tuple[Maker, ...] | None = None
+) -> tuple[Any, dict[str, tuple[int, ...]], Builder]:
     """Return a model, the sizes of its inputs, and how it was made."""
-    b = Builder(rng, int(rng.choice(VERSIONS)))
+    b = Builder(rng, int(rng.choice(VERSIONS)), makers=makers or MAKERS)
     shape = b.pick(*SHAPES)
     b.shapes["x"] = shape
     if b.maybe(0.3):
@@ -879,7 +916,8 @@ def constant(
     model.graph.node.append(helper.make_node("MatMul", ["aside", "aside.weight"], ["aside.out"]))
     found = read_onnx(io.BytesIO(model.SerializeToString()), None, spatial)
     rows = [bound_layer(layer, input_shape=sizes, rtol=0.01) for layer in found.layers]
-    return constant_of(found.network, rows)
+    bounded = functools.partial(chains.bounded, seconds=CHAIN_SECONDS)
+    return constant_of(found.network, rows, find_chains=bounded)
 
 
 def size_of(name: Any, names: dict[str, int]) -> Any:
@@ -994,6 +1032,7 @@ class Report:
     tried: int = 0
     bounded: int = 0
     attained: int = 0  # within a tenth
+    shortened: int = 0  # below the product of norms, by a hundredth
     reasons: collections.Counter[str] = field(default_factory=collections.Counter)
     operators: collections.Counter[str] = field(default_factory=collections.Counter)
     violations: list[str] = field(default_factory=list)
@@ -1009,7 +1048,8 @@ class Report:
         yield f"operators in graphs with a constant: {dict(self.operators.most_common())}"
         yield f"reasons for none: {dict(self.reasons.most_common(25))}"
         yield (
-            f"{self.tried} graphs, {self.bounded} with a constant, {self.attained} of these attained within a tenth; "
+            f"{self.tried} graphs, {self.bounded} with a constant, {self.attained} of these attained within a tenth, "
+            f"{self.shortened} below the product of norms; "
             f"violations: {len(self.violations)}, exceptions: {len(self.failures)}"
         )
 
@@ -1032,6 +1072,9 @@ def judge(
         else:
             report.bounded = 1
             report.operators.update({n.op_type for n in model.graph.node})
+            report.shortened = int(found.upper < 0.99 * found.product)
+            if not found.upper <= found.product:
+                report.violations.append(f"{found.upper} above {found.product}: {text}")
             ratio = steepest(runner(model), inputs, rng)
             report.attained = int(ratio >= 0.9 * found.upper)
             if not ratio <= found.upper * (1 + 1e-4) + 1e-30:
@@ -1045,10 +1088,10 @@ def judge(
     return report
 
 
-def _one(task: tuple[int, int]) -> Report:
+def _one(task: tuple[int, int], *, makers: tuple[Maker, ...] | None = None) -> Report:
     rng = np.random.default_rng(task)
     while True:
-        model, inputs, b = random_graph(rng)
+        model, inputs, b = random_graph(rng, makers)
         with contextlib.suppress(UnusableError):
             b.check(model, inputs)
             one = len(inputs) == 1 and b.maybe(0.3)
@@ -1056,17 +1099,24 @@ def _one(task: tuple[int, int]) -> Report:
             return judge(model, inputs, rng, f"seed {task}", b.pick(None, "file"), spatial)
 
 
-def survey(count: int, seed: int = 0, jobs: int = 1, first: int = 0) -> Report:
-    """Search that many graphs; which they are depends on the seed and the numbers only."""
+def survey(
+    count: int,
+    seed: int = 0,
+    jobs: int = 1,
+    first: int = 0,
+    makers: tuple[Maker, ...] | None = None,
+) -> Report:
+    """Search that many graphs; which they are depends on the seed, the numbers and the makers only."""
     report, tasks = Report(), [(seed, i) for i in range(first, first + count)]
+    one = functools.partial(_one, makers=makers)
     if jobs == 1:
         for task in tasks:
-            report.add(_one(task))
+            report.add(one(task))
         return report
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn) as pool:  # unlike a Pool it tells of a process that died
-        for part in pool.map(_one, tasks, chunksize=50):
+        for part in pool.map(one, tasks, chunksize=50):
             report.add(part)
     return report
 
@@ -1087,6 +1137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="the number of the first graph")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--chains", action="store_true", help="graphs that are mostly chains")
     parser.add_argument(
         "--collection",
         action="store_true",
@@ -1097,7 +1148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = (
         survey_collection()
         if args.collection
-        else survey(args.count, args.seed, args.jobs, args.first)
+        else survey(args.count, args.seed, args.jobs, args.first, CHAINS if args.chains else None)
     )
     for line in report.lines():
         sys.stdout.write(f"{line}\n")

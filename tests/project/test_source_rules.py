@@ -30,7 +30,7 @@ SOLVERS = (
     "cholesky|cond|det|eig|eigh|eigvals|eigvalsh|inv|lstsq|matrix_rank|pinv|qr|solve|svd|svdvals"
 )
 BOUNDARY = "gramnorm/_arrays/"
-MODULES = "gramnorm/torch.py"  # torch's own kind of modules, which nothing else imports
+MODULES = ("gramnorm/_modules.py", "gramnorm/torch.py")  # torch's own kind of modules
 CHECKPOINTS = "gramnorm/report/files/torch.py"  # torch's own kind of file
 FRONTS = (  # what they list, the front page offers
     *("gramnorm/_conv/bounds.py", "gramnorm/_conv/geometry.py", "gramnorm/_matrix/bounds.py"),
@@ -122,7 +122,7 @@ def calls_fit_cupy(file: str, source: str) -> Complaints:
 
 def one_boundary(file: str, source: str) -> Complaints:
     library = re.compile(rf"({LIBRARIES})(\.\w+)*").fullmatch
-    if file.startswith(BOUNDARY) or file in (MODULES, CHECKPOINTS):
+    if file.startswith(BOUNDARY) or file in (*MODULES, CHECKPOINTS):
         return
     for node in ast.walk(ast.parse(source)):
         named: list[Any] = []
@@ -171,17 +171,18 @@ def listed_names(source: str) -> set[str]:
 
 
 def all_lists_what_is_there(file: str, source: str) -> Complaints:
-    there, public = set(), set()
+    there, imported = set(), set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign):
             there |= {ast.unparse(target) for target in node.targets}
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             there.add(node.name)
-        elif isinstance(node, ast.ImportFrom) and file.endswith("/__init__.py"):
-            public |= {alias.asname or alias.name for alias in node.names}
-    if unknown := listed_names(source) - there - public:
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {alias.asname or alias.name for alias in node.names}
+    if unknown := listed_names(source) - there - imported:
         yield f"{file}: __all__ lists {', '.join(sorted(unknown))}, not defined there"
-    shown = {name for name in public if not name.startswith("_")} if not there - DUNDERS else set()
+    is_front = file.endswith("/__init__.py") and not there - DUNDERS
+    shown = {name for name in imported if is_front and not name.startswith("_")}
     if missing := shown - listed_names(source):
         yield f"{file}: __all__ lacks {', '.join(sorted(missing))}"
 

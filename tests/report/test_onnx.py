@@ -1287,20 +1287,21 @@ class TestSearch:
     @pytest.mark.parametrize(
         ("module", "name", "wrong", "made"),
         [
-            ("onnx.entries", "repeats", lambda *_: 1, "with_constant"),
-            ("onnx.moves", "root_above", lambda _: 1.0, "gathered"),
-            ("onnx.windows", "root_above", lambda _: 0.3, "reduced"),
-            ("onnx.moves", "_kept", lambda n, *s: n and len(range(*slice(*s).indices(n))), "sliced"),
-            ("network", "length_above", max, "joined"),
-            ("network", "largest", min, "branched"),
-            ("onnx.resizing", "root_above", lambda _: 1.0, "resized"),
-            ("onnx.arithmetic", "ROUNDED", {"Mul": np.add, "Sub": np.add}, "computed"),
+            ("report.onnx.entries", "repeats", lambda *_: 1, "with_constant"),
+            ("report.onnx.moves", "root_above", lambda _: 1.0, "gathered"),
+            ("report.onnx.windows", "root_above", lambda _: 0.3, "reduced"),
+            ("report.onnx.moves", "_kept", lambda n, *s: n and len(range(*slice(*s).indices(n))), "sliced"),
+            ("network._graph", "length_above", max, "joined"),
+            ("network._graph", "largest", min, "branched"),
+            ("report.onnx.resizing", "root_above", lambda _: 1.0, "resized"),
+            ("report.onnx.arithmetic", "ROUNDED", {"Mul": np.add, "Sub": np.add}, "computed"),
+            ("report.onnx.entries", "in_chain", lambda slopes: 0.1 * max(map(abs, slopes)), "chained"),
         ],
     )  # fmt: skip
     def test_falsified_rules_are_found(
         self, graphs: Any, monkeypatch: Any, module: str, name: str, wrong: Any, made: str
     ) -> None:
-        monkeypatch.setattr(f"gramnorm.report.{module}.{name}", wrong)
+        monkeypatch.setattr(f"gramnorm.{module}.{name}", wrong)
         monkeypatch.setattr(graphs, "MAKERS", (getattr(graphs, made),))
         assert graphs.survey(40, seed=1).violations != []
 

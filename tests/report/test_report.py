@@ -441,7 +441,7 @@ class TestJson:
         assert set(report) == {
             *("source", "version", "input_shape", "padding_mode", "rtol", "backend", "device"),
             *("layers", "notes", "skipped", "product_upper", "no_product", "partial", "missing"),
-            *("network", "unfinished"),
+            *("network", "network_method", "unfinished"),
         }
         assert report["source"] == str(network)
         assert report["rtol"] == 0.01

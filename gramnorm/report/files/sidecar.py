@@ -24,9 +24,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gramnorm.network._graph import Network
 from gramnorm.report.files.contents import Contents, Layer, ReadError, damage_is, one_line
 from gramnorm.report.limits import DESCRIPTION_BYTES
-from gramnorm.report.network import Network
 
 _NETWORK = "__network__"
 

@@ -4,12 +4,27 @@ Activations, sums, products, normalisation.  The factor of a function of one num
 slope; an entry that broadcasting repeats counts as often.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 
 from gramnorm._rigour.fractions import float_above, root_above
+from gramnorm.network._sequence import Entrywise
+from gramnorm.network._slopes import (
+    FIXED,
+    GELU,
+    Slopes,
+    in_chain,
+    lipschitz,
+    of_celu,
+    of_elu,
+    of_hard_sigmoid,
+    of_leaky_relu,
+    of_selu,
+)
 from gramnorm.report.onnx.nodes import (
     Dim,
     Effect,
@@ -33,7 +48,7 @@ _FLOAT, _DOUBLE = 1, 11  # the standard's numbers of these types
 
 
 def slope(largest: float | Callable[[Node], float]) -> Callable[[Node], Effect]:
-    """Return the rule of a function of one number with that largest slope.
+    """Return the rule of a function with that constant, of all entries or with slopes of any sign.
 
     Other inputs are its constants.
     """
@@ -45,52 +60,72 @@ def slope(largest: float | Callable[[Node], float]) -> Callable[[Node], Effect]:
     return rule
 
 
-def leaky(default: float) -> Callable[[Node], float]:
-    """Return the largest slope of LeakyRelu and Elu by the default of their attribute alpha."""
-    return lambda node: max(1.0, abs(node.number("alpha", default)))
+def between(slopes: Slopes | Callable[[Node], Slopes]) -> Callable[[Node], Effect]:
+    """Return the rule of a function of each entry alone by what its slopes lie between."""
+
+    def rule(node: Node) -> Effect:
+        x = node.only_varying()
+        found = slopes(node) if callable(slopes) else slopes
+        return Effect({0: lipschitz(found)}, (x.shape,), part=_entrywise(found))
+
+    return rule
 
 
-def selu(node: Node) -> float:
-    """Return the largest slope of Selu."""
-    alpha = leaky(1.67326319217681884765625)(node)
-    gamma = abs(node.number("gamma", 1.05070102214813232421875))
-    return float_above(Fraction(alpha) * Fraction(gamma))
+def _entrywise(slopes: Slopes) -> Entrywise | None:
+    """Return what slopes of one sign are in a chain."""
+    largest = in_chain(slopes)
+    return None if largest is None else Entrywise(largest)
 
 
-def celu(node: Node) -> float:
-    """Return the largest slope of Celu."""
-    require(node.number("alpha", 1.0) > 0, "alpha is not positive")
-    return 1.0
+def leaky_relu(node: Node) -> Slopes:
+    """Return the slopes of LeakyRelu."""
+    return of_leaky_relu(node.number("alpha", 0.01))
 
 
-def clip(node: Node) -> float:
-    """Return 1, unless a bound of another shape repeats entries."""
+def elu(node: Node) -> Slopes:
+    """Return the slopes of Elu."""
+    return of_elu(node.number("alpha", 1.0))
+
+
+def selu(node: Node) -> Slopes:
+    """Return the slopes of Selu."""
+    alpha = node.number("alpha", 1.67326319217681884765625)
+    return of_selu(alpha, node.number("gamma", 1.05070102214813232421875))
+
+
+def celu(node: Node) -> Slopes:
+    """Return the slopes of Celu."""
+    return of_celu(node.number("alpha", 1.0))
+
+
+def clip(node: Node) -> Slopes:
+    """Return the slopes of Clip, unless a bound of another shape repeats entries."""
     for position in (1, 2):
         bound = node.fixed(position)
         if bound is not None:
             require(bound.size <= 1, f"its bound {position} has the shape {bound.shape}")
-    return 1.0
+    return FIXED["clip"]
 
 
 def gelu(node: Node) -> float:
     """Return the largest slope of Gelu."""
-    slopes = {b"none": 1.129, b"tanh": 1.13}
     approximation = node.attributes.get("approximate", b"none")
-    require(approximation in slopes, f"approximate is {readable(approximation)}")
-    return slopes[approximation]
+    found = GELU.get(approximation.decode(errors="replace"))
+    require(found is not None, f"approximate is {readable(approximation)}")
+    return found or math.inf
 
 
-def dropout(node: Node) -> float:
-    """Return 1, unless it is in training mode."""
+def dropout(node: Node) -> Slopes:
+    """Return those of the identity, unless it is in training mode."""
     training = node.fixed(2)
     require(training is None or not np.any(training), "training_mode")
-    return 1.0
+    return FIXED["identity"]
 
 
-def cast(node: Node) -> float:
-    """Return 1 to a floating type: in exact arithmetic one is as good as another."""
+def cast(node: Node) -> Slopes:
+    """Return those of the identity: in exact arithmetic one floating type is as good as another."""
     require(node.attributes.get("to") in (_FLOAT, _DOUBLE), "it rounds")
-    return 1.0
+    return FIXED["identity"]
 
 
 def log_softmax(node: Node) -> float:
@@ -118,15 +153,19 @@ def normalise(node: Node) -> Effect:
     return Effect({0: root_above(scale**2 / epsilon)}, (x.shape,))
 
 
-def hard_sigmoid(node: Node) -> float:
-    """Return the largest slope of HardSigmoid."""
-    return abs(node.number("alpha", float(np.float32(0.2))))
+def hard_sigmoid(node: Node) -> Slopes:
+    """Return the slopes of HardSigmoid."""
+    return of_hard_sigmoid(node.number("alpha", float(np.float32(0.2))))
 
 
 def prelu(node: Node) -> Effect:
     """Rule of PRelu: slopes 1 and those stored, which may repeat entries."""
     node.varying(0)
-    return _times(node, max(1.0, _largest(node.fixed(1))))
+    stored = node.fixed(1)
+    effect = _times(node, max(1.0, _largest(stored)))
+    least = 0.0 if stored is None else float(stored.min(initial=1.0))
+    slopes = (min(1.0, least), max(1.0, _largest(stored)))
+    return replace(effect, part=_entrywise(slopes) if _keeps(node) else None)
 
 
 def batch_norm(node: Node) -> Effect:
@@ -147,27 +186,35 @@ def batch_norm(node: Node) -> Effect:
     epsilon = Fraction(node.number("epsilon", float(np.float32(1e-5))))
     below = [Fraction(v) + epsilon for v in variance.tolist()]
     require(min(below, default=1) > 0, "a variance is not positive")
-    squares = (Fraction(a) ** 2 / b for a, b in zip(scale.tolist(), below, strict=True))
-    return Effect({0: root_above(max(squares, default=Fraction(0)))}, (x.shape,))
+    squares = [Fraction(a) ** 2 / b for a, b in zip(scale.tolist(), below, strict=True)]
+    factor, part = root_above(max(squares, default=Fraction(0))), None
+    if x.shape is not None:
+        along = np.copysign(list(map(root_above, squares)), scale)
+        shape = (1, scale.size, *[1] * (len(x.shape) - 2))
+        part = _multiplied(along.reshape(shape), len(x.shape))
+    return Effect({0: factor}, (x.shape,), part=part)
 
 
 def add(node: Node) -> Effect:
     """Rule of Add, Sub and Sum."""
     factors, shape = _joined(node)
-    return Effect(factors, (shape,))
+    effect = Effect(factors, (shape,))
+    return replace(effect, part=Entrywise() if _keeps(node) else None)
 
 
 def extremum(node: Node) -> Effect:
     """Rule of Max and Min."""
     factors, shape = _joined(node)
-    return Effect(factors, (shape,), stacked=True)
+    effect = Effect(factors, (shape,), stacked=True)
+    return replace(effect, part=Entrywise() if _keeps(node) else None)
 
 
 def multiply(node: Node) -> Effect:
     """Rule of Mul by a constant."""
     varying = node.all_varying()
     require(len(varying) == 1, _TWO_COMPUTED)
-    return _times(node, _largest(node.fixed(1 - min(varying))))
+    factor = node.fixed(1 - min(varying))
+    return _scaled(node, _times(node, _largest(factor)), factor)
 
 
 def divide(node: Node) -> Effect:
@@ -181,7 +228,36 @@ def divide(node: Node) -> Effect:
         raise NotUnderstoodError(msg)
     _largest(divisor)
     least = Fraction(np.min(np.abs(divisor)).item() if divisor.size else 1)
-    return _times(node, float_above(1 / least))
+    with np.errstate(over="ignore"):
+        quotient = 1 / divisor.astype(np.float64)
+    # a larger modulus is as good in a chain (Lemma 34), a smaller one is not
+    above = np.nextafter(quotient, np.copysign(np.inf, quotient))
+    return _scaled(node, _times(node, float_above(1 / least)), above)
+
+
+def _scaled(node: Node, effect: Effect, factor: Values | None) -> Effect:
+    """Return the effect of a multiplication, with the factor if nothing is repeated."""
+    shape = effect.shapes[0]
+    if factor is None or shape is None or not _keeps(node):
+        return effect
+    return replace(effect, part=_multiplied(factor, len(shape)))
+
+
+def _multiplied(factor: Values, rank: int) -> Entrywise | None:
+    """Return what numbers are in a chain, which broadcasting brings to so many axes."""
+    if factor.ndim > rank or factor.size == 0 or not np.all(np.isfinite(factor)):
+        return None
+    return Entrywise(scale=factor.reshape(*[1] * (rank - factor.ndim), *factor.shape))
+
+
+def _keeps(node: Node) -> bool:
+    """Say whether the output has the entries of the one varying input, each in its place."""
+    varying = list(node.all_varying().values())
+    if len(varying) != 1 or varying[0].shape is None:
+        return False
+    factors, after = _joined(node)
+    same = after is not None and len(after) == len(varying[0].shape)
+    return same and all(factor == 1 for factor in factors.values())
 
 
 def _largest(values: Values | None) -> float:

@@ -6,12 +6,13 @@ root of the sum of squares (docs/theory.md, Theorem 17).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
 from gramnorm._rigour.fractions import root_above
+from gramnorm.network._sequence import Entrywise
 from gramnorm.report.onnx.nodes import (
     Dim,
     Effect,
@@ -46,6 +47,17 @@ def rearranged(
         return Effect({0: 1.0}, (None if x.shape is None else shape_of(node, x.shape),))
 
     return rule
+
+
+def unmoved(rule: Callable[[Node], Effect]) -> Callable[[Node], Effect]:
+    """Return a rule that also says where the order of entries, which stays, gets the same shape."""
+
+    def told(node: Node) -> Effect:
+        effect, before = rule(node), node.only_varying().shape
+        same = before is not None and None not in before and effect.shapes == (before,)
+        return replace(effect, part=Entrywise() if same else None)
+
+    return told
 
 
 def flattened(node: Node, shape: tuple[Dim, ...]) -> Shape:

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from gramnorm.network._sequence import Part
+
 Dim = int | str | None
 Shape = tuple[Dim, ...] | None
 Values = np.ndarray[Any, np.dtype[Any]]
@@ -171,13 +173,14 @@ class Effect:
     """What a node does: a factor per varying input, its outputs' shapes, its layer if it has one.
 
     A layer is the name of a stored array, the weight, its geometry, and how it was made, if the
-    graph computes it.
+    graph computes it.  The `part` is what the node is within a chain, if it may stand in one.
     """
 
     factors: dict[int, float]
     shapes: tuple[Shape, ...]
     stacked: bool = False
     layer: tuple[str, Values, dict[str, Any] | None, str | None] | None = None
+    part: Part | None = None
 
 
 def axis_from_front(axis: Any, rank: int) -> int:

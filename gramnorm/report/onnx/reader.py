@@ -19,9 +19,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from gramnorm.network._graph import Network, Step
 from gramnorm.report.files import contents as limits
 from gramnorm.report.files.contents import Contents, Layer, ReadError
-from gramnorm.report.network import Network, Step
 from gramnorm.report.onnx import arithmetic, constants, gates, messages
 from gramnorm.report.onnx.inputs import MOST_AXES, Inputs
 from gramnorm.report.onnx.labels import label_numbered
@@ -323,7 +323,7 @@ class _Walk:
             few = shape is not None and len(shape) <= MOST_AXES
             results.append(Varying(name, shape if few else None, stop))
             if stop is None and name:
-                self.steps.append(Step(name, terms, stacked=effect.stacked, layer=layer))
+                self.steps.append(Step(name, terms, effect.stacked, layer, part=effect.part))
         for i, name in list(enumerate(outputs))[len(effect.shapes) :]:
             reason = f"{label} is not understood: its output number {i} is used"
             results.append(Varying(name, None, stop or reason))

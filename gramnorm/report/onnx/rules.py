@@ -10,8 +10,9 @@ to be 1.
 
 from collections.abc import Callable
 
+from gramnorm.network._slopes import FIXED, HARD_SWISH, MISH, SOFTMAX, SWISH
 from gramnorm.report.onnx import entries, moves, resizing, windows
-from gramnorm.report.onnx.entries import leaky, slope
+from gramnorm.report.onnx.entries import between, slope
 from gramnorm.report.onnx.moves import rearranged
 from gramnorm.report.onnx.nodes import Effect, Node, NotUnderstoodError, require
 
@@ -56,25 +57,34 @@ RULES: dict[str, Rule] = {
     "AveragePool": windows.average_pool,
     **_each("GlobalAveragePool", "GlobalMaxPool", by=windows.global_pool),
     **_each("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", by=windows.reduce),
-    # functions of one number, by their largest slopes, and softmax
-    **_each("Relu", "Tanh", "Softplus", "Softsign", "Abs", "Neg", by=slope(1.0)),
-    **_each("Sin", "Cos", "Atan", by=slope(1.0)),
-    "Cast": slope(entries.cast),
-    "Clip": slope(entries.clip),
-    "Dropout": slope(entries.dropout),
-    "LeakyRelu": slope(leaky(0.01)),
-    "Elu": slope(leaky(1.0)),
-    "Celu": slope(entries.celu),
-    "Selu": slope(entries.selu),
+    # functions of each entry alone, by what their slopes lie between
+    "Identity": between(FIXED["identity"]),
+    "Dropout": between(entries.dropout),
+    "Cast": between(entries.cast),
+    "Clip": between(entries.clip),
+    "Relu": between(FIXED["relu"]),
+    "LeakyRelu": between(entries.leaky_relu),
+    "Elu": between(entries.elu),
+    "Celu": between(entries.celu),
+    "Selu": between(entries.selu),
+    "Tanh": between(FIXED["tanh"]),
+    "Atan": between(FIXED["atan"]),
+    "Erf": between(FIXED["erf"]),
+    "Softplus": between(FIXED["softplus"]),
+    "Softsign": between(FIXED["softsign"]),
+    "Sigmoid": between(FIXED["sigmoid"]),
+    "HardSigmoid": between(entries.hard_sigmoid),
+    "Neg": between(FIXED["neg"]),
+    "Abs": between(FIXED["abs"]),
+    "Sin": between(FIXED["sin"]),
+    "Cos": between(FIXED["cos"]),
+    # by their largest slopes alone, and softmax
     "Gelu": slope(entries.gelu),
-    "HardSwish": slope(1.5),
-    "Swish": slope(1.1),
-    "Mish": slope(1.09),
-    "Erf": slope(1.1284),
-    "Softmax": slope(0.5),
+    "HardSwish": slope(HARD_SWISH),
+    "Swish": slope(SWISH),
+    "Mish": slope(MISH),
+    "Softmax": slope(SOFTMAX),
     "LogSoftmax": slope(entries.log_softmax),
-    "Sigmoid": slope(0.25),
-    "HardSigmoid": slope(entries.hard_sigmoid),
     # several tensors, entry by entry
     "PRelu": entries.prelu,
     "BatchNormalization": entries.batch_norm,
@@ -84,9 +94,8 @@ RULES: dict[str, Rule] = {
     "Mul": entries.multiply,
     "Div": entries.divide,
     # entries that move
-    "Identity": rearranged(lambda _, shape: shape),
-    "Flatten": rearranged(moves.flattened),
-    "Reshape": moves.reshaped,
+    "Flatten": moves.unmoved(rearranged(moves.flattened)),
+    "Reshape": moves.unmoved(moves.reshaped),
     "Transpose": rearranged(moves.transposed),
     "Squeeze": rearranged(moves.squeezed),
     "Unsqueeze": rearranged(moves.unsqueezed),

@@ -14,6 +14,7 @@ import numpy as np
 
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._rigour.fractions import root_above
+from gramnorm.network._sequence import Weighted
 from gramnorm.report.onnx.nodes import (
     Dim,
     Effect,
@@ -131,7 +132,8 @@ def conv(node: Node) -> Effect:
         require(fits, f"its input has {x.shape[1]} channels, its weight {inputs}")
         spatial = found or _spatial(node, x.shape[2:], windows, geometry)
         shape = (x.shape[0], outputs, *spatial)
-    return _layer(node, 1, kernel, geometry | _of_size(node, geometry, sizes), shape=shape)
+    geometry |= _of_size(node, geometry, sizes)
+    return _layer(node, 1, kernel, geometry, shape=shape, linked=True)
 
 
 def _of_size(node: Node, geometry: dict[str, Any], sizes: tuple[int, ...] | None) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def gemm(node: Node) -> Effect:
     weight = weight if node.attributes.get("transB", 0) else weight.T
     rows = x.shape[0] if x.shape is not None and len(x.shape) == 2 else None
     shape, factor = (rows, weight.shape[0]), abs(node.number("alpha", 1.0))
-    return _layer(node, 1, weight, None, shape=shape, factor=factor)
+    return _layer(node, 1, weight, None, shape=shape, factor=factor, linked=True)
 
 
 def matmul(node: Node) -> Effect:
@@ -194,7 +196,7 @@ def matmul(node: Node) -> Effect:
         shape = x.shape and (*x.shape[:-2], weight.shape[0], *columns)
         return _layer(node, 0, weight, None, shape=shape)
     shape = x.shape and (*x.shape[:-1], weight.shape[1])
-    return _layer(node, 1, weight.T, None, shape=shape)
+    return _layer(node, 1, weight.T, None, shape=shape, linked=True)
 
 
 def _batched(node: Node, position: int, weight: Values) -> Effect:
@@ -255,12 +257,13 @@ def _layer(
     *,
     shape: Shape,
     factor: float = 1.0,
+    linked: bool = False,
 ) -> Effect:
     source = node.inputs[position]
     assert isinstance(source, Fixed)
-    return Effect(
-        {1 - position: factor}, (shape,), layer=(source.source, weight, geometry, source.word)
-    )
+    layer = (source.source, weight, geometry, source.word)
+    part = Weighted(weight, geometry) if linked else None
+    return Effect({1 - position: factor}, (shape,), layer=layer, part=part)
 
 
 def _weight(node: Node, position: int, *, least: int, most: int = 32) -> Values:

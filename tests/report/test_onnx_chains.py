@@ -1,0 +1,486 @@
+"""Chains of layers in ONNX graphs: found, never below a pair of inputs, never above the product."""
+
+import csv
+import functools
+import io
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gramnorm as gn
+from gramnorm.network import _graph
+from gramnorm.report import bound_layer, chains, cli, limits
+from gramnorm.report.network import Constant, constant_of
+from gramnorm.report.onnx.nodes import Effect, Fixed, Node, NotUnderstoodError, Varying
+from gramnorm.report.onnx.rules import NORMALISING, RULES, apply_rule
+from tests.report.test_onnx import model_of, node, onnx, read, some, steepest
+
+pytestmark = pytest.mark.extra
+__all__ = ["read"]  # a fixture
+
+VERSION = 22
+SLOPES: dict[str, list[dict[str, float]]] = {
+    **{op: [{}] for op in ("Identity", "Relu", "Tanh", "Atan", "Erf", "Softplus", "Softsign")},
+    **{op: [{}] for op in ("Sigmoid", "Neg", "Dropout")},
+    "LeakyRelu": [{}, {"alpha": 0.0}, {"alpha": 0.7}, {"alpha": 1.8}],
+    "Elu": [{}, {"alpha": 0.0}, {"alpha": 0.4}, {"alpha": 1.9}],
+    "Celu": [{}, {"alpha": 0.3}, {"alpha": 2.5}],
+    "Selu": [{}, {"alpha": 0.5, "gamma": 2.0}, {"gamma": -1.5}],
+    "HardSigmoid": [{}, {"alpha": 0.5, "beta": 0.1}, {"alpha": -0.4}, {"alpha": 0.0}],
+    "Cast": [{"to": onnx.TensorProto.DOUBLE}],
+    "Clip": [{}],
+}
+"""Operators of one tensor that may stand in a chain, and attributes to try."""
+
+BREAKING: list[tuple[str, dict[str, Any]]] = [
+    *((op, {}) for op in ("Abs", "Sin", "Cos", "Gelu", "HardSwish", "Swish", "Mish", "Softmax")),
+    ("LogSoftmax", {"axis": 1}),
+    ("LeakyRelu", {"alpha": -0.1}),
+    ("Elu", {"alpha": -0.1}),
+    ("Selu", {"alpha": -0.1}),
+    ("Selu", {"alpha": -0.1, "gamma": -2.0}),
+]
+
+
+def effect(
+    op: str, *constants: np.ndarray, shape: Any = (2, 3), at: int = 0, **more: Any
+) -> Effect:
+    """Return what a node does to a tensor of that shape, at a position among constants."""
+    inputs: list[Any] = [Fixed(f"c{i}", np.asarray(c)) for i, c in enumerate(constants)]
+    inputs.insert(at, Varying("x", shape))
+    return apply_rule(Node(op, more, tuple(inputs), 1, VERSION))
+
+
+def evaluated(
+    op: str, x: np.ndarray, *constants: np.ndarray, at: int = 0, **more: Any
+) -> np.ndarray:
+    """Return what the package onnx makes of x in float64, beside constants."""
+    names = [f"c{i}" for i in range(len(constants))]
+    names.insert(at, "x")
+    made = onnx.helper.make_node(op, names, ["y"], **more)
+    infos = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, None) for n in (*names, "y")
+    ]
+    graph = onnx.helper.make_graph([made], "g", infos[:-1], infos[-1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", VERSION)])
+    feeds = dict(zip([n for n in names if n != "x"], constants, strict=True))
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator(model)
+    return np.asarray(evaluator.run(None, feeds | {"x": x})[0], dtype=float)
+
+
+def assert_slopes_within(x: np.ndarray, y: np.ndarray, entrywise: Any) -> None:
+    """Check the slopes, over all distances along the last axis, of what was computed in float64."""
+    scale = 1.0 if entrywise.scale is None else np.broadcast_to(entrywise.scale, x.shape)
+    for apart in (1, 3, 50, 700):
+        step = x[..., apart:] - x[..., :-apart]
+        rise = (y[..., apart:] - y[..., :-apart]) / step
+        noise = 2.0**-46 * (np.abs(y).max() + 1) / step
+        by = scale if np.ndim(scale) == 0 else scale[..., apart:]
+        turned = rise * np.sign(by) if entrywise.scale is not None else rise
+        turned = -turned if entrywise.scale is None and turned.mean() < 0 else turned
+        assert np.all(turned >= -noise)
+        assert np.all(turned <= entrywise.slope * np.abs(by) + noise)
+
+
+GRID = np.unique(np.concatenate([np.linspace(-7, 7, 1501), np.geomspace(1e-4, 40, 300),
+                                 -np.geomspace(1e-4, 40, 300)]))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"), [(op, a) for op, some_of in SLOPES.items() for a in some_of]
+)
+def test_no_slope_of_an_operator_in_chains_lies_outside(op: str, attributes: Any) -> None:
+    stored = {k: float(np.float32(v)) if k != "to" else v for k, v in attributes.items()}
+    found = effect(op, **stored).part
+    assert found is not None
+    y = evaluated(op, GRID, **attributes)
+    assert_slopes_within(GRID, y, found)
+
+
+def test_operators_that_go_into_chains_are_these_and_no_others() -> None:
+    """Each operator that may go into a chain has its slopes searched, above and below."""
+    unary = {op for op in RULES if op not in NORMALISING}
+    there = set()
+    for op in unary:
+        try:
+            attributes = {"to": onnx.TensorProto.FLOAT} if op == "Cast" else {}
+            found = effect(op, **attributes)
+        except (NotUnderstoodError, AssertionError, KeyError, IndexError):
+            continue
+        there |= {op} if found.part is not None else set()
+    several = {"Add", "Sub", "Sum", "Max", "Min", "Flatten"}  # tried below
+    assert there - several == SLOPES.keys()
+
+
+@pytest.mark.parametrize(("op", "attributes"), BREAKING)
+def test_operators_with_slopes_of_both_signs_break_a_chain(op: str, attributes: Any) -> None:
+    assert effect(op, **attributes).part is None
+
+
+ROW = np.asarray([[0.5], [-2.0], [0.0]])
+CONSTANTS: list[tuple[str, tuple[np.ndarray, ...], int]] = [
+    *((op, (ROW,), at) for op in ("Add", "Sub", "Mul", "Max", "Min") for at in (0, 1)),
+    ("Div", (ROW + 0.25,), 0),
+    ("Sum", (ROW, ROW), 1),
+    ("PRelu", (np.abs(ROW),), 0),
+    ("Clip", (np.asarray(-1.0), np.asarray(2.0)), 0),
+    ("Clip", (np.asarray(2.0), np.asarray(-1.0)), 0),  # all is the upper end then
+]
+
+
+@pytest.mark.parametrize(("op", "constants", "at"), CONSTANTS)
+def test_no_slope_beside_constants_lies_outside(
+    op: str, constants: tuple[np.ndarray, ...], at: int
+) -> None:
+    x = np.broadcast_to(GRID, (3, GRID.size))
+    found = effect(op, *constants, shape=x.shape, at=at).part
+    assert found is not None
+    assert_slopes_within(x, evaluated(op, x, *constants, at=at), found)
+
+
+def test_slopes_of_batch_norm_keep_their_sign_and_are_rounded_up() -> None:
+    rng = np.random.default_rng(0)
+    scale, shift, mean = rng.standard_normal((3, 3))
+    variance = rng.uniform(0.1, 2, 3)
+    found = effect("BatchNormalization", scale, shift, mean, variance, shape=(1, 3, 4, 4)).part
+    exact = scale / np.sqrt(variance + float(np.float32(1e-5)))
+    assert found is not None
+    assert found.scale.shape == (1, 3, 1, 1)
+    assert np.ravel(found.scale) == pytest.approx(exact, rel=1e-14)
+    assert np.all(np.abs(np.ravel(found.scale)) >= np.abs(exact) * (1 - 3e-16))
+
+
+@pytest.mark.parametrize(
+    ("op", "constants", "shape"),
+    [
+        ("PRelu", (np.asarray([0.5, -0.1, 0.2]),), (2, 3)),
+        ("Mul", (np.ones((4, 1)),), (1, 3)),  # repeats
+        ("Add", (np.ones((2, 3)),), (3,)),
+        ("Add", (np.ones((1, 1)),), (3,)),  # makes axes, so that others are the channels
+        ("Add", (np.ones((1, 1)),), None),
+        ("Max", (np.ones((2, 1)),), (1, 3)),
+        ("BatchNormalization", tuple(np.ones((4, 3))), None),
+    ],
+)
+def test_what_repeats_entries_or_moves_axes_breaks_a_chain(
+    op: str, constants: Any, shape: Any
+) -> None:
+    assert effect(op, *constants, shape=shape).part is None
+
+
+def test_flattening_what_is_flat_stands_in_a_chain_and_a_turn_does_not() -> None:
+    assert effect("Flatten", shape=(2, 3)).part is not None
+    assert effect("Flatten", shape=(2, 3, 1)).part is None
+    assert effect("Flatten", shape=(None, 3)).part is None
+    assert effect("Reshape", np.asarray([2, 3]), shape=(2, 3)).part is not None
+    assert effect("Reshape", np.asarray([3, 2]), shape=(2, 3)).part is None
+    assert effect("Transpose", shape=(3, 3)).part is None
+
+
+def found_in(read: Any, model: Any, *, seconds: float | None = 2.0) -> Constant:
+    """Return the constant of a model with its chains."""
+    contents = read(model)
+    bounded = functools.partial(chains.bounded, seconds=seconds)
+    rows = [bound_layer(layer) for layer in contents.layers]
+    return constant_of(contents.network, rows, find_chains=bounded)
+
+
+def assert_between(read: Any, model: Any, *shapes: tuple[int, ...]) -> Constant:
+    """Check a constant with inputs and the product; return it."""
+    found = found_in(read, model)
+    assert found.upper is not None
+    assert found.product is not None
+    assert steepest(model, shapes) <= found.upper * (1 + 1e-4)
+    assert found.upper <= found.product
+    for chain in found.chains:
+        assert chain.upper <= chain.product
+    return found
+
+
+def dense(between: str = "Relu", **attributes: Any) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """Return a network of three layers, and its weights."""
+    nodes = [
+        node("Gemm", "x a", "t0", transB=1),
+        node(between, "t0", "t1", **attributes),
+        node("MatMul", "t1 b", "t2"),
+        node(between, "t2", "t3", **attributes),
+        node("Gemm", "t3 c", "y", transB=1, alpha=-0.5),
+    ]
+    return nodes, {"a": some(8, 6), "b": some(8, 8), "c": some(4, 8)}
+
+
+@pytest.mark.parametrize(("between", "slope"), [("Relu", 1.0), ("Sigmoid", 0.25), ("Neg", 1.0)])
+def test_a_network_of_dense_layers_has_the_bound_of_its_chain(
+    read: Any, between: str, slope: float
+) -> None:
+    nodes, w = dense(between)
+    found = assert_between(read, model_of(nodes, shape=(1, 6), **w), (1, 6))
+    whole = gn.chain_bound([w["a"], w["b"].T, w["c"]])
+    assert found.upper == pytest.approx(0.5 * slope**2 * whole, rel=1e-3)
+    assert found.upper < 0.9 * found.product
+    (chain,) = found.chains
+    assert chain.layers == ("a", "b", "c")
+    assert (chain.start, chain.end, chain.reason) == ("x", "y", None)
+
+
+@pytest.mark.parametrize(
+    ("between", "attributes"),
+    [("Abs", {}), ("LeakyRelu", {"alpha": -0.2}), ("Softmax", {"axis": -1}), ("HardSwish", {})],
+)
+def test_a_function_with_falling_slopes_leaves_the_product(
+    read: Any, between: str, attributes: Any
+) -> None:
+    nodes, w = dense(between, **attributes)
+    found = found_in(read, model_of(nodes, shape=(1, 6), **w))
+    assert found.chains == ()
+    assert found.upper == found.product
+
+
+def test_the_absolute_value_between_layers_exceeds_what_a_chain_would_give(read: Any) -> None:
+    """|u| + |-u| has slopes of 2, of which slopes in [0, 1] would allow one: it must not go in."""
+    w = {"a": np.asarray([[1.0, -1.0]], "f4"), "b": np.asarray([[1.0], [1.0]], "f4")}
+    nodes = [
+        node("MatMul", "x a", "t"),
+        node("LeakyRelu", "t", "u", alpha=-1.0),
+        node("MatMul", "u b"),
+    ]
+    found = assert_between(read, model_of(nodes, shape=(1, 1), **w), (1, 1))
+    assert gn.chain_bound([w["a"].T, w["b"].T]) < 1.9
+    assert found.upper is not None
+    assert found.upper >= 2
+
+
+def test_a_second_reader_breaks_the_chain(read: Any) -> None:
+    nodes, w = dense()
+    for place, parts in (
+        ("t0", {("a",), ("b", "c")}),
+        ("t1", {("b", "c")}),
+        ("t2", {("a", "b")}),
+        ("t3", {("a", "b")}),
+    ):
+        more = [*nodes, node("Relu", place, "z")]
+        found = assert_between(read, model_of(more, shape=(1, 6), output=["y", "z"], **w), (1, 6))
+        assert {chain.layers for chain in found.chains} <= parts
+        as_output = assert_between(
+            read, model_of(nodes, shape=(1, 6), output=["y", place], **w), (1, 6)
+        )
+        assert {chain.layers for chain in as_output.chains} <= parts
+        assert max(len(chain.layers) for chain in as_output.chains) == 2
+
+
+def test_a_residual_block_has_a_chain_in_its_branch(read: Any) -> None:
+    nodes = [
+        node("MatMul", "x a", "t"), node("Relu", "t", "u"), node("MatMul", "u b", "v"), node("Add", "x v"),
+    ]  # fmt: skip
+    found = assert_between(read, model_of(nodes, shape=(1, 6), a=some(6, 9), b=some(9, 6)), (1, 6))
+    (chain,) = found.chains
+    assert found.upper == pytest.approx(1 + chain.upper, rel=1e-12)
+
+
+def test_the_same_tensor_twice_is_two_readers(read: Any) -> None:
+    nodes = [
+        node("MatMul", "x a", "t"), node("Relu", "t", "u"), node("Add", "u u", "v"), node("MatMul", "v b"),
+    ]  # fmt: skip
+    found = assert_between(read, model_of(nodes, shape=(1, 3), a=some(3, 4), b=some(4, 2)), (1, 3))
+    assert found.chains == ()
+
+
+def conv_net(scale: np.ndarray, **attributes: Any) -> Any:
+    nodes = [
+        node("Conv", "x a d", "t0", pads=[1, 1, 1, 1]),
+        node("BatchNormalization", "t0 g h mean var", "t1"),
+        node("Relu", "t1", "t2"),
+        node("Conv", "t2 b", "t3", group=2, **attributes),
+        node("Mul", "t3 s", "t4"),
+        node("Sigmoid", "t4", "t5"),
+        node("Conv", "t5 c", "y"),
+    ]
+    arrays = {"a": some(4, 1, 3, 3), "b": some(4, 2, 2, 2), "c": some(2, 4, 1, 1), "d": some(4)}
+    arrays |= {"g": some(4, seed=1), "h": some(4, seed=2), "mean": some(4, seed=3)}
+    arrays |= {"var": np.abs(some(4, seed=4)) + np.float32(0.1), "s": scale.astype("f4")}
+    return model_of(nodes, shape=(1, 1, 5, 5), **arrays)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "scale"),
+    [
+        ({"pads": [0, 1, 1, 0]}, np.asarray([-0.3, 2.0, 1.0, 0.5]).reshape(4, 1, 1)),
+        ({"dilations": [2, 1], "pads": [1, 0, 2, 1]}, np.asarray(-3.0)),
+        ({}, np.linspace(0.1, 2, 16).reshape(1, 1, 4, 4)),
+    ],
+)
+def test_convolutions_with_norms_and_scales_between_are_one_chain(
+    read: Any, attributes: Any, scale: np.ndarray
+) -> None:
+    found = assert_between(read, conv_net(scale, **attributes), (1, 1, 5, 5))
+    (chain,) = found.chains
+    assert chain.layers == ("a", "b", "c")
+    assert found.upper < 0.9 * found.product
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"strides": [2, 1]}, {"strides": [2, 2], "auto_pad": "SAME_UPPER"}]
+)
+def test_a_stride_breaks_the_chain(read: Any, attributes: Any) -> None:
+    found = assert_between(read, conv_net(np.asarray(1.0), **attributes), (1, 1, 5, 5))
+    assert {chain.layers for chain in found.chains} <= {("a",), ("b",), ("c",)}
+
+
+def test_layers_that_mix_other_axes_are_no_chain(read: Any) -> None:
+    """W x, x W and a stack of matrices on the same tensor."""
+    for first, second in itertools.permutations(("MatMul x", "MatMul a", "stack"), 2):
+        nodes, arrays, tensor = [], {}, "x"
+        for i, kind in enumerate((first, second)):
+            out, w = ("y" if i else "t"), f"w{i}"
+            arrays[w] = some(2, 4, 4) if kind == "stack" else some(4, 4)
+            inputs = f"{w} {tensor}r" if kind == "MatMul a" else f"{tensor}r {w}"
+            nodes += [node("Relu", tensor, f"{tensor}r"), node("MatMul", inputs, out)]
+            tensor = out
+        found = assert_between(read, model_of(nodes, shape=(2, 4, 4), **arrays), (2, 4, 4))
+        assert found.chains == ()
+
+
+def test_a_dense_layer_along_the_samples_of_a_convolution_is_no_chain(read: Any) -> None:
+    nodes = [node("Conv", "x a", "t"), node("Relu", "t", "u"), node("MatMul", "u b")]
+    model = model_of(nodes, shape=(1, 2, 3), a=some(3, 2, 1), b=some(3, 3))
+    assert assert_between(read, model, (1, 2, 3)).chains == ()
+
+
+def test_a_weight_that_is_used_twice_stands_twice_in_its_chain(read: Any) -> None:
+    nodes = [
+        node("MatMul", "x a", "t"), node("Relu", "t", "u"), node("MatMul", "u a", "v"), node("Relu", "v"),
+    ]  # fmt: skip
+    found = assert_between(read, model_of(nodes, shape=(1, 5), a=some(5, 5)), (1, 5))
+    assert [chain.layers for chain in found.chains] == [("a", "a")]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    nodes, w = dense()
+    file = tmp_path / "net.onnx"
+    file.write_bytes(model_of(nodes, shape=(1, 6), **w).SerializeToString())
+    return str(file)
+
+
+def told(capsys: Any, *arguments: str) -> Any:
+    assert cli.main(["report", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_json_says_which_layers_are_a_chain_and_what_the_product_was(
+    path: str, capsys: Any
+) -> None:
+    found = json.loads(told(capsys, "--json", path))
+    assert found["network_method"] is None
+    network = found["network"]
+    assert network["upper"] < network["product"]
+    (chain,) = network["chains"]
+    assert chain.keys() == {"layers", "start", "end", "upper", "product", "reason"}
+    assert (chain["layers"], chain["upper"]) == (["a", "b", "c"], network["upper"])
+    assert (chain["product"], chain["reason"]) == (network["product"], None)
+
+
+def test_the_product_alone_can_be_asked_for(path: str, capsys: Any) -> None:
+    plain = json.loads(told(capsys, "--json", path))["network"]
+    product = json.loads(told(capsys, "--json", "--network", "product", path))["network"]
+    assert product["upper"] == product["product"] == plain["product"]
+    assert product["chains"] == []
+    whole = json.loads(told(capsys, "--json", "--network", "sdp", path))["network"]
+    assert whole["upper"] <= plain["upper"] * (1 + 1e-6)
+
+
+def test_table_and_lines_tell_both(path: str, capsys: Any) -> None:
+    pytest.importorskip("rich")
+    network = json.loads(told(capsys, "--json", path))["network"]
+    for form in ([], ["--markdown"]):
+        out = told(capsys, *form, path)
+        below = out[out.index("chains of layers") :]
+        assert "a > b > c" in below.replace("\\", "")
+        assert "constant of the network from products of norms alone" in below
+    rows = [*csv.DictReader(io.StringIO(told(capsys, "--csv", path)))]
+    kinds = {row["kind"]: row for row in rows}
+    assert float(kinds["chain"]["upper"]) >= network["upper"]
+    assert kinds["chain"]["layer"] == "a > b > c"
+    assert "product of norms" in kinds["chain"]["error"]
+    assert float(kinds["constant of the network, by norms"]["upper"]) >= network["product"]
+
+
+def test_large_chains_wait_until_they_are_asked_for(
+    path: str, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(chains, "CHAIN_WORK", 10.0)
+    network = json.loads(told(capsys, "--json", path))["network"]
+    assert network["upper"] == network["product"]
+    assert "--network sdp" in network["chains"][0]["reason"]
+    assert (
+        json.loads(told(capsys, "--json", "--network", "sdp", path))["network"]["upper"]
+        < network["upper"]
+    )
+
+
+def test_large_chains_have_their_scales_multiplied_in(read: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(chains, "CHAIN_WORK", 10.0)
+    found = assert_between(read, conv_net(np.asarray(1.0)), (1, 1, 5, 5))
+    (chain,) = found.chains
+    assert "large" in str(chain.reason)
+    assert found.upper is not None
+    assert found.product is not None
+    assert found.upper < 0.95 * found.product
+
+
+def test_a_chain_beyond_all_memory_is_left_to_the_product(read: Any, monkeypatch: Any) -> None:
+    def too_large(*_: Any, **__: Any) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr(_graph, "run_bound", too_large)
+    nodes, w = dense()
+    found = found_in(read, model_of(nodes, shape=(1, 6), **w), seconds=None)
+    assert found.upper == found.product
+    assert "MemoryError" in str(found.chains[0].reason)
+
+
+def test_without_time_there_is_the_product(read: Any) -> None:
+    nodes, w = dense()
+    found = found_in(read, model_of(nodes, shape=(1, 6), **w), seconds=0.0)
+    assert found.upper == found.product
+    assert "the time was up" in str(found.chains[0].reason)
+
+
+def test_an_interruption_leaves_the_product(path: str, capsys: Any, monkeypatch: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_graph, "run_bound", interrupted)
+    assert cli.main(["report", "--json", path]) == 130
+    network = json.loads(capsys.readouterr().out)["network"]
+    assert network["upper"] == network["product"]
+    assert "interrupted" in network["chains"][0]["reason"]
+
+
+def test_small_chains_have_their_turn_first_and_the_time_is_shared(
+    read: Any, monkeypatch: Any
+) -> None:
+    asked: list[tuple[int, float | None]] = []
+
+    def noted(parts: Any, *, time_limit: float | None) -> float:
+        asked.append((len(parts), time_limit))
+        return math.inf
+
+    monkeypatch.setattr(_graph, "run_bound", noted)
+    nodes = [
+        node("MatMul", "x a", "t0"), node("Relu", "t0", "t1"), node("MatMul", "t1 b", "t2"),
+        node("Relu", "t2", "t3"), node("MatMul", "t3 b", "t4"), node("Abs", "t4", "u0"),
+        node("MatMul", "u0 b", "u1"), node("Relu", "u1", "u2"), node("MatMul", "u2 c", "y"),
+    ]  # fmt: skip
+    model = model_of(nodes, shape=(1, 9), a=some(9, 9), b=some(9, 9), c=some(9, 9))
+    found = found_in(read, model, seconds=10.0)
+    assert found.upper == pytest.approx(found.product, rel=1e-14)
+    assert [count for count, _ in asked] == [3, 5]
+    assert asked[0][1] == pytest.approx(5, abs=0.5)
+    assert asked[1][1] == pytest.approx(10, abs=1)
+    assert limits.CHAIN_SECONDS < 60
