@@ -458,3 +458,7 @@ factorisation of 7000."""
 CHAIN_PHASES = 16
 """Phases per channel up to which strides stay in one segment of a chain, and averages in a kernel:
 a total stride of 16 on one axis, or of 4 on two. Each phase is a row or a column of the coupling."""
+
+CHAIN_NEURONS = 1500
+"""Inputs, neurons and outputs of a chain in all up to which each neuron has a multiplier of its own:
+a step of the descent takes the eigenvectors of a matrix of half of them, 0.15 s for 750."""

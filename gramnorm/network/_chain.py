@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import crossing, probes
+from gramnorm._arrays import crossing, limits, probes
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._rigour.fractions import float_above, product_above, root_above
-from gramnorm.network import _multipliers, _steps
+from gramnorm.network import _multipliers, _steps, _unrolled
 from gramnorm.network._coupling import Chain
 from gramnorm.network._links import Link, links
 from gramnorm.network._steps import Layer, Step
@@ -44,10 +44,26 @@ class _Checked:
     norms: list[float]
     product: float
     is_known: bool
+    places: list[_unrolled.Place] | None
+
+    def links(self) -> list[Link]:
+        """Return the links for every size."""
+        return links(self.steps, self.norms, self.slopes)
+
+    def unrolled(self) -> list[Link] | None:
+        """Return the links at one size, if it is given and not too large."""
+        if self.places is None or _unrolled.neurons(self.steps, self.places) > limits.CHAIN_NEURONS:
+            return None
+        return _unrolled.links(self.steps, self.norms, self.slopes, self.places)
 
 
 def chain_certificate(
-    layers: Sequence[Layer], multipliers: Sequence[Array], /, *, slopes: Slopes = 1
+    layers: Sequence[Layer],
+    multipliers: Sequence[Array],
+    /,
+    *,
+    slopes: Slopes = 1,
+    input_shape: int | Sequence[int] | None = None,
 ) -> float:
     """Return an upper bound on the Lipschitz constant of a chain of layers, from given multipliers.
 
@@ -66,10 +82,16 @@ def chain_certificate(
     multipliers : sequence of arrays
         For each layer with weights but the last, one positive number per neuron, or per channel of
         a convolution, up to a factor common to all. Of a solution ``T = diag(t)`` of LipSDP they
-        are the square roots of t.
+        are the square roots of t. At one `input_shape` a convolution may have a number per neuron,
+        shape ``(c_out, *sizes)`` of its output; before a maximum over windows that do not overlap,
+        of the output of that.
     slopes : float or sequence of float, optional
         Largest slope of all activations, or of each, as floats, or exactly as fractions: of the
         logistic sigmoid 0.25.
+    input_shape : int or sequence of int, optional
+        Samples of the input per axis, for a bound at this size: each `ConvLayer` then must say its
+        padding, which is of zeros, and there are at most 1500 inputs, neurons and outputs in all.
+        By default the bound is of every size.
 
     Returns
     -------
@@ -84,7 +106,7 @@ def chain_certificate(
         ``jax.jit``).
     ValueError
         If there is no layer, if sizes, axes or the order of layers do not fit, or if a multiplier
-        or slope is not positive and finite.
+        or slope is not positive and finite; if a size is too large or a padding missing.
 
     See Also
     --------
@@ -114,6 +136,9 @@ def chain_certificate(
     replaced by that. In a process that reads subnormal numbers as zeros the result is the product
     of the norms.
 
+    *At one size* each layer is a matrix, Theorem 29, flattening and averages are parts of matrices,
+    and only maxima cut the chain.
+
     Examples
     --------
     >>> import numpy as np
@@ -123,11 +148,18 @@ def chain_certificate(
     >>> bool(5.0 <= bound < 6.0 < gn.product_bound(3.0, 17**0.5))
     True
     """
-    checked = _checked(layers, slopes)
-    vectors = _vectors(multipliers, checked.steps)
+    checked = _checked(layers, slopes, input_shape)
+    found = checked.links() if input_shape is None else checked.unrolled()
+    if found is None:
+        msg = (
+            f"input_shape must be left out for more than {limits.CHAIN_NEURONS} inputs, neurons and "
+            f"outputs in all, got {input_shape}; the bound then is of every size"
+        )
+        raise ValueError(msg)
+    vectors = _vectors(multipliers, checked.steps, [link.shape for link in found])
     if checked.is_known:
         return checked.product
-    chain = Chain.of(links(checked.steps, checked.norms, checked.slopes))
+    chain = Chain.of(found)
     return chain.certificate(_multipliers.with_ends(chain, vectors))
 
 
@@ -136,6 +168,7 @@ def chain_bound(
     /,
     *,
     slopes: Slopes = 1,
+    input_shape: int | Sequence[int] | None = None,
     time_limit: float | None = None,
     return_multipliers: bool = False,
 ) -> Any:
@@ -151,6 +184,10 @@ def chain_bound(
         `chain_certificate`.
     slopes : float or sequence of float, optional
         Largest slope of all activations, or of each, as in `chain_certificate`.
+    input_shape : int or sequence of int, optional
+        Samples of the input per axis: the bound is then the least of that of every size and, where
+        there are at most 1500 inputs, neurons and outputs in all, that of this size, with a
+        multiplier per neuron. Each `ConvLayer` must say its padding.
     time_limit : float, optional
         Seconds after which the descent stops where it is, which costs sharpness alone; by default
         it goes on to its end, for deep chains of wide convolutions over minutes. Looked at after
@@ -164,8 +201,9 @@ def chain_bound(
         The bound, rounded up, never above the product of the certified norms of layers and
         poolings, and of slopes. Special values as in `chain_certificate`.
     multipliers : list of numpy arrays, if asked for
-        For each layer with weights but the last, as `chain_certificate` takes them. Where the bound
-        is `product_bound` of the norms, NaN, inf or 0, they need not attain it.
+        For each layer with weights but the last, as `chain_certificate` takes them; with an
+        `input_shape` per neuron where that bound is the least. Where the bound is `product_bound`
+        of the norms, NaN, inf or 0, they need not attain it.
 
     Raises
     ------
@@ -205,15 +243,25 @@ def chain_bound(
     >>> bool(gn.chain_bound(layers) < 0.9 * product)
     True
     """
-    limit = math.inf
+    seconds = math.inf
     if time_limit is not None:
-        limit = time.monotonic() + _validate.positive_number(time_limit, name="time_limit")
-    checked = _checked(layers, slopes)
+        seconds = _validate.positive_number(time_limit, name="time_limit")
+    start = time.monotonic()
+    checked = _checked(layers, slopes, input_shape)
     if checked.is_known:
         vectors = [np.ones(step.outputs) for step in checked.steps[:-1]]
         return (checked.product, vectors) if return_multipliers else checked.product
-    chain = Chain.of(links(checked.steps, checked.norms, checked.slopes))
-    bound, vectors = _multipliers.found(chain, limit=limit)
+    unrolled = checked.unrolled()
+    share = 1.0 if unrolled is None else 0.5
+    chain = Chain.of(checked.links())
+    bound, vectors = _multipliers.found(chain, limit=start + share * seconds)
+    if unrolled is not None:
+        shapes = [link.shape for link in unrolled[:-1]]
+        first = [_each(x, shape) for x, shape in zip(vectors, shapes, strict=True)]
+        own, found = _multipliers.found(Chain.of(unrolled), first, limit=start + seconds)
+        if own < bound:
+            bound = own
+            vectors = [x.reshape(shape) for x, shape in zip(found, shapes, strict=True)]
     bound = min(bound, checked.product)
     return (bound, vectors) if return_multipliers else bound
 
@@ -222,21 +270,25 @@ def coupled(
     layers: Sequence[Layer], multipliers: Sequence[Array] | None, *, time_limit: float | None
 ) -> tuple[Chain, list[Link], HostFloats]:
     """Return a chain with bounds neither 0, inf nor NaN, and all multipliers, given or found."""
-    checked = _checked(layers, 1)
+    checked = _checked(layers, 1, None)
     if checked.is_known:
         msg = f"layers must be finite, and none of them zero or empty, their bound is {checked.product}"
         raise ValueError(msg)
     if multipliers is None:
         multipliers = chain_bound(layers, time_limit=time_limit, return_multipliers=True)[1]
-    found = links(checked.steps, checked.norms, checked.slopes)
+    found = checked.links()
     chain = Chain.of(found)
-    return chain, found, _multipliers.with_ends(chain, _vectors(multipliers, checked.steps))
+    vectors = _vectors(multipliers, checked.steps, [link.shape for link in found])
+    return chain, found, _multipliers.with_ends(chain, vectors)
 
 
-def _checked(layers: Sequence[Layer], slopes: Slopes) -> _Checked:
+def _checked(
+    layers: Sequence[Layer], slopes: Slopes, input_shape: int | Sequence[int] | None
+) -> _Checked:
     """Check a chain, and bound the norm of each of its steps."""
     steps = _steps.read(layers)
     found = _slopes(slopes, len(steps) - 1)
+    places = None if input_shape is None else _unrolled.places(steps, input_shape)
     peaks = [float(np.max(np.abs(step.weights), initial=0.0)) for step in steps]
     # entries read as zeros are missing in B, but the norms of the layers count them
     flushes = probes.flushes_subnormals(steps[0].weights, steps[0].weights.dtype)
@@ -247,7 +299,11 @@ def _checked(layers: Sequence[Layer], slopes: Slopes) -> _Checked:
         squares = [pool.square for step in steps for pool in step.pools]
         exact = math.prod([*map(Fraction, norms), *found], start=Fraction(1))
         product = float_above(exact * Fraction(root_above(math.prod(squares, start=Fraction(1)))))
-    return _Checked(steps, found, norms, product, not is_plain or flushes)
+    is_known = not is_plain or flushes
+    if is_known:  # the shapes are all that matters from here on
+        steps = [dataclasses.replace(s, weights=np.zeros_like(s.weights)) for s in steps]
+        norms = [1.0 for _ in steps]
+    return _Checked(steps, found, norms, product, is_known, places)
 
 
 def _norm(step: Step, x: Array) -> float:
@@ -282,7 +338,14 @@ def _exact(number: Any) -> Fraction:
     return Fraction(*number.as_integer_ratio())
 
 
-def _vectors(multipliers: Sequence[Array], steps: Sequence[Step]) -> list[HostFloats]:
+def _each(x: HostFloats, shape: tuple[int, ...]) -> HostFloats:
+    """Return one number per neuron, of those or of one number per channel."""
+    return x.reshape(-1) if x.shape == shape else np.repeat(x, math.prod(shape[1:]))
+
+
+def _vectors(
+    multipliers: Sequence[Array], steps: Sequence[Step], shapes: Sequence[tuple[int, ...]]
+) -> list[HostFloats]:
     """Return the multipliers on the host, once there are as many as channels, all positive."""
     listed = _steps.listed(multipliers, "multipliers")
     if len(listed) != len(steps) - 1:
@@ -293,11 +356,12 @@ def _vectors(multipliers: Sequence[Array], steps: Sequence[Step]) -> list[HostFl
         raise ValueError(msg)
     arrays = [_steps.floats(x, name=f"multipliers {i}") for i, x in enumerate(listed)]
     vectors = [crossing.to_host(a) for a in arrays]
-    for i, (x, step) in enumerate(zip(vectors, steps, strict=False)):
-        if x.shape != (step.outputs,):
+    for i, (x, step, shape) in enumerate(zip(vectors, steps, shapes, strict=False)):
+        if x.shape not in ((step.outputs,), shape):
+            neurons = "" if len(shape) == 1 else f", or {shape}, one for each neuron"
             msg = (
                 f"multipliers {i} must have the shape {(step.outputs,)}, one number for each "
-                f"output of {step.name}, got {x.shape}"
+                f"output of {step.name}{neurons}, got {x.shape}"
             )
             raise ValueError(msg)
         if not np.all((x > 0) & (x < math.inf)):
@@ -307,4 +371,4 @@ def _vectors(multipliers: Sequence[Array], steps: Sequence[Step]) -> list[HostFl
                 "zero, put a small number"
             )
             raise ValueError(msg)
-    return vectors
+    return [_each(x, shape) for x, shape in zip(vectors, shapes, strict=False)]

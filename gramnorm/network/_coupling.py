@@ -113,6 +113,8 @@ class Coupling:
         For convolutions, on a circle with `density` frequencies per tap of each axis.
         """
         b = self.scaled(multipliers)
+        if not np.any(b):  # a layer at one size may read nothing but padding
+            return -math.inf, np.zeros(len(multipliers))
         if b.ndim == 2:
             value, gradient = _schatten_norm_and_gradient(b, power=2.0 ** (steps + 1))
         else:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from gramnorm._arrays.types import Array
+from gramnorm._validate import Padding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +27,9 @@ class ConvLayer:
         Step between outputs and distance between taps, per axis.
     groups : int
         Number of independent blocks of channels.
+    padding : int, sequence of int or of (lo, hi), "valid", "same", "full", optional
+        Zeros around the input per axis, for bounds at one `input_shape`, where it must be given;
+        without one a bound holds for all amounts.
 
     Examples
     --------
@@ -44,6 +48,7 @@ class ConvLayer:
     stride: int | Sequence[int] = 1
     dilation: int | Sequence[int] = 1
     groups: int = 1
+    padding: Padding = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,8 @@ class AvgPool:
         Samples of a window per axis.
     stride : int or sequence of int, optional
         Step between windows per axis; by default the window.
+    padding : int, sequence of int or of (lo, hi), "valid", "same", "full"
+        Zeros around the signal, for bounds at one `input_shape` only.
 
     Notes
     -----
@@ -75,6 +82,7 @@ class AvgPool:
 
     window: int | Sequence[int]
     stride: int | Sequence[int] | None = None
+    padding: Padding = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +97,8 @@ class MaxPool:
         Step between windows per axis; by default the window.
     dilation : int or sequence of int
         Distance between samples of a window per axis.
+    padding : int, sequence of int or of (lo, hi), "valid", "same", "full"
+        Padding around the signal, for bounds at one `input_shape` only.
 
     Notes
     -----
@@ -109,6 +119,7 @@ class MaxPool:
     window: int | Sequence[int]
     stride: int | Sequence[int] | None = None
     dilation: int | Sequence[int] = 1
+    padding: Padding = 0
 
 
 @dataclasses.dataclass(frozen=True)

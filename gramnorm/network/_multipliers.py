@@ -33,10 +33,15 @@ _MATRIX_RTOL, _CONV_RTOL = 1e-10, 1e-6
 _ITERATIONS = 100  # of a stage
 
 
-def found(chain: Chain, *, limit: float) -> tuple[float, list[HostFloats]]:
-    """Return the least certificate on the way down and its multipliers, one vector per layer."""
-    logs = best_logs = _layer_by_layer(chain)
-    best = chain.certificate(_multipliers(logs))
+def found(
+    chain: Chain, start: Sequence[HostFloats] | None = None, *, limit: float
+) -> tuple[float, list[HostFloats]]:
+    """Return the least certificate on the way down and its multipliers, one vector per layer.
+
+    The way begins at multipliers of a bound that is known, or where the product of norms is.
+    """
+    logs = _layer_by_layer(chain) if start is None else np.log(with_ends(chain, start))
+    best, best_logs = chain.certificate(_multipliers(logs)), logs
     for stage in _stages(chain):
         logs = _descended(chain, logs, np.arange(len(logs)), stage=stage, limit=limit)
         bound = chain.certificate(_multipliers(logs))

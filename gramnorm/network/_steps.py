@@ -28,12 +28,14 @@ Waiting = list[tuple[str, AvgPool | MaxPool | Flatten]]
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """A pooling of a signal with samples; one number per axis each."""
+    """A pooling of a signal with samples; one number per axis each, the padding as given."""
 
+    name: str
     is_average: bool
     window: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
+    padding: _validate.Padding
 
     @property
     def count(self) -> int:
@@ -69,8 +71,8 @@ class Step:
         A matrix or a kernel, of the caller's library and in float64.
     stride, dilation : tuple of int
         Per axis; empty for a matrix.
-    groups : int
-        Of a convolution.
+    groups, padding
+        Of a convolution, the padding as given.
     pools : tuple of Pool
         In order.
     spatial : tuple of int
@@ -85,6 +87,7 @@ class Step:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    padding: _validate.Padding
     pools: tuple[Pool, ...]
     spatial: tuple[int, ...]
     channels_last: bool
@@ -169,8 +172,18 @@ def _step(name: str, layer: Array | ConvLayer, waiting: Waiting) -> Step:
     stride = _validate.per_axis(conv.stride, name=f"stride of {name}", axes=axes)
     dilation = _validate.per_axis(conv.dilation, name=f"dilation of {name}", axes=axes)
     spatial, channels_last = _flattened(name, weights, waiting)
-    pools = _pools(name, axes or len(spatial), waiting)
-    return Step(name, array, weights, stride, dilation, groups, pools, spatial, channels_last)
+    return Step(
+        name=name,
+        array=array,
+        weights=weights,
+        stride=stride,
+        dilation=dilation,
+        groups=groups,
+        padding=conv.padding,
+        pools=_pools(name, axes or len(spatial), waiting),
+        spatial=spatial,
+        channels_last=channels_last,
+    )
 
 
 def _flattened(name: str, weights: HostFloats, waiting: Waiting) -> tuple[tuple[int, ...], bool]:
@@ -213,7 +226,8 @@ def _pools(name: str, axes: int, waiting: Waiting) -> tuple[Pool, ...]:
         window = each(layer.window, "window")
         stride = window if layer.stride is None else each(layer.stride, "stride")
         dilation = each(layer.dilation if isinstance(layer, MaxPool) else 1, "dilation")
-        pools.append(Pool(isinstance(layer, AvgPool), window, stride, dilation))
+        is_average = isinstance(layer, AvgPool)
+        pools.append(Pool(own, is_average, window, stride, dilation, layer.padding))
     return tuple(pools)
 
 

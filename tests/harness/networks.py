@@ -77,10 +77,12 @@ class Network:
     """A chain as the package takes it, and what it does to one size of input.
 
     `parts` are matrices, None for an activation, and for a maximum the number of channels and what
-    its windows read. `inputs` is the size of the input, samples and channels.
+    its windows read. `inputs` is the size of the input, samples and channels, `shape` its
+    samples per axis where all layers say their padding.
     """
 
     inputs: int
+    shape: tuple[int, ...] | None
     layers: list[Any]
     slopes: list[float]
     parts: list[np.ndarray | tuple[int, Choices] | None]
@@ -98,9 +100,11 @@ class Builder:
         self.axes = int(rng.choice([1, 1, 2]))
         self.circular = bool(rng.random() < 0.15)
         self.channels = int(rng.integers(1, 3))
+        self.has_vanished = False
         sizes = [2, 3, 4, 6] if self.circular else range(2, 9 if self.axes == 1 else 5)
         self.shape = tuple(int(n) for n in rng.choice(sizes, self.axes))
-        self.made = Network(self.channels * math.prod(self.shape), [], [], [])
+        said = None if self.circular or rng.random() < 0.2 else self.shape
+        self.made = Network(self.channels * math.prod(self.shape), said, [], [], [])
 
     def per_axis(self, most: int) -> tuple[int, ...]:
         return tuple(int(n) for n in self.rng.integers(1, most + 1, self.axes))
@@ -119,26 +123,30 @@ class Builder:
 
     def read(
         self, taps: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-    ) -> tuple[int, Choices]:
-        """Return the samples so far and what windows read of them, and go on with the outputs."""
-        before = math.prod(self.shape)
-        self.shape, reads = windows(self.shape, taps, self.pads(taps), stride, dilation)
-        return before, reads
+    ) -> tuple[int, Choices, Any]:
+        """Return the samples so far and what windows read of them, and go on with the outputs.
+
+        The padding comes last.
+        """
+        before, pads = math.prod(self.shape), self.pads(taps)
+        self.shape, reads = windows(self.shape, taps, pads, stride, dilation)
+        self.has_vanished |= 0 in self.shape
+        return before, reads, None if self.made.shape is None else pads
 
     def pool(self) -> None:
         window, ones = self.per_axis(3), (1,) * self.axes
         stride = window if self.rng.random() < 0.4 and not self.circular else self.stride(3)
         given = None if stride == window else stride
         if self.rng.random() < 0.5:
-            before, reads = self.read(window, stride, ones)
-            self.made.layers.append(gn.AvgPool(window, given))
+            before, reads, pads = self.read(window, stride, ones)
+            self.made.layers.append(gn.AvgPool(window, given, padding=pads or 0))
             each = np.full((1, 1, *window), 1 / math.prod(window))
             single = correlation(each, reads, before)
             self.made.parts.append(np.kron(np.eye(self.channels), single))
         else:
             dilation = self.per_axis(2)
-            _, reads = self.read(window, stride, dilation)
-            self.made.layers.append(gn.MaxPool(window, given, dilation))
+            _, reads, pads = self.read(window, stride, dilation)
+            self.made.layers.append(gn.MaxPool(window, given, dilation, padding=pads or 0))
             self.made.parts.append((self.channels, reads))
 
     def conv(self) -> None:
@@ -146,10 +154,10 @@ class Builder:
         out = int(self.rng.integers(1, 3))
         groups = 2 if self.channels == out == 2 and self.rng.random() < 0.3 else 1
         kernel = self.weights((out, self.channels // groups, *taps))
-        before, reads = self.read(taps, stride, dilation)
+        before, reads, pads = self.read(taps, stride, dilation)
         self.made.parts.append(correlation(kernel, reads, before, groups))
-        plain = stride == dilation == (1,) * self.axes and groups == 1
-        layer = gn.ConvLayer(kernel, stride=stride, dilation=dilation, groups=groups)
+        plain = stride == dilation == (1,) * self.axes and groups == 1 and pads is None
+        layer = gn.ConvLayer(kernel, stride=stride, dilation=dilation, groups=groups, padding=pads)
         self.made.layers.append(kernel if plain and self.rng.random() < 0.5 else layer)
         self.channels = out
 
@@ -199,11 +207,11 @@ def network(rng: np.random.Generator) -> Network:
                 build.pool()
                 if may_be_exchanged(build.made.layers[-1]) and rng.random() < 0.2:
                     build.made.parts.append(None)  # an activation on the other side as well
-            if 0 in build.shape:
+            if build.has_vanished:
                 break
             (build.conv if i < convs else build.head if i == convs else build.dense)()
         sizes = [p.size for p in build.made.parts if isinstance(p, np.ndarray)]
-        if 0 not in build.shape and max(sizes) < 2000:
+        if not build.has_vanished and max(sizes) < 2000:
             return build.made
 
 

@@ -141,10 +141,7 @@ def test_rounding_of_scaled_weights_and_of_the_power_is_counted(
         chain = coupled([np.asarray([[first]]), np.asarray([[last]])])
         bound = Fraction(chain.certificate(np.asarray(x)))
         a, hidden, b = (Fraction(float(v)) for v in x)
-        scales = [
-            Fraction(2) ** int(np.frexp(gn.matrix_norm_bound(np.asarray([[w]])))[1])
-            for w in (first, last)
-        ]
+        scales = [Fraction(2) ** int(np.frexp(w)[1]) for w in (first, last)]
         assert math.prod(scales) == chain.factor
         w, v = Fraction(float(first)) / scales[0], Fraction(float(last)) / scales[1]
         exact = (a / b) / 2 * ((w * hidden / a) ** 2 + (b * v / hidden) ** 2) * math.prod(scales)

@@ -210,6 +210,8 @@ def test_channels_are_weighed_at_a_cut(between: Any) -> None:
     assert 100.0 <= bound < 100.1
     assert 100.0 <= gn.chain_certificate(layers, [x]) < 100.1
     assert 100.0 <= gn.chain_certificate(layers, [np.asarray([100.0, 1.0])]) < 100.1
+    larger = gn.chain_certificate(layers, [np.asarray([200.0, 1.0])])
+    assert larger == pytest.approx(200.0, rel=1e-3)
     wrong = gn.chain_certificate(layers, [np.asarray([1.0, 100.0])])
     assert wrong == pytest.approx(1e6, rel=1e-2)
 
@@ -249,7 +251,7 @@ def test_strides_beyond_the_limit_of_phases_cut_the_chain() -> None:
 def test_all_activities_of_a_long_strided_chain_are_below() -> None:
     rng = np.random.default_rng(10)
     layers = [gn.ConvLayer(rng.standard_normal((1, 1, 3)), stride=2) for _ in range(5)]
-    made = Network(35, layers, [1.0] * 4, [])
+    made = Network(35, None, layers, [1.0] * 4, [])
     shape: tuple[int, ...] = (35,)
     for layer in layers:
         before = math.prod(shape)
@@ -328,7 +330,7 @@ def test_gradient_is_that_of_the_smooth_value_with_cuts_and_strides() -> None:
 def test_the_search_tries_what_it_says() -> None:
     """Two samples, an activation and a maximum of both: six Jacobians of four patterns."""
     weights = np.asarray([[3.0, 0.0], [0.0, 4.0]])
-    made = Network(2, [], [0.5], [weights, None, (1, [(0, 1)])])
+    made = Network(2, None, [], [0.5], [weights, None, (1, [(0, 1)])])
     assert len(list(itertools.product(*choices(made)))) == 8
     assert jacobian(made, (1, 0, 1)).tolist() == [[0.0, 0.0]]
     assert jacobian(made, (0, 1, 1)).tolist() == [[0.0, 4.0]]
