@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import (
     arithmetic,
     checkpoints,
+    chunks,
     convolutions,
     figures,
     hosts,
@@ -29,6 +30,7 @@ SECTIONS = {
         matrices.loose_matrices,
         matrices.gradients,
         sparse.sparse,
+        chunks.dask,
         convolutions.speed,
         convolutions.growth,
         convolutions.sweep,

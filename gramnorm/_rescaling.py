@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, compiling, crossing, dtypes, libraries, linalg
+from gramnorm._arrays import autodiff, compiling, crossing, dtypes, libraries, linalg, spread
 from gramnorm._arrays.types import Array, DType
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.symbol import phases, polyphase
@@ -30,6 +30,7 @@ __all__ = ["conv_spectral_rescaling", "spectral_rescaling"]
 
 
 @compiling.one_node
+@spread.gathers
 def spectral_rescaling(
     x: Array, /, *, steps: int, gram: bool = False
 ) -> Array | tuple[Array, Array]:
@@ -118,6 +119,7 @@ def spectral_rescaling(
 
 
 @compiling.one_node
+@spread.gathers
 def conv_spectral_rescaling(
     kernel: Array,
     /,

@@ -121,7 +121,7 @@ class NormBracket:
     n_products : int
         The cost in the method's own unit: matrix products of the longest Gram iteration for a
         stack of matrices, blocks of the symbol evaluated for a convolution, and products with the
-        operator or of its Gram matrix at a finite size.
+        operator or of its Gram matrix at a finite size. Of an array of Dask it is promised as well.
     frequency : array or None
         Convolutions: the angle, in radians per spatial axis, in (-pi, pi], at which `lower` is
         attained, up to its own rounding to the dtype of the bounds; None where `lower` does not

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, compiling, crossing, dtypes, libraries, linalg
+from gramnorm._arrays import autodiff, compiling, crossing, dtypes, libraries, linalg, spread
 from gramnorm._arrays.types import Array, HostFloats, HostInts, HostNumbers
 from gramnorm._conv import choose
 from gramnorm._conv.geometry import ConvGeometry
@@ -59,6 +59,7 @@ class Tracked(NamedTuple):
 
 
 @compiling.graph_break
+@spread.gathers
 def start_tracking(x: Array, /, geometry: ConvGeometry | None = None) -> Tracked:
     """Return where the norm of a matrix or a convolution is attained, by a certified search.
 
@@ -110,6 +111,7 @@ def start_tracking(x: Array, /, geometry: ConvGeometry | None = None) -> Tracked
 
 
 @compiling.one_node
+@spread.gathers
 def track_norm(
     x: Array, state: Tracked, /, geometry: ConvGeometry | None = None, *, steps: int = 1
 ) -> tuple[Array, Tracked]:

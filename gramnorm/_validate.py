@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gramnorm._arrays import crossing, dtypes, libraries
+from gramnorm._arrays import crossing, dtypes, libraries, sparse_inputs
 from gramnorm._arrays.types import Array
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate", "symmetric")
@@ -57,6 +57,34 @@ def _hands_over(a: object, *, name: str) -> None:
             f"or numpy.asarray({name})"
         )
         raise TypeError(msg)
+
+
+def chunks(x: Array, chunk: Array, *, name: str) -> None:
+    """Check what is known of an array of Dask, and of its chunks by one without elements."""
+    if sparse_inputs.is_any_sparse(chunk):
+        msg = (
+            f"{name} is an array of Dask with sparse chunks ({type(chunk).__name__}); make them dense, "
+            f"e.g. {name}.map_blocks(lambda chunk: chunk.toarray())"
+        )
+        raise TypeError(msg)
+    array_argument(chunk, name=name)
+    matrices(x, name=name)
+    if any(math.isnan(n) for n in x.shape):
+        msg = (
+            f"{name} has chunks of unknown size, got shape {x.shape}; call {name}.compute_chunk_sizes() "
+            "first, or make it of arrays whose shapes are known"
+        )
+        raise ValueError(msg)
+
+
+def no_vectors(vectors: bool, *, name: str) -> None:
+    """Check that no vectors are asked of an array of Dask."""
+    if vectors:
+        msg = (
+            f"vectors=True needs the matrices in one place, and {name} is an array of Dask; pass "
+            f"{name}.compute()"
+        )
+        raise ValueError(msg)
 
 
 def install(extra: str) -> str:

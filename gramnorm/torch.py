@@ -27,6 +27,7 @@ except ImportError as error:
     msg = f"gramnorm.torch needs PyTorch: {_validate.install('torch')}"
     raise ImportError(msg) from error
 
+from gramnorm._arrays import spread
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._matrix.bounds import matrix_norm_bound
@@ -128,6 +129,9 @@ def layer_norms(
     function called in `forward`. A layer that is registered twice is listed twice; that `forward`
     calls one layer twice cannot be seen. Hooks, and casts by autocast, are not seen either, nor an
     `output_size` given to a transposed convolution, which every size covers.
+
+    Weights that are spread over processes (`torch.distributed.fsdp.fully_shard`) are bounded as the
+    whole; all processes call this function together, and each gets the same values.
 
     A weight under a parametrization is bounded as the parametrization returns it. The search looks
     at the weights, so neither ``torch.compile`` nor ``torch.func`` can trace it.
@@ -677,7 +681,8 @@ def _batch_norm_scale(name: str, module: nn.Module) -> torch.Tensor:
         raise TypeError(msg)
     variance = norm.running_var
     variance = variance.to(torch.promote_types(variance.dtype, torch.float32))
-    weight = torch.ones_like(variance) if norm.weight is None else norm.weight.to(variance.dtype)
+    weight = torch.ones_like(variance) if norm.weight is None else spread.whole(norm.weight)
+    weight = weight.to(variance.dtype)
     info = torch.finfo(variance.dtype)
     up = 1 + 4 * info.eps  # a square root and five more roundings, in units of eps / 2
     scale = torch.amax(weight.abs() / torch.sqrt(variance + norm.eps)) * up

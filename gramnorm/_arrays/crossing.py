@@ -27,7 +27,18 @@ def host_array(x: Array) -> npt.NDArray[Any]:
         return np.asarray(x.numpy(force=True))
     if compat.is_cupy_array(x):
         return np.asarray(x.get())
-    return np.asarray(x) if compat.is_jax_array(x) else np.from_dlpack(x)
+    if compat.is_jax_array(x):
+        return np.asarray(x if is_whole(x) else copied(x))
+    return np.from_dlpack(x)
+
+
+def copied(x: Array) -> Array:
+    """Return an array of JAX that is spread over devices as one of which each holds a copy."""
+    if not compat.is_jax_array(x) or x.is_fully_replicated:
+        return x
+    import jax
+
+    return jax.jit(lambda a: a, out_shardings=device_of(x))(x)
 
 
 def at_home(x: Array) -> Array:

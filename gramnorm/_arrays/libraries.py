@@ -43,6 +43,12 @@ def namespace_of(x: object, *, name: str) -> Namespace:
             f"{name} is a sparse tensor, which this function does not take; pass {name}.to_dense()"
         )
         raise TypeError(msg)
+    if compat.is_dask_array(x):
+        msg = (
+            f"{name} is an array of Dask, which this function does not take; pass {name}.compute(). "
+            "matrix_norm_bound, matrix_norm_bracket and gram_iteration take one, and compute nothing"
+        )
+        raise TypeError(msg)
     try:
         return compat.array_namespace(x)
     except TypeError:
@@ -131,8 +137,23 @@ def namespace(x: Array) -> Namespace:
 
 
 def device_of(x: Array) -> Device:
-    """Return the device of `x`."""
-    return compat.device(x)
+    """Return the device of `x`; of an array of JAX that has several, all of them, for copies."""
+    found = compat.device(x)
+    return _copies(found) if compat.is_jax_array(x) else found
+
+
+def _copies(device: Device) -> Device:
+    """Return what places the whole of a small array on each of the devices of JAX's sharding."""
+    import jax
+
+    if not isinstance(device, jax.sharding.Sharding):
+        return device
+    if isinstance(device, jax.sharding.NamedSharding):
+        mesh = device.mesh
+    else:
+        mesh = jax.sharding.Mesh(sorted(device.device_set, key=lambda d: d.id), ("all",))
+    whole = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]
+    return jax.sharding.NamedSharding(mesh, whole)
 
 
 def has_values(x: Array) -> bool:

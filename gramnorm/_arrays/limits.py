@@ -114,6 +114,21 @@ LEVEL = 0.65
 UNCHANGED = 1 - 1e-6
 
 
+# Arrays that are spread over processes and machines
+
+GRAM_COLUMNS = 8192
+"""Most rows or columns, whichever are fewer, of a matrix in chunks whose Gram matrix is formed: 512
+MiB in float64, of which a worker holds three as it adds two, and a certificate about as many."""
+
+GRAM_PIECE = 2048, 2**21
+"""Least rows that are multiplied at once, so that adding up Gram matrices takes a few per cent of
+the time that forming them takes; and entries of pieces with few columns, 16 MiB in float64."""
+
+GATHERED_BYTES = 2**30
+"""Largest tensor, in bytes, that all processes gather: each forward pass of a sharded layer does as
+much."""
+
+
 # Convolutions
 
 # Kernels of Gaussian noise, default gap, CPU time, where a line names no others.

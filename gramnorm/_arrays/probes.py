@@ -10,7 +10,7 @@ import array_api_compat as compat
 import numpy as np
 
 from gramnorm._arrays.crossing import from_host, to_host
-from gramnorm._arrays.dtypes import components
+from gramnorm._arrays.dtypes import components, finfo
 from gramnorm._arrays.libraries import device_of, namespace
 from gramnorm._arrays.linalg import matmul
 from gramnorm._arrays.types import Array, Device, DType, HostBools, Namespace
@@ -57,8 +57,7 @@ def flushes_subnormals(x: Array, dtype: DType) -> bool:
     JAX on a CPU always does; a process in which some library switched the processor's
     flush-to-zero mode on does as well, so the question is asked at each call.
     """
-    xp = namespace(x)
-    tiny = float(xp.finfo(dtype).smallest_normal)
+    tiny = finfo(dtype).smallest_normal
     probe = from_host(np.asarray([tiny / 4]), dtype=dtype, like=x)
     scaled = to_host(probe * 16.0)
     on_host = np.asarray([math.ldexp(1.0, -1060)]) * 2.0**100

@@ -9,6 +9,7 @@ their results do not depend on the number of threads, and so no bit of a result 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import contextvars
 import functools
 import itertools
@@ -16,7 +17,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -115,6 +116,17 @@ class _OneThreadEach(threading.local):
 one_thread_each = _OneThreadEach()
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Share nothing within, and keep the BLAS to one thread: no bit depends on who works beside."""
+    token = _is_shared.set(True)
+    try:
+        with one_thread_each:
+            yield
+    finally:
+        _is_shared.reset(token)
+
+
 def parts(count: int, operations: float, *, like: Array) -> list[slice]:
     """Cut so many tasks beside the array `like`, of so many operations each, into parts worth sharing.
 
@@ -150,9 +162,8 @@ def shared(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
     if _is_shared.get():
         return [function(part) for part in parts]
 
-    def alone(part: Part) -> Result:
-        _is_shared.set(True)
-        with one_thread_each:
+    def by_itself(part: Part) -> Result:
+        with alone():
             return function(part)
 
     workers = min(cores(), len(parts))
@@ -163,7 +174,7 @@ def shared(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
         try:
             # np.errstate and the like are contexts: each part gets a copy of the caller's
             contexts = [contextvars.copy_context() for _ in parts]
-            return list(pool.map(lambda c, p: c.run(alone, p), contexts, parts))
+            return list(pool.map(lambda c, p: c.run(by_itself, p), contexts, parts))
         except KeyboardInterrupt:
             wait = False  # a part may take minutes, and who interrupts is sitting there
             raise

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, compiling, dtypes, libraries
+from gramnorm._arrays import autodiff, compiling, dtypes, libraries, spread
 from gramnorm._arrays.types import Array
 from gramnorm._conv import choose, gradients
 from gramnorm._conv.geometry import ConvGeometry
@@ -25,6 +25,7 @@ __all__ = [
 
 
 @compiling.graph_break
+@spread.gathers
 def conv_norm_bound(
     kernel: Array,
     /,
@@ -128,6 +129,7 @@ def _gap(rtol: float | None) -> float:
 
 
 @compiling.graph_break
+@spread.gathers
 def conv_norm_bracket(
     kernel: Array,
     /,
@@ -295,6 +297,7 @@ def conv_norm_bracket(
 
 
 @compiling.graph_break
+@spread.gathers
 def conv_norm_value_and_grad(
     kernel: Array,
     /,
@@ -383,6 +386,7 @@ def conv_norm_value_and_grad(
 
 
 @compiling.graph_break
+@spread.gathers
 def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
     """Return certified lower and upper bounds on the H-infinity norm of a FIR filter bank.
 
@@ -444,6 +448,7 @@ def fir_norm(taps: Array, /, *, rtol: float | None = None) -> NormBracket:
 
 
 @compiling.one_node
+@spread.gathers
 def conv_gram_iteration(
     kernel: Array,
     /,

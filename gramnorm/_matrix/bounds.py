@@ -17,9 +17,18 @@ from gramnorm._arrays import (
     dtypes,
     libraries,
     sparse_inputs,
+    spread,
 )
 from gramnorm._arrays.types import Array, DType
-from gramnorm._matrix import choose, fixed_steps, gradients, sparse
+from gramnorm._matrix import (
+    choose,
+    chunked,
+    fixed_steps,
+    gradients,
+    sharded,
+    sparse,
+    summed,
+)
 from gramnorm._matrix.gram import product_operations
 from gramnorm._results import (
     NormBracket,
@@ -53,7 +62,9 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
         type. A sparse matrix may have any size: of `scipy.sparse` or `cupyx.scipy.sparse` in any
         format, of PyTorch in any layout, of JAX as BCOO or BCSR, of `sparse` (PyData). Its entries
         may stand in any order, and those that share a place are added up exactly, with the
-        rounding counted (integers and bool as ``toarray`` does).
+        rounding counted (integers and bool as ``toarray`` does). For an array of Dask the result is
+        one of Dask and nothing is computed; the how-to page on machines says more, also of arrays
+        that are sharded over devices or processes.
     rtol : float, optional
         Relative gap asked for. By default 1e-6 for float64, complex128 and integers, 1e-4 for lower
         precisions.
@@ -72,7 +83,8 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     TypeError
         If `x` is not an array of real or complex numbers, or has no values (inside ``jax.jit``).
     ValueError
-        If `x` has fewer than two axes, or is sparse and has not two, or `rtol` is not positive.
+        If `x` has fewer than two axes, or is sparse and has not two, or is of Dask with chunks of
+        unknown size, or `rtol` is not positive.
 
     See Also
     --------
@@ -96,6 +108,10 @@ def matrix_norm_bound(x: Array, /, *, rtol: float | None = None, keepdims: bool 
     >>> float(gn.matrix_norm_bound(a)) >= 2.288245611270737
     True
     """
+    if spread.is_left_in_parts(x):
+        upper = _bracket_in_parts(x, rtol=rtol).upper
+        return upper[..., None, None] if keepdims else upper
+    x = spread.whole(x)
     if not sparse_inputs.is_any_sparse(x) and autodiff.is_differentiated(x):
         upper = autodiff.with_gradient(partial(_upper, rtol=rtol), partial(_gradient, rtol=rtol), x)
     else:
@@ -118,24 +134,25 @@ def matrix_norm_bracket(
     vectors : bool, optional
         Whether to return unit vectors ``left``, shape (..., m), and ``right``, shape (..., n), with
         ``left^H x right`` not below the norm by more than about `rtol`. They are computed one
-        matrix after the other, on the host.
+        matrix after the other, on the host; not of an array of Dask.
 
     Returns
     -------
     NormBracket
         ``lower <= norm <= upper`` per matrix, in the namespace, device and real dtype (float32 at
         least) of `x`, with the flag `converged` and the number of matrix products `n_products` of
-        the longest iteration.
+        the longest iteration. For an array of Dask all of them are arrays of Dask, which
+        ``dask.compute(bracket)`` computes together.
 
     Raises
     ------
     TypeError, ValueError
-        As in `matrix_norm_bound`.
+        As in `matrix_norm_bound`; ValueError also for an array of Dask with `vectors`.
 
     Notes
     -----
     **Guarantee.** ``lower <= norm <= upper`` for every input under the rounding model of the theory
-    page (Theorems 2, 6, 7 and 24, Lemma 5), converged or not. PyTorch differentiates both ends as
+    page (Theorems 2, 6, 7, 24 and 35, Lemma 5), converged or not. PyTorch differentiates both ends as
     it does `matrix_norm_bound`.
 
     Stacks, and matrices on a GPU, go through Gram iteration [1]_: Schatten norms of growing order,
@@ -168,6 +185,11 @@ def matrix_norm_bracket(
     >>> bool(bracket.converged)
     True
     """
+    if spread.is_dask(x):
+        _validate.no_vectors(vectors, name="x")
+    if spread.is_left_in_parts(x) and not vectors:
+        return _bracket_in_parts(x, rtol=rtol)
+    x = spread.whole(x)
     a, values = _checked(x)
     out = result_dtype(values)
     gap = _gap(rtol, out)
@@ -189,6 +211,7 @@ def matrix_norm_bracket(
 
 
 @compiling.graph_break
+@spread.gathers
 def matrix_norm_value_and_grad(
     x: Array, /, *, steps: int | None = None, rtol: float | None = None
 ) -> tuple[Array, Array]:
@@ -264,7 +287,7 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
     Parameters
     ----------
     x : array, shape (..., m, n)
-        Matrices, as in `matrix_norm_bound`; a sparse matrix only of SciPy or CuPy, without `steps`.
+        Matrices, as in `matrix_norm_bound`, but not sparse.
     steps : int
         Number of Gram products, at least 0.
 
@@ -302,10 +325,35 @@ def gram_iteration(x: Array, /, *, steps: int) -> Array:
     >>> [round(float(gn.gram_iteration(x, steps=t)), 6) for t in (0, 1, 4)]
     [5.0, 4.284572, 4.000013]
     """
+    count = _validate.positive_int(steps, name="steps", least=0)
+    if spread.is_dask(x):
+        return chunked.bound_of_steps(x, each=partial(gram_iteration, steps=count), steps=count)
+    if spread.is_dtensor(x):
+        return _steps_of_dtensor(x, steps=count)
     a = _validate.array_argument(x, name="x")
     _validate.matrices(a, name="x")
-    count = _validate.positive_int(steps, name="steps", least=0)
     return fixed_steps.norm_bound(a, steps=count)
+
+
+def _steps_of_dtensor(x: Array, *, steps: int) -> Array:
+    """Return the bound of so many Gram steps of a DTensor, in each process."""
+    if not spread.is_left_in_parts(x):
+        return gram_iteration(spread.whole(x), steps=steps)
+    out, (part, like) = result_dtype(x), sharded.part_of(x)
+    found = summed.bounds_of_steps([part], steps=steps, dtype=out)
+    return upper_array(found.reshape(()), dtype=out, like=like)
+
+
+def _bracket_in_parts(x: Array, *, rtol: float | None) -> NormBracket:
+    """Return the bracket of an array of Dask, a promise, or of a matrix in parts too large to copy."""
+    if spread.is_dask(x):
+        each = partial(matrix_norm_bracket, rtol=rtol)
+        return chunked.bracket(x, each=each, gap=partial(_gap, rtol))
+    _validate.concrete_argument(x, name="x", instead="gram_iteration")
+    out = result_dtype(x)
+    gap, (part, like) = _gap(rtol, out), sharded.part_of(x)
+    found = summed.bracket([part], rtol=attainable(gap), dtype=out)
+    return to_bracket(found, rtol=gap, shape=(), dtype=out, like=like)
 
 
 def _checked(x: Array) -> tuple[Array, Array]:
@@ -325,7 +373,7 @@ def _home(a: Array) -> Array:
         return a
     work = math.prod(a.shape[:-2]) * product_operations(tuple(a.shape[-2:]))
     small = devices.is_small(work) and crossing.is_whole(a)
-    return crossing.host_array(a) if small else crossing.at_home(a)
+    return crossing.host_array(a) if small else crossing.copied(crossing.at_home(a))
 
 
 def _gap(rtol: float | None, dtype: DType) -> float:
@@ -344,8 +392,9 @@ def _upper(x: Array, *, rtol: float | None) -> Array:
 def _gradient(a: Array, bound: Array, *, rtol: float | None) -> Array:
     gap = attainable(_gap(rtol, result_dtype(a)))
     home = _home(a)
-    bound = bound if home is a else crossing.host_array(bound)
+    moved = isinstance(home, np.ndarray) and not isinstance(a, np.ndarray)
+    bound = crossing.host_array(bound) if moved else bound
     found = gradients.of_norm(home, bound, rtol=gap)
-    if home is a:
+    if not moved:
         return found
     return crossing.from_host(found, dtype=gradients.gradient_dtype(a), like=a)

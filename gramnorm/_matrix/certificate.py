@@ -125,6 +125,17 @@ def gram_certificate(gram: Array, *, error: float, rtol: float) -> Bounds[float]
     return Bounds(found.lower * root, found.upper * root, found.cost)
 
 
+def gram_iterated(gram: Array, *, error: float, size: float, rtol: float) -> Bounds[float]:
+    """Bracket what `gram_certificate` does by the Gram iteration, for clusters.
+
+    `size` is not below the norm of `gram`, and not far above.
+    """
+    scale = math.ldexp(1.0, -math.frexp(size)[1])
+    of_gram = bracket_by_iteration(gram[None, ...] * scale, rtol=rtol).item()
+    least = down(math.sqrt(max(of_gram.lower / scale - error, 0.0)))
+    return Bounds(least, up(math.sqrt(of_gram.upper / scale + error)), of_gram.cost)
+
+
 def _half_exponent(gram: Array) -> int:
     """Return e such that 4^-e brings the largest diagonal entry near 1.
 

@@ -17,12 +17,11 @@ import numpy as np
 from gramnorm._arrays import crossing, libraries, limits, linalg
 from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
 from gramnorm._matrix import large_sparse, windows
-from gramnorm._matrix.certificate import matrix_certificate
-from gramnorm._matrix.gram import bracket_by_iteration
+from gramnorm._matrix.certificate import gram_iterated, matrix_certificate
 from gramnorm._matrix.ritz import unit_pair
 from gramnorm._results import Bounds, of_stack
 from gramnorm._rigour import scaling, sums
-from gramnorm._rigour.model import down, precision_of, up
+from gramnorm._rigour.model import precision_of, up
 
 
 def stored(x: Array) -> Array:
@@ -162,7 +161,4 @@ def _by_dense_gram(b: Array, *, rtol: float) -> Bounds[float]:
         return found
     # clusters: the Gram iteration brackets the norm of the Gram matrix, whose root is the norm
     error = up(prec.kappa(b.shape[0]) * square + prec.underflow(b.shape[0]) * b.shape[1])
-    scale = math.ldexp(1.0, -math.frexp(square)[1])
-    of_gram = bracket_by_iteration(gram[None, ...] * scale, rtol=rtol).item()
-    least = down(math.sqrt(max(of_gram.lower / scale - error, 0.0)))
-    return found.narrowed(Bounds(least, up(math.sqrt(of_gram.upper / scale + error)), of_gram.cost))
+    return found.narrowed(gram_iterated(gram, error=error, size=square, rtol=rtol))

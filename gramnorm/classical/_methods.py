@@ -24,7 +24,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from gramnorm import _validate
-from gramnorm._arrays import compiling
+from gramnorm._arrays import compiling, spread
 from gramnorm._arrays.types import Array
 from gramnorm.classical import _kernels
 from gramnorm.classical._kernels import Convolution, Side
@@ -67,7 +67,7 @@ def _listed(side: Side, operator: Operator, source: str) -> Callable[[Function],
     """Enter a function into `METHODS`."""
 
     def enter(function: Function) -> Function:
-        listed = compiling.graph_break(function)
+        listed = compiling.graph_break(spread.gathers(function))
         METHODS[function.__name__] = Method(listed, side, operator, source)
         return listed
 

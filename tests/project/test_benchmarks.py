@@ -11,7 +11,7 @@ import gramnorm as gn
 pytest.importorskip("benchmarks", reason="the benchmarks are not beside the tests")
 pytest.importorskip("scipy")
 
-from benchmarks import figures, kernels, methods, network, rivals, tables
+from benchmarks import chunks, figures, kernels, methods, network, rivals, tables
 from benchmarks.devices import Device
 from benchmarks.timing import race
 from gramnorm.report.files import readers
@@ -68,6 +68,20 @@ def test_a_value_below_the_norm_is_said_to_be():
     assert methods._against({"value": 0.99}, 1.0)["below the norm"] == "yes"
     assert methods._against({"value": 1.01}, 1.0)["below the norm"] == ""
     assert methods._against({}, 1.0) == {}
+
+
+def test_the_matrix_on_disk_is_cut_as_it_was_written(tmp_path):
+    pytest.importorskip("dask")
+    path = chunks.written(tmp_path, (70, 3), 30)
+    x = chunks.opened(path, 30)
+    assert x.chunks == ((30, 30, 10), (3,))
+    np.testing.assert_array_equal(x.compute(scheduler="sync"), np.load(path))
+    assert all(seconds > 0 for seconds in chunks.least(path, 30))
+
+
+def test_a_worker_that_gives_up_takes_for_ever():
+    assert chunks.timed(lambda: 1 / 0)[0] == math.inf
+    assert chunks.timed(lambda: 7)[1] == 7
 
 
 def test_ratio_of_a_race_is_that_of_the_times():

@@ -15,7 +15,18 @@ pytestmark = pytest.mark.extra
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {
-    *("cupy", "h5py", "jax", "matplotlib", "msgpack", "onnx", "rich", "safetensors"),
+    *(
+        "cupy",
+        "dask",
+        "distributed",
+        "h5py",
+        "jax",
+        "matplotlib",
+        "msgpack",
+        "onnx",
+        "rich",
+        "safetensors",
+    ),
     *("scipy", "sklearn", "torch"),
 }
 
