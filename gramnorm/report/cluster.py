@@ -51,8 +51,12 @@ def bound_layers(
     layers : sequence of Layer
         Those of `gramnorm.report.files.several.read_paths`, for instance. Workers read the arrays
         of safetensors files, from the same paths; others are sent to them.
-    input_shape, padding_mode, rtol
+    input_shape : tuple of int, "file" or None
         As in `gramnorm.report.bound_layer`.
+    padding_mode : str or None
+        As there.
+    rtol : float or None
+        As there.
 
     Yields
     ------

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gramnorm._arrays import threads
 from gramnorm.report import Row, bound_layer, work
 from gramnorm.report.files.contents import Layer, ReadError
 from gramnorm.report.resume import Finished
@@ -271,6 +273,38 @@ class TestFile:
         for k in range(50):
             finished.add(Outcome(row, str(k)))
         assert len(written) <= 1
+
+
+def test_layers_at_work_have_no_more_numbers_than_memory_is_meant_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lock, sizes, at_work = threading.Lock(), [0], 0
+
+    def bound(layer: Layer, **choices: Any) -> Row:
+        nonlocal at_work
+        with lock:
+            at_work += layer.weight.size
+            sizes.append(at_work)
+        time.sleep(0.01)
+        row = bound_layer(layer, **choices)
+        with lock:
+            at_work -= layer.weight.size
+        return row
+
+    monkeypatch.setattr(work, "bound_layer", bound)
+    monkeypatch.setattr(work, "AT_ONCE", 25)
+    monkeypatch.setattr(threads, "cores", lambda: 4)
+    layers = [Layer(f"w{k}", some(3, 4) if k != 5 else some(10, 10)) for k in range(12)]
+    kept: dict[int, Row] = {}
+    work.bound_here(
+        layers,
+        How(),
+        known=lambda _: None,
+        begin=lambda _: None,
+        keep=lambda which, one: kept.update({which: one.row}),
+    )
+    assert sorted(kept) == list(range(12))
+    assert set(sizes) == {0, 12, 24, 100}
 
 
 def test_an_array_that_cannot_be_read_has_no_digest(checkpoint: Path) -> None:
