@@ -100,13 +100,20 @@ def gram_matrix(a: Array) -> Array:
 
 
 def in_double(a: Array) -> Iterator[Array]:
-    """Yield a large host matrix in single precision as blocks of rows in double, any other whole."""
+    """Yield a large host matrix in single precision as blocks of rows in double, any other whole.
+
+    A block takes the memory of the one before: pages that come anew cost as much as the conversion.
+    """
     if not is_taken_in_blocks(a):
         yield a
         return
-    height = max(1, limits.DOUBLED_ENTRIES // a.shape[1])
+    height = min(max(1, limits.DOUBLED_ENTRIES // a.shape[1]), a.shape[0])
+    double = np.empty((height, a.shape[1]), order="F" if a.flags.f_contiguous else "C")
     for start in range(0, a.shape[0], height):
-        yield a[start : start + height].astype(np.float64)
+        rows = a[start : start + height]
+        block = double[: len(rows)]
+        np.copyto(block, rows)
+        yield block
 
 
 def is_taken_in_blocks(a: Array) -> bool:
