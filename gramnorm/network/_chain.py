@@ -6,7 +6,7 @@ entries in [0, 1].  So the Lipschitz constant of a chain is at most the supremum
     ||W_l D_{l-1} W_{l-1} ... D_1 W_1||,
 
 and every choice of positive multipliers gives a bound of it by one norm (Theorem 29).  Multipliers
-are found by descent, or come from elsewhere, and are never trusted: the norm at the end proves.
+are found here, or come from elsewhere, and are never trusted: the norm at the end proves.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from gramnorm._rigour.fractions import float_above, product_above, root_above
 from gramnorm.network import _multipliers, _steps, _unrolled
 from gramnorm.network._coupling import Chain
 from gramnorm.network._links import Link, links
+from gramnorm.network._search import Limits, Progress
 from gramnorm.network._steps import Layer, Step
 
 Slopes = float | Fraction | Sequence[float | Fraction]
@@ -169,13 +170,15 @@ def chain_bound(
     *,
     slopes: Slopes = 1,
     input_shape: int | Sequence[int] | None = None,
+    effort: str = "standard",
     time_limit: float | None = None,
+    progress: Progress | None = None,
     return_multipliers: bool = False,
 ) -> Any:
     """Return an upper bound on the Lipschitz constant of a chain of layers, from found multipliers.
 
     The chain is that of `chain_certificate`. The least bound of all multipliers is the optimum of
-    the semidefinite program LipSDP-Neuron; descent comes close to it without one.
+    the semidefinite program LipSDP-Neuron, which is solved here if the effort allows it.
 
     Parameters
     ----------
@@ -188,10 +191,15 @@ def chain_bound(
         Samples of the input per axis: the bound is then the least of that of every size and, where
         there are at most 1500 inputs, neurons and outputs in all, that of this size, with a
         multiplier per neuron. Each `ConvLayer` must say its padding.
+    effort : {"fast", "standard", "high"}, optional
+        How much work the search for multipliers may be, as foretold: on one core about two seconds,
+        a minute, an hour. It decides which way is taken, see below.
     time_limit : float, optional
-        Seconds after which the descent stops where it is, which costs sharpness alone; by default
-        it goes on to its end, for deep chains of wide convolutions over minutes. Looked at after
-        each step, so that a large chain takes longer.
+        Seconds after which the search stops where it is, which costs sharpness alone; looked at
+        after each step, so that a large chain takes longer.
+    progress : callable, optional
+        Called as ``progress(bound, seconds)`` after each step of the search, with the least bound
+        so far and the seconds since its start. If it returns a true value, the search stops.
     return_multipliers : bool, optional
         Whether to return the multipliers of the bound as well.
 
@@ -208,7 +216,8 @@ def chain_bound(
     Raises
     ------
     TypeError, ValueError
-        As in `chain_certificate`; also if `time_limit` is not a positive number.
+        As in `chain_certificate`; also if `effort` is none of the three, `time_limit` not a positive
+        number or `progress` not callable.
 
     See Also
     --------
@@ -218,9 +227,16 @@ def chain_bound(
     Notes
     -----
     **Guarantee.** That of `chain_certificate`, with the same statement about the activations: slopes
-    in [0, 1], or up to those given. How close the bound comes to the least one is not certified:
-    1e-5 for small dense chains and about one percent for convolutions is typical. The work is done
-    on the host in float64; a step costs a few products of a matrix of all even by all odd layers.
+    in [0, 1], or up to those given. How close the bound comes to the least one is not certified.
+
+    **Search.** Three ways lead to multipliers, and the first that the effort allows is taken. The
+    semidefinite program of the whole chain, by an interior point method made for it: it ends within
+    1e-8 of the least bound for matrices and 3e-4 for convolutions, and the work grows with the cube
+    of the number of channels; "standard" allows some 2000 neurons in layers of 100, or 16
+    convolutions of 32 channels. The same for a few layers at a time, which is linear in the depth,
+    for chains that are not cut. Descent on a smooth bound, from there or from the product of norms,
+    in float64 on the host as all the rest. An exception, be it of `progress` or from the keyboard,
+    ends the search without a bound; `time_limit` and `progress` end it with the best so far.
 
     Examples
     --------
@@ -243,9 +259,10 @@ def chain_bound(
     >>> bool(gn.chain_bound(layers) < 0.9 * product)
     True
     """
-    seconds = math.inf
+    work, seconds = _work(effort), math.inf
     if time_limit is not None:
         seconds = _validate.positive_number(time_limit, name="time_limit")
+    _callable(progress)
     start = time.monotonic()
     checked = _checked(layers, slopes, input_shape)
     if checked.is_known:
@@ -253,16 +270,16 @@ def chain_bound(
         return (checked.product, vectors) if return_multipliers else checked.product
     unrolled = checked.unrolled()
     share = 1.0 if unrolled is None else 0.5
-    chain = Chain.of(checked.links())
-    bound, vectors = _multipliers.found(chain, limit=start + share * seconds)
+    limits = Limits(work, start, share * seconds, progress)
+    bound, vectors = _multipliers.found(Chain.of(checked.links()), checked.product, limits=limits)
     if unrolled is not None:
         shapes = [link.shape for link in unrolled[:-1]]
         first = [_each(x, shape) for x, shape in zip(vectors, shapes, strict=True)]
-        own, found = _multipliers.found(Chain.of(unrolled), first, limit=start + seconds)
+        limits = Limits(work, start, seconds, progress)
+        own, found = _multipliers.found(Chain.of(unrolled), bound, first, limits=limits)
         if own < bound:
             bound = own
             vectors = [x.reshape(shape) for x, shape in zip(found, shapes, strict=True)]
-    bound = min(bound, checked.product)
     return (bound, vectors) if return_multipliers else bound
 
 
@@ -280,6 +297,25 @@ def coupled(
     chain = Chain.of(found)
     vectors = _vectors(multipliers, checked.steps, [link.shape for link in found])
     return chain, found, _multipliers.with_ends(chain, vectors)
+
+
+def _work(effort: object) -> float:
+    """Return the operations that an effort allows."""
+    if not isinstance(effort, str):
+        msg = f"effort must be a string, got {type(effort).__name__}"
+        raise TypeError(msg)
+    if effort not in _multipliers.EFFORTS:
+        names = ", ".join(map(repr, _multipliers.EFFORTS))
+        msg = f"effort must be one of {names}, got {effort!r}"
+        raise ValueError(msg)
+    return _multipliers.EFFORTS[effort]
+
+
+def _callable(progress: object) -> None:
+    """Check that there is something to call, if anything."""
+    if progress is not None and not callable(progress):
+        msg = f"progress must be a function of a bound and seconds, got {type(progress).__name__}"
+        raise TypeError(msg)
 
 
 def _checked(

@@ -22,8 +22,8 @@ from fractions import Fraction
 import numpy as np
 
 from gramnorm._arrays import linalg
-from gramnorm._arrays.types import HostBools, HostFloats, HostInts
-from gramnorm._conv.bounds import conv_norm_bound, conv_norm_value_and_grad
+from gramnorm._arrays.types import HostBools, HostFloats, HostInts, HostNumbers
+from gramnorm._conv.bounds import conv_norm_bracket, conv_norm_value_and_grad
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._rigour.fractions import float_above, root_above
 from gramnorm._rigour.model import HOST_UNIT, up
@@ -34,6 +34,7 @@ LARGEST = 170.0
 """Logarithms of multipliers lie within it: so their quotients lie within 2^-500 and 2^500."""
 
 _UNDERFLOW = 2.0**-570  # 2^-1074 of the product, and 2^-1074 of scaling times 2^500 at most
+_SYMBOL_ENTRIES = 2**21  # of B at all frequencies that are looked at together
 _MATRIX_GAP, _CONV_GAP = 1e-8, 2e-4  # of the bound; of the norm of B, the l-th part
 
 
@@ -51,8 +52,8 @@ class Coupling:
         Where a block is that of an even i.
     rows, columns : host ints
         Which of all multipliers of the chain belongs to a row or a column.
-    depth : int
-        The number l of links.
+    widths : tuple of int
+        How many rows or columns each of x_0, ..., x_l has.
     """
 
     entries: HostFloats
@@ -60,7 +61,12 @@ class Coupling:
     forward: HostBools
     rows: HostInts
     columns: HostInts
-    depth: int
+    widths: tuple[int, ...]
+
+    @property
+    def depth(self) -> int:
+        """The number l of links."""
+        return len(self.widths) - 1
 
     @classmethod
     def of(cls, part: Sequence[Link], labels: Sequence[HostInts]) -> Coupling:
@@ -84,26 +90,68 @@ class Coupling:
             _coupled(forward).reshape(len(rows), len(columns)) == 1,
             rows,
             columns,
-            len(part),
+            tuple(len(x) for x in labels),
         )
 
     def scaled(self, multipliers: HostFloats) -> HostFloats:
         """Return B as computed: each entry within 2.01 u of itself, and an underflow."""
         return self._times(self.entries, multipliers)
 
-    def norm_above(self, multipliers: HostFloats, *, total: int) -> float:
-        """Return an upper bound on ||B||, for a bound of `total` links."""
+    def norm_and_peak(
+        self, multipliers: HostFloats, *, total: int
+    ) -> tuple[float, HostFloats | None]:
+        """Return an upper bound on ||B||, for one of `total` links, and where a kernel has it."""
         b = self.scaled(multipliers)
-        taps = math.prod(b.shape[2:])
+        taps, frequency = math.prod(b.shape[2:]), None
         if b.ndim == 2:
             norm = float(matrix_norm_bound(b, rtol=_MATRIX_GAP / total))
         else:
-            norm = float(conv_norm_bound(b, rtol=_CONV_GAP / total))
+            bracket = conv_norm_bracket(b, rtol=_CONV_GAP / total)
+            norm, frequency = float(bracket.upper), bracket.frequency
         # ||E|| <= sqrt(taps) ||E||_F at every frequency, for the errors E of the entries
         error = 2.01 * HOST_UNIT * host_norm(b)[1] + _UNDERFLOW * math.sqrt(b.size)
         if self.doubts is not None:
             error += up(_length_above(self._times(self.doubts, multipliers)))
-        return up(norm + up(math.sqrt(taps) * error))
+        return up(norm + up(math.sqrt(taps) * error)), frequency
+
+    def operations(self, *, steps: int, density: int) -> float:
+        """Return about how many `value_and_gradient` takes."""
+        (few, many), taps = sorted(self.forward.shape), self.entries.shape[2:]
+        if not taps:
+            return float(12 * few**3 + 4 * few * few * many)
+        # complex, at half of the frequencies, and as much again for the gradient
+        frequencies = math.prod(density * k for k in taps)
+        return float(8 * (steps + 2) * frequencies * few * few * many)
+
+    def norms(self, multipliers: HostFloats, frequencies: HostFloats) -> HostFloats:
+        """Return about ||B|| at each frequency, a row of angles; of a matrix, a row without any."""
+        quotients, found = self._quotients(multipliers), []
+        parts = 1 + len(frequencies) * quotients.size // _SYMBOL_ENTRIES
+        for part in np.array_split(frequencies, min(parts, len(frequencies))):
+            b = self._symbols(part) * quotients
+            wide = b if b.shape[1] <= b.shape[2] else linalg.adjoint(b)
+            squares = linalg.attempted(np.linalg.eigvalsh, wide @ linalg.adjoint(wide))
+            found.append(np.zeros(len(part)) if squares is None else np.sqrt(squares[:, -1]))
+        return np.concatenate(found)
+
+    def weights(self, frequencies: HostFloats) -> list[HostNumbers]:
+        """Return the links' weights at each frequency, up to phases of whole links."""
+        symbols, links = self._symbols(frequencies), []
+        ends = [np.cumsum([0, *self.widths[parity::2]]) for parity in (0, 1)]
+        for i in range(1, self.depth + 1):
+            even, odd = i // 2, (i - 1) // 2  # the places of x_i and x_{i-1} among their kind
+            rows, columns = (slice(*e[k : k + 2]) for e, k in zip(ends, (even, odd), strict=True))
+            block = symbols[:, rows, columns]
+            links.append(block if i % 2 == 0 else linalg.adjoint(block))
+        return links
+
+    @property
+    def owners(self) -> list[HostInts]:
+        """The multipliers of the channels of each of x_0, ..., x_l."""
+        found = [self.rows] * (self.depth + 1)
+        for parity, labels in enumerate((self.rows, self.columns)):
+            found[parity::2] = np.split(labels, np.cumsum(self.widths[parity::2])[:-1])
+        return found
 
     def value_and_gradient(
         self, multipliers: HostFloats, *, steps: int, density: int
@@ -131,9 +179,21 @@ class Coupling:
 
     def _times(self, entries: HostFloats, multipliers: HostFloats) -> HostFloats:
         """Return entries of B times the quotients of their multipliers."""
-        even, odd = multipliers[self.rows][:, None], multipliers[self.columns]
-        quotients = np.where(self.forward, even / odd, odd / even)
+        quotients = self._quotients(multipliers)
         return entries * quotients.reshape(*quotients.shape, *[1] * (entries.ndim - 2))
+
+    def _quotients(self, multipliers: HostFloats) -> HostFloats:
+        """Return what the entries of B have beside those for multipliers 1."""
+        even, odd = multipliers[self.rows][:, None], multipliers[self.columns]
+        return np.where(self.forward, even / odd, odd / even)
+
+    def _symbols(self, frequencies: HostFloats) -> HostNumbers:
+        """Return B for multipliers 1 at each frequency."""
+        taps = self.entries.shape[2:]
+        if not taps:
+            return np.broadcast_to(self.entries, (len(frequencies), *self.entries.shape))
+        phases = np.exp(1j * (frequencies @ np.indices(taps).reshape(len(taps), -1)))
+        return np.moveaxis(self.entries.reshape(*self.forward.shape, -1) @ phases.T, -1, 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,13 +256,19 @@ class Chain:
 
     def certificate(self, multipliers: HostFloats) -> float:
         """Return the bound of Theorems 29, 30, 32 and 33 for these multipliers, all rounding in it."""
+        return self.certified(multipliers)[0]
+
+    def certified(self, multipliers: HostFloats) -> tuple[float, list[HostFloats | None]]:
+        """Return the certificate, and the frequencies where the segments have their norms."""
         exact = self.factor * Fraction(float(multipliers[0])) / Fraction(float(multipliers[-1]))
+        peaks = []
         for segment in self.segments:
-            beta = segment.norm_above(multipliers, total=self.depth)
+            beta, peak = segment.norm_and_peak(multipliers, total=self.depth)
+            peaks.append(peak)
             if not math.isfinite(beta):
-                return beta
+                return beta, peaks
             exact *= Fraction(2) ** (1 - segment.depth) * Fraction(beta) ** segment.depth
-        return float_above(exact * Fraction(root_above(self.square)))
+        return float_above(exact * Fraction(root_above(self.square))), peaks
 
     def value_and_gradient(
         self, logarithms: HostFloats, *, steps: int, density: int

@@ -1,27 +1,34 @@
 """Where good multipliers are: proves nothing, since every multiplier gives a bound (Theorem 29).
 
-The unknowns are logarithms y of the multipliers, in which the bound
+Three ways lead there, and the work that a search may take, as foretold, decides: the semidefinite
+program of the whole chain (`_program`); that of a few layers at a time (`_lookahead`); or a descent
+of the bound
 
     y_0 - y_l + l log ||B(y)|| + const
 
-is smooth once the norm is replaced by that of a fixed number of Gram steps.  Stages of more and
-more steps follow the norm into its kink.  Multipliers that are scalars of whole layers reach at
-least the product of norms: if X_i W_i / X_{i-1} has norm sqrt 2 for the first and the last layer of
-a segment and 1 between them, then ||B|| <= 2.
+in the logarithms y of the multipliers, which is smooth once the norm is replaced by that of a fixed
+number of Gram steps.  Stages of more and more steps follow the norm into its kink.  Multipliers
+that are scalars of whole layers reach at least the product of norms: if X_i W_i / X_{i-1} has norm
+sqrt 2 for the first and the last layer of a segment and 1 between them, then ||B|| <= 2.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from gramnorm._arrays.types import HostFloats, HostInts
-from gramnorm.network._coupling import LARGEST, Chain, Coupling
+from gramnorm.network import _lookahead, _program
+from gramnorm.network._coupling import Chain, Coupling
 from gramnorm.network._minimise import lbfgs
+from gramnorm.network._search import Limits, Search, multipliers
+
+EFFORTS = {"fast": 2e10, "standard": 6e11, "high": 3e13}
+"""Operations that a search may take, as foretold: two seconds, a minute and an hour at 1e10 each."""
 
 # Gram steps, and for convolutions frequencies per tap.  Few steps lead fast to the neighbourhood; 21
 # are within 1e-6 of the norm where 64 singular values are equal.  The descent raises peaks between
@@ -34,22 +41,42 @@ _ITERATIONS = 100  # of a stage
 
 
 def found(
-    chain: Chain, start: Sequence[HostFloats] | None = None, *, limit: float
+    chain: Chain,
+    product: float,
+    start: Sequence[HostFloats] | None = None,
+    *,
+    limits: Limits,
 ) -> tuple[float, list[HostFloats]]:
-    """Return the least certificate on the way down and its multipliers, one vector per layer.
+    """Return the least certificate on the way, `product` at most, and its multipliers by layers.
 
-    The way begins at multipliers of a bound that is known, or where the product of norms is.
+    A descent begins at multipliers of a bound that is known, or where the product of norms is.
     """
-    logs = _layer_by_layer(chain) if start is None else np.log(with_ends(chain, start))
-    best, best_logs = chain.certificate(_multipliers(logs)), logs
-    for stage in _stages(chain):
-        logs = _descended(chain, logs, np.arange(len(logs)), stage=stage, limit=limit)
-        bound = chain.certificate(_multipliers(logs))
-        if bound < best:
-            best, best_logs = bound, logs
-        if time.monotonic() > limit:
-            break
-    return best, _vectors(chain, best_logs)
+    search = Search(chain, product, _layer_by_layer(chain), limits)
+    if start is not None:
+        search.offer(np.log(with_ends(chain, start)))
+    if chain.depth > 1:
+        fits = _program.work(chain) <= limits.work
+        if not (fits and _program.descend(search)):
+            _lookahead.descend(search, work=limits.work)
+            descend(search, work=limits.work)
+    return search.bound, _vectors(chain, search.logarithms)
+
+
+def descend(search: Search, *, work: float) -> None:
+    """Lower the bound from the best multipliers so far, in stages, as long as the work lasts."""
+    chain, logs = search.chain, search.logarithms
+    for stage in _MATRIX_STAGES if chain.is_dense else _CONV_STAGES:
+        costs = [s.operations(steps=stage[0], density=stage[1]) for s in chain.segments]
+        most = int(min(_ITERATIONS, work / sum(costs)))
+        if most == 0 or search.has_ended():
+            return
+        steps = 0
+        for lower in _descent(chain, logs, np.arange(len(logs)), stage=stage):
+            logs, steps = lower, steps + 1
+            if search.has_ended() or steps == most:
+                break
+        work -= steps * sum(costs)
+        search.offer(logs)
 
 
 def with_ends(chain: Chain, vectors: Sequence[HostFloats]) -> HostFloats:
@@ -63,20 +90,9 @@ def with_ends(chain: Chain, vectors: Sequence[HostFloats]) -> HostFloats:
         ends = np.asarray([0, len(logs) - 1])
         logs[ends] = _first_ends(chain, logs)
         for stage in _END_STAGES:
-            logs = _descended(chain, logs, ends, stage=stage, limit=math.inf)
-    return _multipliers(logs)
-
-
-def _multipliers(logs: HostFloats) -> HostFloats:
-    """Return multipliers that are neither too large nor too small to be divided."""
-    return np.exp(np.clip(logs, -LARGEST, LARGEST))
-
-
-def _stages(chain: Chain) -> tuple[tuple[int, int], ...]:
-    """Return the stages of a chain; one layer has no multipliers that matter."""
-    if chain.depth == 1:
-        return ()
-    return _MATRIX_STAGES if chain.is_dense else _CONV_STAGES
+            lower = itertools.islice(_descent(chain, logs, ends, stage=stage), _ITERATIONS)
+            logs = functools.reduce(lambda _, last: last, lower, logs)
+    return multipliers(logs)
 
 
 def _layer_by_layer(chain: Chain) -> HostFloats:
@@ -91,29 +107,29 @@ def _layer_by_layer(chain: Chain) -> HostFloats:
 
 def _first_ends(chain: Chain, logs: HostFloats) -> tuple[float, float]:
     """Return logarithms of both ends for which their layers weigh as much as those between."""
-    multipliers, last = _multipliers(logs), len(logs) - 1
+    x, last = multipliers(logs), len(logs) - 1
     one, other = chain.segments[0], chain.segments[-1]
-    first_own, _, first_rest = _weights(one, multipliers, last)
-    _, last_own, last_rest = _weights(other, multipliers, last)
+    first_own, _, first_rest = _weights(one, x, last)
+    _, last_own, last_rest = _weights(other, x, last)
     if one is other and one.depth == 2:  # the ratio of the ends alone matters
         first_rest = last_rest = (first_own + last_own) / 2
     first = (first_own - first_rest) / 2 if one.depth > 1 else 0.0
     return first, (last_rest - last_own) / 2 if other.depth > 1 else 0.0
 
 
-def _weights(segment: Coupling, multipliers: HostFloats, last: int) -> tuple[float, float, float]:
+def _weights(segment: Coupling, x: HostFloats, last: int) -> tuple[float, float, float]:
     """Return logarithms of the sums of squares of B at both ends of the chain and between them."""
-    squares = segment.scaled(multipliers) ** 2
+    squares = segment.scaled(x) ** 2
     ends = [(segment.rows == i)[:, None] | (segment.columns == i) for i in (0, last)]
     parts = (*ends, ~(ends[0] | ends[1]))
     first, end, between = (math.log(max(float(np.sum(squares[p])), 1e-300)) for p in parts)
     return first, end, between
 
 
-def _descended(
-    chain: Chain, logs: HostFloats, free: HostInts, *, stage: tuple[int, int], limit: float
-) -> HostFloats:
-    """Return logarithms that lower the smooth bound of a stage; those not `free` stay."""
+def _descent(
+    chain: Chain, logs: HostFloats, free: HostInts, *, stage: tuple[int, int]
+) -> Iterator[HostFloats]:
+    """Yield logarithms that lower the smooth bound of a stage; those not `free` stay."""
     steps, density = stage
 
     def placed(part: HostFloats) -> HostFloats:
@@ -126,12 +142,7 @@ def _descended(
         return value, gradient[free]
 
     rtol = _MATRIX_RTOL if chain.is_dense else _CONV_RTOL
-    reached = logs[free]
-    for lower in itertools.islice(lbfgs(function, reached, rtol=rtol), _ITERATIONS):
-        reached = lower
-        if time.monotonic() > limit:
-            break
-    return placed(reached)
+    return map(placed, lbfgs(function, logs[free], rtol=rtol))
 
 
 def _vectors(chain: Chain, logs: HostFloats) -> list[HostFloats]:
