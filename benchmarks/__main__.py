@@ -20,6 +20,7 @@ from benchmarks import (
     network,
     sparse,
     tables,
+    training,
 )
 from benchmarks.devices import NAMES, AbsentError, device, versions
 
@@ -44,6 +45,8 @@ SECTIONS = {
         network.network,
         network.report,
         checkpoints.checkpoints,
+        training.training_steps,
+        training.followed_norms,
         hosts.libraries,
         hosts.busy,
         arithmetic.arithmetic,

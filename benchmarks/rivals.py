@@ -27,18 +27,20 @@ def full_grid(kernel: Any, n: int, xp: Any) -> Any:
 
 def published_gram_iteration(kernel: Any, n: int, xp: Any) -> float:
     """Return the bound for a circular convolution on an n x n image."""
-    symbol = full_grid(kernel, n, xp)
-    if symbol.shape[-2] < symbol.shape[-1]:
-        symbol = symbol.mT
-    g = xp.asarray(symbol, copy=True)
-    log_scale = xp.zeros(g.shape[:-2], dtype=kernel.dtype, device=kernel.device)
+    return float(gram_norm(full_grid(kernel, n, xp), xp))
+
+
+def gram_norm(matrices: Any, xp: Any) -> Any:
+    """Return the bound for the largest of the norms of matrices, which a library may differentiate."""
+    g = matrices.mT if matrices.shape[-2] < matrices.shape[-1] else matrices
+    norm = xp.linalg.matrix_norm(g)
+    log_scale = xp.zeros_like(norm)
     for _ in range(STEPS):
-        norm = xp.linalg.matrix_norm(g)
         g = g / norm[..., None, None]
         log_scale = 2 * (log_scale + xp.log(norm))
         g = xp.conj(g.mT) @ g
-    logs = (xp.log(xp.linalg.matrix_norm(g)) + log_scale) / 2**STEPS
-    return float(xp.exp(xp.max(logs)))
+        norm = xp.linalg.matrix_norm(g)
+    return xp.exp(xp.max((xp.log(norm) + log_scale) / 2**STEPS))
 
 
 def exact_svd(kernel: Any, n: int, xp: Any) -> float:

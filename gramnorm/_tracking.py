@@ -1,44 +1,47 @@
 """A norm followed while its operator changes a little at a time, as in training.
 
-A wave x[i] = v[:, i mod s] exp(i theta . i) of stride s leaves a convolution with dilation d as
-
-    u exp(i theta . s o),   u = F(theta) v = sum_k exp(i theta . d k) K_k v[:, d k mod s],
-
-and of unit u, v and any theta every |u^H F(theta) v| is at most the norm.  So what is kept gives a
-number below it, whose gradient is that of the norm where u, v and theta attain it.  A step of power
-iteration moves the vectors, the frequency climbs by what is sure to gain (docs/theory.md,
-Lemma 31).  A matrix is a convolution with one tap.
+Of unit u and v every Re u^H T v is at most the norm of T, and its gradient is that of the norm where
+they attain it.  Of a matrix, and of a convolution of one size, a block of vectors is kept
+(`_blocks`), for every size waves (`_waves`).
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from gramnorm import _validate
+from gramnorm import _blocks, _validate, _waves
 from gramnorm._arrays import autodiff, compiling, crossing, dtypes, libraries, linalg, spread
-from gramnorm._arrays.types import Array, HostFloats, HostInts, HostNumbers
+from gramnorm._arrays.types import Array
 from gramnorm._conv import choose
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.gradients import scaled_on_host
 from gramnorm._conv.symbol import taps_of
 from gramnorm._conv.vectors import attained
-from gramnorm._matrix import fixed_steps
 from gramnorm._matrix.bounds import matrix_norm_bracket
+from gramnorm._matrix.fixed_steps import divisor
 from gramnorm._results import result_dtype
 
 __all__ = ["Tracked", "start_tracking", "track_norm"]
 
-_START = 1e-3
-"""Gap of the search for a start."""
+_START = 1e-2
+"""Gap of the search for a start: vectors of a certified norm, which some steps improve."""
 
-_CLIMBING = 4
-"""Waves whose frequencies climb; the others stay at points of a grid and say where else it is high."""
+_STEPS = 5
+"""Steps from that start."""
 
-_PER_AXIS = 8
-"""Most points of that grid along an axis: twice as many as there are taps, up to this."""
+_BLOCK = 8
+"""Vectors of a block."""
+
+_LESS, _LARGE = 4, 2**16
+"""The same of a matrix with more entries, where a product with so many costs twice as much as one
+with a single vector, and of an operator of one size, whose products are taken one by one."""
+
+_ORDINARY = 1e-12
+"""Norms from this to its inverse: the squares of entries and of their products are normal."""
 
 
 class Tracked(NamedTuple):
@@ -46,12 +49,14 @@ class Tracked(NamedTuple):
 
     Attributes
     ----------
-    frequency : array, shape (waves, axes)
-        Frequencies of waves, in radians per sample and axis: a few that climb to local maxima, and
-        those of a grid. No axes for a matrix and for an operator of one size, and one wave.
-    vector : array, shape (waves, ...)
-        Unit vectors: ``(n,)`` for a matrix, the channels of waves, ``(c_in, *stride)``, or an input
-        of one size, ``(c_in, *input_shape)``. Those of a transposed convolution are the outputs.
+    frequency : array, shape (axes,)
+        Frequency of a wave, in radians per sample and axis. No axes for a matrix and for an operator
+        of one size.
+    vector : array, shape (vectors, ...)
+        Unit vectors: of a matrix some of shape ``(n,)``, of an operator of one size some inputs
+        ``(c_in, *input_shape)``; else the channels ``(c_in, *stride)`` of the wave, and of waves at
+        the points of a grid. A kernel of one tap is a matrix. Those of a transposed convolution are
+        outputs.
     """
 
     frequency: Array
@@ -91,23 +96,31 @@ def start_tracking(x: Array, /, geometry: ConvGeometry | None = None) -> Tracked
     >>> import gramnorm as gn
     >>> state = gn.start_tracking(np.asarray([[3.0, 0.0], [0.0, 4.0]]))
     >>> abs(state.vector).round(3).tolist()
-    [[0.0, 1.0]]
+    [[0.0, 1.0], [1.0, 0.0]]
     """
     _check(x, geometry)
     a = _validate.concrete_argument(x, name="x", instead="track_norm")
-    if geometry is None:
-        right: Array = matrix_norm_bracket(a, vectors=True).right
-        return Tracked(_no_axes(a), right[None, ...])
+    if _is_dense(geometry):
+        found = matrix_norm_bracket(_stack(a, geometry), rtol=_START, vectors=True)
+        return _of_block(found.right, a, geometry)
+    assert geometry is not None
     bracket, place = choose.bracket(a, geometry, rtol=_START)
     found = attained(a, bracket, place, geometry, rtol=_START)
     vector: Array = found.left if geometry.transposed else found.right
     if geometry.input_shape is not None:
-        return Tracked(_no_axes(a), vector[None, ...])
-    first = np.zeros(len(geometry.kernel_size))
+        return _of_block(vector, a, geometry)
+    theta = np.zeros(len(geometry.kernel_size))
     if found.frequency is not None:  # it is, of a zero kernel, of NaN or inf
-        first = crossing.to_host(found.frequency)
+        theta = crossing.to_host(found.frequency)
     with libraries.plain_arithmetic(a):
-        return _of_peaks(a, first, crossing.host_array(vector), geometry)
+        grid = _waves.grid_start(scaled_on_host(a), geometry)
+    real = result_dtype(a)
+    every = np.concatenate([crossing.host_array(vector)[None, ...], grid])
+    every = np.where(np.isfinite(every), every, 0)  # of a kernel that holds NaN or inf
+    return Tracked(
+        crossing.from_host(theta, dtype=real, like=a),
+        crossing.from_host(every, dtype=dtypes.complex_dtype(real), like=a),
+    )
 
 
 @compiling.one_node
@@ -117,9 +130,9 @@ def track_norm(
 ) -> tuple[Array, Tracked]:
     """Estimate a norm from below, near where it was attained for an operator not much different.
 
-    Two products with vectors for each step, and one for the value: what a training step can pay.
-    Differentiable once by the outer product of the vectors, usable under ``jax.jit``,
-    ``jax.grad`` and ``torch.compile``.
+    Two products with a few vectors for each step, and one with a single vector where it is
+    differentiated: what a training step can pay. Differentiable once by the outer product of the
+    vectors that attain the value, usable under ``jax.jit``, ``jax.grad`` and ``torch.compile``.
 
     Parameters
     ----------
@@ -130,7 +143,8 @@ def track_norm(
     geometry : ConvGeometry, optional
         As for `start_tracking`.
     steps : int, optional
-        Steps of power iteration, at least 0.
+        Steps of power iteration with a block of vectors, at least 0. One follows a large matrix
+        through training; the first updates of Adam, which turn it about, take four.
 
     Returns
     -------
@@ -170,40 +184,260 @@ def track_norm(
     """
     a = _check(x, geometry)
     count = _validate.positive_int(steps, name="steps", least=0)
-    xp = libraries.namespace(a)
-    real = result_dtype(a)
     parts: object = state
     if not isinstance(parts, Tracked):
         msg = f"state must be the Tracked that start_tracking returned, got {type(parts).__name__}"
         raise TypeError(msg)
-    if 0 in a.shape:
-        return xp.zeros((), dtype=real, device=libraries.device_of(a)), state
-    old = Tracked(*(autodiff.without_gradient(part) for part in state))
     with libraries.plain_arithmetic(a):
-        flat, peak = fixed_steps.scaled(xp.reshape(a, (1, -1)))
-        kind = dtypes.complex_dtype(real) if dtypes.is_complex(flat.dtype) else real
-        a = xp.reshape(xp.astype(flat, kind, copy=False), a.shape)
-        value, new = _followed(a, old, geometry, steps=count)
-        # inf and NaN are the norm, and no place to go on from
-        value = xp.where(xp.isfinite(peak), fixed_steps.divisor(peak) * value, peak)
-        kept = (xp.where(xp.isfinite(peak), x, y) for x, y in zip(new, old, strict=True))
-        return value, Tracked(*kept)
+        place = placed(a, state, geometry, steps=count)
+        if 0 in a.shape or not autodiff.is_differentiated(a):
+            return place.value, place.state
+        linear = place.operator.along(_floating(a), place.pair)
+        return _restored(linear, place.peak, place.operator.root), place.state
 
 
-def _followed(
-    a: Array, state: Tracked, geometry: ConvGeometry | None, *, steps: int
-) -> tuple[Array, Tracked]:
-    """Do what `track_norm` does, for entries of size at most about 1."""
+class Place(NamedTuple):
+    """Where a norm was found to be attained nearly: by a pair of unit vectors, and what is kept."""
+
+    value: Array
+    pair: tuple[Array, ...]
+    state: Tracked
+    operator: _Operator
+    peak: Array
+
+
+def placed(x: Array, state: Tracked, geometry: ConvGeometry | None, *, steps: int) -> Place:
+    """Take steps; all that is returned is constant for differentiation."""
+    xp = libraries.namespace(x)
+    a = _floating(autodiff.without_gradient(x))
+    old = Tracked(*(autodiff.without_gradient(part) for part in state))
+    if 0 in a.shape:
+        zero = xp.zeros((), dtype=result_dtype(a), device=libraries.device_of(a))
+        return Place(zero, (), old, _Matrices(a, geometry, zero), zero)
+    if isinstance(a, np.ndarray):
+        # sums of products with unit vectors are below the norm, so if that is an ordinary number
+        # nothing was lost, and the largest entry needs no pass of its own
+        one = np.ones((), dtype=result_dtype(a))
+        _check_state(old, operator := _operator(a, geometry, one))
+        value, pair, new = operator.follow(old, steps)
+        if _ORDINARY < value < 1 / _ORDINARY:
+            value = np.asarray(value)  # not a scalar of NumPy's
+            return Place(value, pair, new, operator, value)
+    peak = _peak(a)
+    operator = _operator(a, geometry, 1 / xp.sqrt(divisor(peak)))
+    _check_state(old, operator)
+    value, pair, new = operator.follow(old, steps)
+    # inf and NaN are the norm, and like zero no place to go on from
+    usable = xp.isfinite(peak) & (peak > 0)
+    kept = Tracked(*(xp.where(usable, y, z) for y, z in zip(new, old, strict=True)))
+    return Place(_restored(value, peak, operator.root), pair, kept, operator, peak)
+
+
+class _Operator(Protocol):
+    """What is followed: products with it carry `root` twice, so that entries are about 1."""
+
+    root: Array
+    shape: tuple[int, ...]
+    axes: int
+    least: int
+
+    def follow(self, state: Tracked, steps: int) -> tuple[Array, tuple[Array, ...], Tracked]:
+        """Take steps; return the value, the vectors that attain it, and what to go on from."""
+
+    def along(self, a: Array, pair: tuple[Array, ...]) -> Array:
+        """Return Re u^H T v as a function of the kernel."""
+
+    def gradient(self, pair: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Return its gradient, or for a matrix the two vectors of whose outer product it is."""
+
+
+class _Matrices:
+    """Matrices, one for each group of channels, and a block of vectors for each.
+
+    The norm is the largest of theirs.  Rows have the shape (groups, vectors, n).
+    """
+
+    axes, least = 0, 1
+
+    def __init__(self, a: Array, geometry: ConvGeometry | None, root: Array) -> None:
+        self.a, self.root, self.geometry = a, root, geometry
+        self.groups = 1 if geometry is None else geometry.groups
+        self.shape: tuple[int, ...] = (self.groups * int(a.shape[1]),)
+
+    def first(self, v: Array) -> Array:
+        """Return T v of rows."""
+        return self.images(self.a, v)
+
+    def images(self, a: Array, v: Array) -> Array:
+        """Return T v of rows, as a function of the kernel."""
+        xp = libraries.namespace(a)
+        root = xp.astype(self.root, a.dtype, copy=False)
+        stack = xp.matrix_transpose(_stack(a, self.geometry))
+        return root * linalg.matmul(root * v, stack)
+
+    def back(self, u: Array) -> Array:
+        """Return T^H u of rows."""
+        xp = libraries.namespace(u)
+        root = xp.astype(self.root, u.dtype, copy=False)
+        stack = _stack(self.a, self.geometry)
+        stack = xp.conj(stack) if dtypes.is_complex(stack.dtype) else stack
+        return root * linalg.matmul(root * u, stack)
+
+    def follow(self, state: Tracked, steps: int) -> tuple[Array, tuple[Array, ...], Tracked]:
+        """Take steps with all groups."""
+        xp = libraries.namespace(self.a)
+        count = state.vector.shape[0]
+        rows = xp.reshape(state.vector, (count, self.groups, -1))
+        rows = xp.permute_dims(rows, (1, 0, 2))
+        values, u, v, rows = _blocks.stepped(rows, self, steps=steps)
+        kept = xp.reshape(xp.permute_dims(rows, (1, 0, 2)), state.vector.shape)
+        if self.groups > 1:
+            number = crossing.indices(np.arange(self.groups), like=values)
+            is_best = xp.astype(number == xp.argmax(values), values.dtype)
+            u = u * xp.astype(is_best[:, None, None], u.dtype)
+            v = v * xp.astype(is_best[:, None, None], v.dtype)
+        return xp.max(values), (u, v), Tracked(state.frequency, kept)
+
+    def along(self, a: Array, pair: tuple[Array, ...]) -> Array:
+        """Return the sum of Re u^H T v over the groups."""
+        u, v = pair
+        return _inner(u, self.images(a, v))
+
+    def gradient(self, pair: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Return u and v of a matrix, u v^H of several."""
+        u, v = (part[:, 0, :] for part in pair)
+        if self.groups == 1:
+            return u[0, :], v[0, :]
+        xp = libraries.namespace(u)
+        v = xp.conj(v) if dtypes.is_complex(v.dtype) else v
+        return (xp.reshape(u[:, :, None] * v[:, None, :], self.a.shape),)
+
+
+class _OneSize(_Matrices):
+    """The operator of one size, as a matrix that is known by its products."""
+
+    def __init__(self, a: Array, geometry: ConvGeometry, root: Array) -> None:
+        super().__init__(a, geometry, root)
+        ends = (geometry.input_shape, geometry.output_shape)
+        sizes = ends[::-1] if geometry.transposed else ends
+        self.shape = (int(a.shape[1]) * geometry.groups, *(sizes[0] or ()))
+        self._left = (int(a.shape[0]), *(sizes[1] or ()))
+        self._ways: tuple[Callable[[Array, Array], Array], ...] = (geometry.apply, geometry.adjoint)
+        if geometry.transposed:
+            self._ways = self._ways[::-1]
+        self.groups = 1
+
+    def images(self, a: Array, v: Array) -> Array:
+        """Return T v of rows."""
+        return self._through(self._ways[0], a, v, self.shape)
+
+    def back(self, u: Array) -> Array:
+        """Return T^H u of rows."""
+        return self._through(self._ways[1], self.a, u, self._left)
+
+    def _through(
+        self, way: Callable[[Array, Array], Array], a: Array, x: Array, shape: tuple[int, ...]
+    ) -> Array:
+        xp = libraries.namespace(a)
+        root = xp.astype(self.root, a.dtype, copy=False)
+        y = way(a, xp.reshape(root * x, (-1, *shape)))
+        return root * xp.reshape(y, (1, x.shape[1], -1))
+
+
+class _EverySize:
+    """The symbol of a convolution, by waves."""
+
+    def __init__(self, a: Array, geometry: ConvGeometry, root: Array) -> None:
+        self.waves = _waves.Waves(a, geometry, root)
+        self.root, self.geometry = root, geometry
+        self.shape, self.axes = self.waves.shape, len(geometry.kernel_size)
+        self.least = 1 + self.waves.vectors
+
+    def follow(self, state: Tracked, steps: int) -> tuple[Array, tuple[Array, ...], Tracked]:
+        """Take steps with all waves."""
+        xp = libraries.namespace(state.vector)
+        found, vectors = _waves.followed(state.frequency, state.vector, self.waves, steps=steps)
+        value = xp.reshape(found.value, ())
+        return value, found[1:4], Tracked(found.theta[0, ...], vectors)
+
+    def along(self, a: Array, pair: tuple[Array, ...]) -> Array:
+        """Return Re u^H F v of one wave."""
+        turns, u, v = pair
+        taps = taps_of(a, self.geometry.groups)
+        return _inner(u, _waves.summed(self.waves.images(taps, v), turns))
+
+    def gradient(self, pair: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Return conj(t_k) u v^H for the taps, in the shape of the kernel."""
+        turns, u, v = pair
+        xp = libraries.namespace(u)
+        rows = xp.conj(turns[:, 0])[:, None, None, None] * u[None, :, :, :]
+        found = rows * xp.conj(xp.permute_dims(self.waves.read(v), (0, 1, 3, 2)))
+        found = found if dtypes.is_complex(self.waves.taps.dtype) else xp.real(found)
+        groups, p, q = self.waves.taps.shape[1:]
+        found = xp.permute_dims(found, (1, 2, 3, 0))
+        return (xp.reshape(found, (groups * p, q, *self.geometry.kernel_size)),)
+
+
+def _of_block(first: Array, a: Array, geometry: ConvGeometry | None) -> Tracked:
+    """Return a block that starts from one vector for each group, and random ones, after steps."""
     xp = libraries.namespace(a)
-    theta, v = state
-    if geometry is not None and geometry.input_shape is not None:
-        value, v = _of_one_size(a, v[0, ...], geometry, steps=steps)
-        return xp.reshape(xp.stack([value]), ()), Tracked(theta, v[None, ...])
-    _check_state(theta, v, operator := _Waves(a, geometry))
-    theta, v = _powers(theta, v, operator, steps=steps, climbing=_CLIMBING)
-    values = _values(theta, v, operator)
-    value = xp.reshape(xp.max(values, axis=0, keepdims=True), ())
-    return value, _exchanged(theta, v, autodiff.without_gradient(values))
+    is_one_size = geometry is not None and geometry.input_shape is not None
+    groups = 1 if geometry is None or is_one_size else geometry.groups
+    n = math.prod(first.shape) // groups
+    is_large = is_one_size or math.prod(a.shape) > _LARGE
+    count = min(_LESS if is_large else _BLOCK, n)
+    kind = _floating(a[:0, ...]).dtype
+    first = xp.where(xp.isfinite(first), first, xp.zeros_like(first))  # of NaN and inf
+    rng = np.random.default_rng(0)
+    others = crossing.from_host(rng.standard_normal((groups, count, n)), dtype=kind, like=a)
+    rows = xp.concat([xp.reshape(xp.astype(first, kind), (groups, 1, n)), others], axis=1)
+    with libraries.plain_arithmetic(a):
+        rows = linalg.orthonormal_rows(rows[:, : max(count, 1), :])
+    shape = first.shape if is_one_size else (groups * n,)
+    vector = xp.reshape(xp.permute_dims(rows, (1, 0, 2)), (rows.shape[1], *shape))
+    theta = xp.zeros((0,), dtype=result_dtype(a), device=libraries.device_of(a))
+    with libraries.plain_arithmetic(a):
+        return placed(a, Tracked(theta, vector), geometry, steps=_STEPS).state
+
+
+def _is_dense(geometry: ConvGeometry | None) -> bool:
+    """Say whether the norm is that of matrices: for every size if there is but one tap."""
+    if geometry is None:
+        return True
+    return geometry.input_shape is None and math.prod(geometry.kernel_size) == 1
+
+
+def _stack(a: Array, geometry: ConvGeometry | None) -> Array:
+    """Return the matrices of a kernel with one tap, one for each group."""
+    groups = 1 if geometry is None else geometry.groups
+    return libraries.namespace(a).reshape(a, (groups, int(a.shape[0]) // groups, int(a.shape[1])))
+
+
+def _operator(a: Array, geometry: ConvGeometry | None, root: Array) -> _Operator:
+    if _is_dense(geometry):
+        return _Matrices(a, geometry, root)
+    assert geometry is not None
+    kind = _EverySize if geometry.input_shape is None else _OneSize
+    return kind(a, geometry, root)
+
+
+def _floating(a: Array) -> Array:
+    """Return an array in a floating type of at least single precision."""
+    real = result_dtype(a)
+    kind = dtypes.complex_dtype(real) if dtypes.is_complex(a.dtype) else real
+    return libraries.namespace(a).astype(a, kind, copy=False)
+
+
+def _peak(a: Array) -> Array:
+    """Return the largest component: NaN or inf where there is one."""
+    xp = libraries.namespace(a)
+    each = [xp.maximum(xp.max(part), -xp.min(part)) for part in dtypes.components(a)]
+    return each[0] if len(each) == 1 else xp.maximum(*each)
+
+
+def _restored(value: Array, peak: Array, root: Array) -> Array:
+    xp = libraries.namespace(value)
+    return xp.where(xp.isfinite(peak), value / root / root, peak)
 
 
 def _check(x: object, geometry: object) -> Array:
@@ -220,219 +454,20 @@ def _check(x: object, geometry: object) -> Array:
     return a
 
 
-def _check_state(theta: Array, v: Array, operator: _Waves) -> None:
-    axes = operator.places.shape[1]
-    if tuple(theta.shape)[1:] != (axes,) or tuple(v.shape)[1:] != operator.shape:
+def _check_state(state: Tracked, operator: _Operator) -> None:
+    got = tuple(state.frequency.shape), tuple(state.vector.shape)
+    fits = len(got[1]) > 0 and got[1][0] >= operator.least and got[1][1:] == operator.shape
+    if got[0] != (operator.axes,) or not fits:
         msg = (
-            f"state must hold frequencies of {axes} axes and vectors of the shape {operator.shape}, "
-            f"as start_tracking returns for this operator, got {tuple(theta.shape)[1:]} and "
-            f"{tuple(v.shape)[1:]}"
+            f"state must hold a frequency of {operator.axes} axes and vectors of the shape "
+            f"{operator.shape}, as start_tracking returns for this operator, got {got[0]} and {got[1]}"
         )
         raise ValueError(msg)
 
 
-def _of_one_size(a: Array, v: Array, geometry: ConvGeometry, *, steps: int) -> tuple[Array, Array]:
-    """Take steps with the operator itself."""
-    frozen = autodiff.without_gradient(a)
-    ways = (geometry.adjoint, geometry.apply)
-    back, first = ways[::-1] if geometry.transposed else ways
-    every = tuple(range(v.ndim))
-    for _ in range(steps):
-        v = _unit(back(frozen, _unit(first(frozen, v), every)), every)
-    u = _unit(first(frozen, v), every)
-    return _inner(u, first(a, v), every), v
-
-
-def _no_axes(a: Array) -> Array:
-    xp = libraries.namespace(a)
-    return xp.zeros((1, 0), dtype=result_dtype(a), device=libraries.device_of(a))
-
-
-def _of_peaks(a: Array, first: HostFloats, v: HostNumbers, geometry: ConvGeometry) -> Tracked:
-    """Return the wave (first, v), those that have climbed to other maxima, and those of a grid."""
-    operator = _Waves(scaled_on_host(a), geometry)
-    taps = np.asarray(geometry.kernel_size)
-    counts = np.where(taps > 1, np.minimum(2 * taps, _PER_AXIS), 1)
-    grid = np.stack(np.meshgrid(*(np.arange(n) / n for n in counts), indexing="ij"), axis=-1)
-    theta = 2 * np.pi * grid.reshape(-1, len(counts))
-    theta = theta / np.where(taps > 1, geometry.dilation, 1)
-    waves = np.random.default_rng(0).standard_normal((len(theta), *operator.shape)) + 0j
-    waves = _powers(theta, waves, operator, steps=10, climbing=0)[1]
-    best = np.argsort(-_values(theta, waves, operator), kind="stable")[: _CLIMBING - 1]
-    others = _powers(theta[best], waves[best], operator, steps=10, climbing=_CLIMBING)
-    real = result_dtype(a)
-    frequencies = np.concatenate([first[None], others[0], theta])
-    vectors = np.concatenate([v[None], others[1], waves])
-    return Tracked(
-        crossing.from_host(frequencies, dtype=real, like=a),
-        crossing.from_host(vectors, dtype=dtypes.complex_dtype(real), like=a),
-    )
-
-
-class _Waves:
-    """F(theta) and its adjoint at W waves, by the taps of all groups.
-
-    Attributes
-    ----------
-    taps : array, shape (T, groups, p, q)
-        The kernel.
-    places : host ints, shape (T, axes)
-        The sample d k that tap k reads.
-    phases : host ints, shape (T,)
-        Which sample within a stride that is.
-    shape : tuple of int
-        That of the channels of a wave.
-    """
-
-    def __init__(self, a: Array, geometry: ConvGeometry | None) -> None:
-        if geometry is None:
-            self.taps = a[None, None, ...]
-            self.places = np.zeros((1, 0), dtype=np.int64)
-            self.phases, self.count = np.zeros(1, dtype=np.int64), 1
-            self.shape: tuple[int, ...] = (int(a.shape[1]),)
-            return
-        self.taps = taps_of(a, geometry.groups)
-        offsets = itertools.product(*(range(k) for k in geometry.kernel_size))
-        self.places = np.asarray(list(offsets), dtype=np.int64) * np.asarray(geometry.dilation)
-        self.phases = np.ravel_multi_index((self.places % geometry.stride).T, geometry.stride)
-        self.count = int(np.prod(geometry.stride))
-        self.shape = (int(a.shape[1]) * geometry.groups, *geometry.stride)
-
-    def turns(self, theta: Array) -> Array | None:
-        """Return exp(i theta . d k), shape (T, W); None for a single tap, whose phase is free."""
-        if len(self.places) == 1:
-            return None
-        xp = libraries.namespace(theta)
-        places = crossing.from_host(self.places.astype(np.float64), dtype=theta.dtype, like=theta)
-        angle = linalg.matmul(places, xp.matrix_transpose(theta))
-        return xp.exp(1j * xp.astype(angle, dtypes.complex_dtype(theta.dtype)))
-
-    def images(self, taps: Array, v: Array) -> Array:
-        """Return K_k v[:, d k mod s] for all taps, shape (T, groups, p, W)."""
-        xp = libraries.namespace(taps)
-        groups, q = int(taps.shape[1]), int(taps.shape[3])
-        parts = xp.reshape(v, (v.shape[0], groups, q, self.count))
-        parts = crossing.select(xp.permute_dims(parts, (3, 1, 2, 0)), self.phases)
-        return _times(taps, parts)
-
-    def back(self, taps: Array, u: Array, turns: Array | None) -> Array:
-        """Return F^H u in the shape of inputs."""
-        xp = libraries.namespace(taps)
-        parts = _times(linalg.adjoint(taps), u[None, ...])
-        if turns is not None:
-            parts = parts * xp.conj(turns)[:, None, None, :]
-        if len(self.phases) == self.count == 1:
-            summed = parts
-        else:  # of several samples a stride apart, one tap reads the first
-            table = (self.phases[None, :] == np.arange(self.count)[:, None]).astype(np.float64)
-            moved = crossing.from_host(table, dtype=parts.dtype, like=parts)
-            rows = linalg.matmul(moved, xp.reshape(parts, (parts.shape[0], -1)))
-            summed = xp.reshape(rows, (self.count, *parts.shape[1:]))
-        return xp.reshape(xp.permute_dims(summed, (3, 1, 2, 0)), (u.shape[-1], *self.shape))
-
-
-def _powers(
-    theta: Array, v: Array, operator: _Waves, *, steps: int, climbing: int
-) -> tuple[Array, Array]:
-    """Take steps of power iteration with waves; the frequencies of the first ones climb."""
-    frozen = autodiff.without_gradient(operator.taps)
-    moving = crossing.from_host(
-        1.0 * (np.arange(theta.shape[0]) < climbing)[:, None], dtype=theta.dtype, like=theta
-    )
-    for _ in range(steps):
-        turns = operator.turns(theta)
-        images = operator.images(frozen, v)
-        if turns is not None and climbing:
-            theta = theta + moving * _climb(_terms(images, turns), operator.places)
-            turns = operator.turns(theta)
-        v = operator.back(frozen, _unit(_summed(images, turns), (0, 1)), turns)
-        v = _unit(v, tuple(range(1, v.ndim)))
-    return theta, v
-
-
-def _values(theta: Array, v: Array, operator: _Waves) -> Array:
-    """Return |F v| for each wave, differentiable in the kernel."""
-    turns = operator.turns(theta)
-    frozen = autodiff.without_gradient(operator.taps)
-    u = _unit(_summed(operator.images(frozen, v), turns), (0, 1))
-    return _inner(u, _summed(operator.images(operator.taps, v), turns), (0, 1))
-
-
-def _exchanged(theta: Array, v: Array, values: Array) -> Tracked:
-    """Let the largest wave of the grid, if larger, take the place of the least that climbs."""
-    xp = libraries.namespace(values)
-    if values.shape[0] <= _CLIMBING:
-        return Tracked(theta, v)
-    which = crossing.indices(np.arange(values.shape[0]), like=values)
-    least = xp.argmin(values[:_CLIMBING])
-    best = xp.argmax(values[_CLIMBING:]) + _CLIMBING
-    is_larger = xp.take(values, best[None]) > xp.take(values, least[None])
-    moved = (which == least) & is_larger
-
-    def exchange(x: Array) -> Array:
-        new = xp.take(x, best[None], axis=0)
-        return xp.where(xp.reshape(moved, (-1, *(1 for _ in x.shape[1:]))), new, x)
-
-    return Tracked(exchange(theta), exchange(v))
-
-
-def _summed(images: Array, turns: Array | None) -> Array:
-    """Return F v, shape (groups, p, W)."""
-    xp = libraries.namespace(images)
-    return images[0, ...] if turns is None else xp.sum(images * turns[:, None, None, :], axis=0)
-
-
-def _terms(images: Array, turns: Array) -> Array:
-    """Return exp(i theta . d k) u^H K_k v for u = F v over its length, shape (T, W)."""
-    xp = libraries.namespace(images)
-    u = _unit(_summed(images, turns), (0, 1))
-    return xp.sum(xp.conj(u) * images, axis=(1, 2)) * turns
-
-
-def _climb(terms: Array, places: HostInts) -> Array:
-    """Return steps of frequencies that do not lower |sum_k terms_k exp(i step . (d k))|.
-
-    With g the gradient and c_k the places from their mean, the second derivatives along the axes
-    (A of them) are below L_a = A sum |terms_k| c_ka^2, so that g_a / L_a gains g_a^2 / 2 L_a.
-    """
-    xp = libraries.namespace(terms)
-    real = dtypes.real_dtype(terms.dtype)
-    at = crossing.from_host(places.astype(np.float64), dtype=real, like=xp.real(terms))[:, None, :]
-    sizes = xp.abs(terms)[..., None]
-    mean = xp.sum(sizes * at, axis=0) / _positive(xp.sum(sizes, axis=0))
-    slope = -xp.sum(xp.imag(terms)[..., None] * (at - mean), axis=0)
-    curvature = places.shape[1] * xp.sum(sizes * (at - mean) ** 2, axis=0)
-    return slope / _positive(curvature)
-
-
-def _times(taps: Array, vectors: Array) -> Array:
-    """Return the products of matrices with some columns, real ones with both parts of these."""
-    xp = libraries.namespace(taps)
-    if dtypes.is_complex(taps.dtype) or not dtypes.is_complex(vectors.dtype):
-        return linalg.matmul(taps, vectors)
-    width = vectors.shape[-1]
-    both = linalg.matmul(taps, xp.concat(dtypes.components(vectors), axis=-1))
-    both = xp.astype(both, vectors.dtype)
-    return both[..., :width] + 1j * both[..., width:]
-
-
-def _unit(x: Array, axes: tuple[int, ...]) -> Array:
-    """Return vectors along these axes over their lengths, or zero."""
-    xp = libraries.namespace(x)
-    x = x / xp.astype(_positive(xp.max(xp.abs(x), axis=axes, keepdims=True)), x.dtype)
-    squares = sum(xp.sum(part * part, axis=axes, keepdims=True) for part in dtypes.components(x))
-    return x / xp.astype(_positive(xp.sqrt(squares)), x.dtype)
-
-
-def _positive(x: Array) -> Array:
-    """Return `x` with ones for zeros, to divide by."""
-    xp = libraries.namespace(x)
-    return xp.where(x == 0, xp.ones_like(x), x)
-
-
-def _inner(x: Array, y: Array, axes: tuple[int, ...]) -> Array:
-    """Return Re <x, y> along these axes."""
+def _inner(x: Array, y: Array) -> Array:
+    """Return Re <x, y>."""
     xp = libraries.namespace(x)
     pairs = zip(dtypes.components(x), dtypes.components(y), strict=True)
-    terms = [xp.sum(a * b, axis=axes) for a, b in pairs]
+    terms = [xp.sum(a * b) for a, b in pairs]
     return sum(terms[1:], terms[0])

@@ -34,7 +34,7 @@ from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._modules import check_model, does_as, label, network_bound, weight_of
 from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
 from gramnorm._rigour.model import precision_of
-from gramnorm._tracking import Tracked, start_tracking, track_norm
+from gramnorm._tracking import Tracked, placed, start_tracking, track_norm
 
 __all__ = [
     "NormTracker",
@@ -53,9 +53,11 @@ _GEOMETRY = (  # what the modules and `conv_norm_bound` call by the same names
     *("stride", "padding", "padding_mode", "dilation", "groups"),
     *("transposed", "output_padding"),
 )
-_LARGE = 2**16
-"""Entries of a weight from which on one step of power iteration is all that a training step pays;
-six steps with fewer entries cost no more."""
+_SMALL = 2**14
+"""Entries of a weight up to which `_MANY` steps cost no more than a few with more of them."""
+_MANY = 4
+_EARLY = 32
+"""Accesses with `_MANY` steps whatever the size: the first steps of Adam turn a weight about."""
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _COUNTED = (
     "Linear, Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d and BatchNorm1d to BatchNorm3d"
@@ -355,19 +357,125 @@ class _Followed(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a search looks at values
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the estimate, and keep what the next one starts from."""
-        work = torch.float64 if weight.dtype in (torch.float64, torch.complex128) else torch.float32
-        if self.age % self.every == 0:
-            state = start_tracking(weight.detach(), self.geometry)
-        else:
-            vector = self.vector.to(work)
-            vector = torch.view_as_complex(vector) if self.is_complex else vector.clone()
-            state = Tracked(self.frequency.to(work), vector)
-        steps = 0 if self.age % self.every == 0 else 1 if weight.numel() > _LARGE else 6
-        value, state = track_norm(weight, state, self.geometry, steps=steps)
+        if self._by_products(weight):
+            state, steps = self._next(weight)
+            value, state = track_norm(weight, state, self.geometry, steps=steps)
+            self._keep(state)
+            return cast(torch.Tensor, value)
+        found = _Value.apply(weight, *self._attained(weight))  # type: ignore[no-untyped-call]
+        return cast(torch.Tensor, found)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def divided(self, weight: torch.Tensor, bound: float) -> torch.Tensor:
+        """Return the weight over the estimate where that is above the bound, times the bound."""
+        if self._by_products(weight):
+            over = self(weight) / bound
+            return cast(torch.Tensor, weight / over.clamp(min=1.0).to(weight.dtype))
+        found = _Quotient.apply(weight, *self._attained(weight), bound)  # type: ignore[no-untyped-call]
+        return cast(torch.Tensor, found)
+
+    def _by_products(self, weight: torch.Tensor) -> bool:
+        """Say whether the gradient is not at hand: of one size, or of weights in several processes."""
+        is_one_size = self.geometry is not None and self.geometry.input_shape is not None
+        return is_one_size or spread.is_dtensor(weight) or 0 in weight.shape
+
+    def _attained(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the estimate, and its gradient: that, or vectors whose outer product it is."""
+        state, steps = self._next(weight)
+        work = _working(weight)
+        w: Any = weight.detach()
+        w = w.to(torch.complex64 if w.is_complex() else work) if w.element_size() < 4 else w
+        # NumPy's calls cost less than PyTorch's, and its products with few vectors no more
+        is_home = w.device.type == "cpu"
+        if is_home:
+            w, state = w.resolve_conj().numpy(), Tracked(*(x.numpy() for x in state))
+        with torch.no_grad():
+            place = placed(w, state, self.geometry, steps=steps)
+            gradient = place.operator.gradient(place.pair)
+        if is_home:
+            state = Tracked(*map(torch.from_numpy, place.state))
+            self._keep(state)
+            value = torch.tensor(float(place.value), dtype=work)
+            return value, *map(torch.from_numpy, gradient)
+        self._keep(place.state)
+        return place.value, *gradient
+
+    def _next(self, weight: torch.Tensor) -> tuple[Tracked, int]:
+        """Return where to go on from, and how many steps to take."""
+        is_due = self.age % self.every == 0
         self.age += 1
+        if is_due:
+            return start_tracking(weight.detach(), self.geometry), 0
+        vector = self.vector.to(_working(weight))
+        vector = torch.view_as_complex(vector) if self.is_complex else vector
+        state = Tracked(self.frequency.to(_working(weight)), vector)
+        if weight.numel() <= _SMALL or self.age <= _EARLY:
+            return state, _MANY
+        return state, 1 if self.geometry is None else 2
+
+    def _keep(self, state: Tracked) -> None:
+        """Write to the buffers, once their values have been used."""
         self.frequency.copy_(state.frequency)
         self.vector.copy_(_real(state.vector))
-        return cast(torch.Tensor, value)
+
+
+class _Value(torch.autograd.Function):
+    """A norm, whose gradient is known: an array, or vectors u, v of which it is u v^H."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: torch.Tensor, norm: torch.Tensor, *gradient: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(weight, *gradient)
+        return norm.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, first, *rest = ctx.saved_tensors
+        found = torch.outer(cotangent * first, _conjugate(rest[0])) if rest else cotangent * first
+        return found.reshape(weight.shape).to(weight.dtype), None, None, *(None for _ in rest)
+
+
+class _Quotient(torch.autograd.Function):
+    """W over max(norm / bound, 1), whose gradient takes two passes over the matrix.
+
+    With the result R, the gradient D of the norm, and G with respect to R it is
+
+        (G - Re <G, R> / bound D) bound / norm,   or G where the norm is below the bound.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, norm: torch.Tensor, *rest: Any) -> torch.Tensor:
+        *gradient, ctx.bound = rest
+        over = norm / ctx.bound
+        result: torch.Tensor = weight / over.clamp(min=1.0).to(weight.dtype)
+        ctx.save_for_backward(result, over, *gradient)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        result, over, first, *rest = ctx.saved_tensors
+        flat = (_real(x).reshape(-1).to(over.dtype) for x in (gradient, result))
+        share = torch.where(over > 1, torch.dot(*flat) / ctx.bound, torch.zeros_like(over))
+        scale = 1 / over.clamp(min=1.0)
+        first = (-share * scale * first).to(gradient.dtype)
+        if rest and over.device.type == "cpu":  # whose numbers are at hand: in one pass
+            last = _conjugate(rest[0]).to(gradient.dtype)
+            found = torch.addr(gradient.flatten(1), first, last, beta=scale.item())
+        else:
+            part = torch.outer(first, _conjugate(rest[0])) if rest else first
+            found = torch.addcmul(part.reshape(gradient.shape), gradient, scale.to(gradient.dtype))
+        return found.reshape(gradient.shape), None, None, *(None for _ in rest), None
+
+
+def _conjugate(x: torch.Tensor) -> torch.Tensor:
+    return x.conj().resolve_conj()
+
+
+def _working(weight: torch.Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def _real(x: torch.Tensor) -> torch.Tensor:
@@ -401,7 +509,7 @@ class SpectralBound(nn.Module):
         Samples of the input of a convolution per spatial axis, for "divide"; by default the bound
         holds for every size.
     certify_every : int, optional
-        In training, certify the norm of "divide" only every so many accesses to the weight, and
+        In training, search the norm of "divide" only every so many accesses to the weight, and
         follow it by `gramnorm.track_norm` between: one step then costs little more than without a
         bound. By default every access is certified.
 
@@ -502,8 +610,7 @@ class SpectralBound(nn.Module):
         """Return the weight that keeps to the bound."""
         _check_traceable(weight, self.method, transforms=self._geometry is not None)
         if self.followed is not None and self.training and torch.is_grad_enabled():
-            over = self.followed(weight) / self.bound
-            return cast(torch.Tensor, weight / over.clamp(min=1.0).to(weight.dtype))
+            return cast(torch.Tensor, self.followed.divided(weight, self.bound))
         if self.method == "divide":
             norm = _bound(weight, self._geometry, self.input_shape, self.rtol)
             if float(norm.detach()) <= self.bound:

@@ -544,6 +544,49 @@ def test_followed_weights_are_nearly_at_the_bound_in_training() -> None:
         assert layer.weight is layer.weight
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("bound", [0.5, 50.0], ids=["above", "below"])
+def test_a_followed_weight_is_differentiated_as_the_quotient(bound, dtype) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(7, 5, dtype=dtype)
+    spectral = SpectralBound(layer, bound=bound, certify_every=100)
+    weight = layer.weight.detach().clone().requires_grad_()
+    for _ in range(30):  # where the norm is attained is found
+        result = spectral(weight)
+    cotangent = torch.randn(5, 7, dtype=dtype)
+    (found,) = torch.autograd.grad(result, weight, cotangent)
+    norm = torch.linalg.matrix_norm(weight, ord=2)
+    (expected,) = torch.autograd.grad(weight / (norm / bound).clamp(min=1), weight, cotangent)
+    assert torch.allclose(result, weight / (norm / bound).clamp(min=1), rtol=1e-9)
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
+    (gradient,) = torch.autograd.grad(spectral(weight).abs().sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.abs().sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_followed_weight_of_half_precision_keeps_its_type(dtype) -> None:
+    layer = nn.Linear(6, 4, dtype=dtype)
+    spectral = SpectralBound(layer, bound=0.1, certify_every=100)
+    spectral(layer.weight)
+    result = spectral(layer.weight)
+    result.sum().backward()
+    assert result.dtype == layer.weight.grad.dtype == dtype
+    norm = torch.linalg.matrix_norm(result.detach().float(), ord=2)
+    assert float(norm) == pytest.approx(0.1, rel=2e-2)
+
+
+def test_followed_layers_keep_their_precision_under_autocast_and_checkpointing() -> None:
+    model, x = followed(), torch.ones(2, 2, 4, 4)
+    plain = copy.deepcopy(model)(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model[4].weight.dtype == torch.float32
+        assert torch.allclose(model(x).float(), plain, rtol=5e-2, atol=1e-2)
+    torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False).sum().backward()
+    gradients = [layer.parametrizations.weight.original.grad for layer in (model[0], model[4])]
+    assert all(torch.isfinite(g).all() and g.any() for g in gradients)
+
+
 def test_the_penalty_can_follow_the_norms() -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     tracker = NormTracker(certify_every=10)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
+from gramnorm import _waves
 from tests.harness import oracles
 from tests.harness.convolutions import stored_dtype
 
@@ -35,7 +36,7 @@ def test_the_norm_of_a_convolution_is_followed_from_below(be, name, size, dtype)
     geometry = gn.ConvGeometry.of(shape, size, **options)
     kernel = change(np.zeros(shape, stored_dtype(be, dtype)), rng, 1.0)
     state = gn.start_tracking(be.asarray(kernel), geometry)
-    for _ in range(30):
+    for _ in range(30 if be.id == "numpy" else 6):
         kernel = change(kernel, rng, 0.005)
         value, state = gn.track_norm(be.asarray(kernel), state, geometry, steps=2)
     bracket = gn.conv_norm_bracket(kernel, size, **options)
@@ -52,7 +53,7 @@ def test_the_norm_of_a_matrix_is_followed_from_below(be, dtype):
     for _ in range(30):
         x = change(x, rng, 0.005)
         value, state = gn.track_norm(be.asarray(x), state)
-    assert state.vector.shape == (1, 20)
+    assert state.vector.shape == (8, 20)
     norm = oracles.sigma(x)
     assert 0.99 * norm <= float(be.to_numpy(value)) <= norm * (1 + 1e-5)
 
@@ -72,6 +73,94 @@ def test_no_step_lowers_the_value(name):
     # from a place that has nothing to do with it to a local maximum, at least
     bracket = gn.conv_norm_bracket(other, **options)
     assert 0.5 * bracket.lower <= values[-1] <= bracket.upper
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 3}], ids=["a matrix", "groups"])
+def test_no_step_with_a_matrix_lowers_the_value(options):
+    rng = np.random.default_rng(5)
+    shape = (30, 20, 1, 1) if options else (90, 60)
+    geometry = gn.ConvGeometry.of(shape, **options) if options else None
+    state = gn.start_tracking(rng.standard_normal(shape), geometry)
+    other = rng.standard_normal(shape)
+    values = [float(gn.track_norm(other, state, geometry, steps=0)[0])]
+    for _ in range(60):
+        value, state = gn.track_norm(other, state, geometry)
+        values.append(float(value))
+    norm = (
+        max(oracles.sigma(block) for block in other.reshape(-1, shape[0] // 3, 20))
+        if (options)
+        else oracles.sigma(other)
+    )
+    assert np.all(np.diff(values) >= -1e-12 * norm)
+    assert abs(values[-1] / norm - 1) < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40), (3, 3)])
+def test_a_matrix_of_rank_eight_has_no_time_to_lag_behind(shape):
+    rng = np.random.default_rng(6)
+    state = gn.start_tracking(rng.standard_normal(shape))
+    for _ in range(5):  # nothing to do with one another
+        x = rng.standard_normal(shape)
+        value, state = gn.track_norm(x, state, steps=2)
+        assert float(value) == pytest.approx(oracles.sigma(x), rel=1e-10)
+
+
+def test_a_direction_that_grows_to_be_the_largest_is_found():
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((200, 200)) / 200**0.5
+    u, v = (np.sign(rng.standard_normal(200)) / 200**0.5 for _ in range(2))
+    state = gn.start_tracking(x)
+    ratios = []
+    for step in range(60):
+        y = x + 0.1 * step * np.outer(u, v)
+        value, state = gn.track_norm(y, state)
+        ratios.append(float(value) / oracles.sigma(y))
+    assert min(ratios) > 0.98
+    assert max(ratios) <= 1 + 1e-12
+
+
+def wave_kernel(frequency, rng):
+    """Return a kernel whose symbol is high about a frequency."""
+    phase = np.arange(3)[:, None] * frequency[0] + np.arange(3) * frequency[1]
+    return np.multiply.outer(rng.standard_normal((6, 5)), np.cos(phase))
+
+
+def test_a_peak_that_overtakes_another_one_elsewhere_is_found():
+    rng = np.random.default_rng(8)
+    one, other = (wave_kernel(f, rng) for f in ((0.0, 0.0), (2.4, -1.3)))
+    geometry = gn.ConvGeometry.of(one.shape)
+    state = gn.start_tracking(one, geometry)
+    ratios = []
+    for share in np.linspace(0, 1, 40):
+        kernel = (1 - share) * one + share * other
+        value, state = gn.track_norm(kernel, state, geometry, steps=2)
+        ratios.append(float(value) / float(gn.conv_norm_bracket(kernel, rtol=1e-6).lower))
+    assert min(ratios) > 0.99
+    assert max(ratios) <= 1 + 2e-6
+
+
+def test_the_grid_holds_one_of_two_frequencies_that_mirror_each_other():
+    """The norms of a real kernel at theta and -theta are the same."""
+    real, every = (_waves.tables((3, 3), (1, 1), (1, 1), kind) for kind in (False, True))
+    assert (len(real.grid), len(every.grid)) == (20, 36)
+    mirrored = {tuple(np.round(x % (2 * np.pi), 6) % 6.283185) for x in (-real.grid)}
+    assert mirrored | {tuple(np.round(x, 6)) for x in real.grid} == {
+        tuple(np.round(x, 6)) for x in every.grid
+    }
+    beside = _waves.tables((5,), (1,), (1,), False).neighbours
+    assert [set(row) for row in beside] == [
+        {0, 1},
+        {0, 1, 2},
+        {1, 2, 3},
+        {2, 3, 4},
+        {3, 4, 5},
+        {4, 5},
+    ]
+    # of stride 2 the period is a half, of four channels for one; one tap in a stride has no frequency
+    assert _waves.tables((3,), (2,), (1,), True).grid.ravel() == pytest.approx(
+        np.arange(4) * np.pi / 4
+    )
+    assert len(_waves.tables((2,), (2,), (1,), True).grid) == 1
 
 
 def test_the_gradient_is_that_of_the_norm():

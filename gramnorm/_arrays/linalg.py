@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gramnorm._arrays import limits
 from gramnorm._arrays.crossing import host_array, to_host
 from gramnorm._arrays.dtypes import is_complex, real_part
-from gramnorm._arrays.libraries import is_sparse, namespace
+from gramnorm._arrays.libraries import device_of, is_sparse, namespace
 from gramnorm._arrays.programs import compiled
 from gramnorm._arrays.types import Array, HostFloats, HostInts
 
@@ -210,6 +210,26 @@ def eigenvectors_or_none(
     if found is None or not np.all(np.isfinite(found[1])):
         return None
     return found[0], found[1]
+
+
+def eigenpairs(x: Array) -> tuple[Array, Array]:
+    """Return eigenvectors and ascending eigenvalues of a Hermitian stack.
+
+    They are unit vectors and zeros where the library gives up.
+    """
+    xp = namespace(x)
+    found = attempted(xp.linalg.eigh, x)
+    if found is not None:
+        return found[1], found[0]
+    unit = xp.eye(x.shape[-1], dtype=x.dtype, device=device_of(x))
+    return unit + xp.zeros_like(x), real_part(xp.zeros_like(x[..., 0]))
+
+
+def orthonormal_rows(x: Array) -> Array:
+    """Return orthonormal rows, for each matrix of a stack, whose span holds that of its rows."""
+    xp = namespace(x)
+    found = attempted(xp.linalg.qr, xp.matrix_transpose(x))
+    return x if found is None else xp.matrix_transpose(found[0])
 
 
 def solved_basis_or_none(

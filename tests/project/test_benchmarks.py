@@ -11,7 +11,7 @@ import gramnorm as gn
 pytest.importorskip("benchmarks", reason="the benchmarks are not beside the tests")
 pytest.importorskip("scipy")
 
-from benchmarks import chunks, figures, kernels, methods, network, rivals, tables
+from benchmarks import chunks, figures, kernels, methods, network, rivals, tables, training
 from benchmarks.devices import Device
 from benchmarks.timing import race
 from gramnorm.report.files import readers
@@ -103,6 +103,18 @@ def test_ratio_does_not_contradict_the_medians_beside_it():
 
     cells = race(lambda: 3.0, lambda: 2.0, Clock(), patience=1e6).cells
     assert cells["ratio"] == cells["ours [ms]"] / cells["theirs [ms]"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+def test_followed_norms_of_the_digits_network_miss_little(rate):
+    """Matrices and kernels that Adam moves by a good part of their norms in a few steps."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    found = training.followed_training(training.digits_net, (64, 1, 8, 8), rate, 60, 4)
+    misses = sorted(found)
+    assert len(misses) == 4 * (training.FIRST + 12)
+    assert misses[-1] <= 0.01
 
 
 def test_the_file_of_a_resnet_18_has_its_layers_and_a_constant(tmp_path):
