@@ -162,11 +162,14 @@ class _Room:
         self._most = most
         self._taken = 0
         self._changed = threading.Condition()
+        self._turn = (
+            threading.Lock()
+        )  # who waits is waited for: small layers do not pass a large one
 
     @contextlib.contextmanager
     def taken(self, size: int) -> Iterator[None]:
         """Wait until there is room for so many numbers, and take it."""
-        with self._changed:
+        with self._turn, self._changed:
             self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._most)
             self._taken += size
         try:

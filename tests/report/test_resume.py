@@ -307,6 +307,24 @@ def test_layers_at_work_have_no_more_numbers_than_memory_is_meant_for(
     assert set(sizes) == {0, 12, 24, 100}
 
 
+def test_small_layers_do_not_pass_a_large_one_that_waits() -> None:
+    room, order = work._Room(10), []
+
+    def enter(size: int) -> None:
+        with room.taken(size):
+            order.append(size)
+
+    with room.taken(4):
+        others = [threading.Thread(target=enter, args=(size,)) for size in (100, 5)]
+        for other in others:
+            other.start()
+            other.join(0.1)
+        assert order == []
+    for other in others:
+        other.join()
+    assert order == [100, 5]
+
+
 def test_an_array_that_cannot_be_read_has_no_digest(checkpoint: Path) -> None:
     from gramnorm.report.files.readers import read_path  # noqa: PLC0415
 
