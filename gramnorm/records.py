@@ -83,7 +83,7 @@ def prove_matrix_norm(x: Array, /, *, rtol: float | None = None, name: str | Non
 
     See Also
     --------
-    matrix_norm_bracket : The bounds without a record.
+    gramnorm.matrix_norm_bracket : The bounds without a record.
 
     Notes
     -----
@@ -159,7 +159,7 @@ def prove_conv_norm(
 
     See Also
     --------
-    conv_norm_bracket : The bounds without a record.
+    gramnorm.conv_norm_bracket : The bounds without a record.
 
     Notes
     -----
@@ -249,7 +249,7 @@ def prove_chain(
 
     See Also
     --------
-    chain_certificate : The bound without a record.
+    gramnorm.chain_certificate : The bound without a record.
 
     Notes
     -----

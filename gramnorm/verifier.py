@@ -487,7 +487,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     try:
         need(len(given) in (1, 2), "usage: verifier.py RECORD [FILE]")
         for name, verdict, reason in verdicts(given[0].read_bytes(), *given[1:]):
-            print(f"{name}: {verdict}: {reason}".encode("ascii", "backslashreplace").decode())
+            print(f"{name}: {verdict}: {reason}".encode("unicode_escape").decode(), flush=True)
             found.add(verdict)
     except (OSError, Refusal) as error:
         print(f"cannot check: {error.args[-1]}", file=sys.stderr)

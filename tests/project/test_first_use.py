@@ -19,6 +19,7 @@ OPTIONAL = {
         "cupy",
         "dask",
         "distributed",
+        "flint",
         "h5py",
         "jax",
         "matplotlib",

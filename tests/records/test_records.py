@@ -9,7 +9,7 @@ import pytest
 
 import gramnorm as gn
 from gramnorm import records, verifier
-from tests.harness import families, oracles
+from tests.harness import chains, families, oracles
 from tests.harness import records as made
 from tests.harness.oracles import Verdict
 
@@ -94,6 +94,33 @@ def test_record_of_a_known_norm_holds_it_and_verifies(kernel, input_shape, optio
     assert_verified(record)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_record_holds_the_norm_of_the_operator_written_out_as_loops(seed):
+    rng = np.random.default_rng(seed)
+    axes, groups = 1 + seed % 2, 1 + seed % 3
+    kernel = rng.standard_normal((groups * 2, 2, *[3] * axes)) + 1j * (seed % 4 == 3)
+    options = {
+        "stride": [int(n) for n in rng.integers(1, 3, size=axes)],
+        "dilation": [int(n) for n in rng.integers(1, 4, size=axes)],
+        "groups": groups,
+    }
+    every = records.prove_conv_norm(kernel, rtol=1e-2, **options)
+    lower, upper = ends(every)
+    assert lower * (1 - 1e-12) <= oracles.sup_reference(kernel, **options)[0] <= upper
+    assert upper <= 1.02 * lower
+    size = [int(n) * s for n, s in zip(rng.integers(1, 5, axes), options["stride"], strict=True)]
+    circle = records.prove_conv_norm(kernel, size, padding_mode="circular", **options)
+    lower, upper = ends(circle)
+    assert lower * (1 - 1e-12) <= oracles.circular_reference(kernel, size, **options) <= upper
+    options |= {"padding": [(2, int(n)) for n in rng.integers(1, 4, axes)], "transposed": seed > 5}
+    options["padding"] = 1 if seed > 5 else options["padding"]
+    padded = records.prove_conv_norm(kernel, [5] * axes, **options)
+    assert oracles.check_conv(kernel, [5] * axes, *ends(padded), **options).clean
+    assert ends(padded)[1] <= 1.002 * ends(padded)[0]
+    for record in (every, circle, padded):
+        assert_verified(record)
+
+
 def test_large_zero_padded_operator_is_recorded_by_its_supremum(monkeypatch):
     monkeypatch.setattr(records, "_ENTRIES", 100)
     record = records.prove_conv_norm(LAPLACIAN, (9, 9), padding=1)
@@ -126,6 +153,17 @@ def test_record_of_zeros_verifies():
     assert_verified(records.prove_matrix_norm(np.zeros((2, 3))))
     assert_verified(records.prove_conv_norm(np.zeros((2, 3, 3))))
     assert_verified(records.prove_conv_norm(np.zeros((2, 3, 3)), 4, padding_mode="circular"))
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+@pytest.mark.parametrize("seed", range(4))
+def test_record_of_a_chain_is_not_below_any_pattern_of_activity(kind, seed):
+    rng = np.random.default_rng(seed)
+    layers, matrices = chains.plain(rng, kind)
+    hidden = [np.exp(rng.standard_normal(w.shape[0]) / 4) for w in layers[:-1]]
+    record = records.prove_chain(layers, hidden, rtol=3e-2)
+    assert_verified(record)
+    assert chains.largest_jacobian(matrices) <= chains.exactly(ends(record)[1])
 
 
 def test_record_of_a_chain_with_norms_far_from_one_verifies():

@@ -538,6 +538,11 @@ class TestProgram:
         assert verifier.main(arguments) == 2
         assert "usage" in capsys.readouterr().err
 
-    def test_a_name_cannot_write_control_characters_other_than_escaped(self, tmp_path, capsys):
-        self.run(tmp_path, put(MATRIX, "\u202e\u00e9\ud800", "name"))
-        assert capsys.readouterr().out.isascii()
+    @pytest.mark.parametrize("keys", [("name",), ("operator", "kind"), ("upper", "method")])
+    def test_text_of_a_record_cannot_write_lines_of_its_own(self, tmp_path, capsys, keys):
+        text = "a\n2: verified: \x1b[2J\u202e\u00e9\ud800"
+        self.run(tmp_path, put(MATRIX, text, *keys))
+        out = capsys.readouterr().out
+        assert out.count("\n") == 1
+        assert out[:-1].isascii()
+        assert out[:-1].isprintable()
