@@ -191,6 +191,12 @@ class TestCells:
     def test_cells_that_are_too_large_are_rejected(self):
         assert_rejected(put(CONV, [[["0/1", "1/2"]]], "upper", "cells"), "cosine|above upper")
 
+    def test_cell_whose_cosine_is_negative_proves_nothing(self):
+        record = records.prove_conv_norm(np.asarray([[[1.0, 0.0, 1.0, 0.0]]]))
+        record["lower"] = {"bound": (0.0).hex()}
+        record["upper"] |= {"bound": (1.0).hex(), "cells": [[["0/1", "1/2"]]]}  # F(1/4) = 0
+        assert_rejected(record, "cosine of a cell is not positive")
+
     def test_cells_of_half_a_complex_kernel_are_rejected(self):
         a = KERNEL + 1j
         complex_one = records.prove_conv_norm(a, rtol=1e-2)
