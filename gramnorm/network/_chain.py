@@ -127,9 +127,10 @@ def chain_certificate(
     input size, and for zero padding of any amount on any side in each layer; or where all layers
     are circular, poolings too, and the product of all strides divides the size; not for padding
     that reflects, replicates or wraps beyond that size. *Poolings and flattening*, Theorem 33:
-    averages between convolutions are exact; where a maximum or a flattening stands, or where
-    strides since the last such place have more than 16 phases, the chain is cut, the constants of
-    both sides are multiplied, and the multipliers of the layer before weigh its channels on both.
+    averages over windows that do not overlap are part of the convolution behind them; where a
+    maximum, a flattening or another average stands, or where strides since the last such place have
+    more than 16 phases, the chain is cut, the constants of both sides are multiplied, and the
+    multipliers of the layer before weigh its channels on both.
     Padding of poolings is of zeros, counted by averages, or for the maximum of minus infinity.
 
     Rounding of weights times multipliers, of the norms and of their powers is counted; that of the

@@ -1,10 +1,11 @@
 """Links: the linear maps between two activations of a chain, and where it is cut.
 
-An average between an activation and a convolution is one kernel with it,
+An average over windows that do not overlap, between an activation and a convolution, is one kernel
+with it,
 
     y[o] = sum_t K[t] p[s o + t],  p[q] = 1/w sum_j x[r q + j]:   stride r s, taps r t + j,
 
-whose entries are sums of a few of K; the 1/w is kept apart as a fraction.  A cut ends a segment
+whose entries are those of K; the 1/w is kept apart as a fraction.  A cut ends a segment
 with a weight R per channel and begins the next with the same: what stands there has a constant
 between both that does not depend on R (docs/theory.md, Theorem 33).
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -22,10 +23,7 @@ import numpy as np
 
 from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostFloats, HostInts
-from gramnorm._rigour.model import HOST_UNIT, up
 from gramnorm.network._steps import Pool, Step, written_out
-
-_SMALLEST = 2.0**-1074
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,11 +87,11 @@ def normalised(step: Step, norm: float) -> tuple[HostFloats, float, Fraction]:
 def _link(step: Step, norm: float, slope: Fraction, *, is_first: bool) -> Link:
     """Return one link; what is not summed into its kernel stands at a cut."""
     weights, norm, factor = normalised(step, norm)
-    doubts, stride, square = None, step.stride, Fraction(1)
+    stride, square = step.stride, Fraction(1)
     is_summed = not is_first and _averages_in_kernel(step)
     for pool in reversed(step.pools):
         if is_summed:
-            weights, doubts = _summed(weights, doubts, pool)
+            weights = _summed(weights, pool)
             stride = tuple(s * r for s, r in zip(stride, pool.stride, strict=True))
             norm, factor = norm * pool.count * math.sqrt(pool.square), factor / pool.count
         else:
@@ -102,7 +100,7 @@ def _link(step: Step, norm: float, slope: Fraction, *, is_first: bool) -> Link:
     samples = math.prod(step.spatial)
     return Link(
         weights=weights,
-        doubts=doubts,
+        doubts=None,
         norm=norm,
         stride=stride,
         inputs=np.tile(inputs, samples) if step.channels_last else np.repeat(inputs, samples),
@@ -115,47 +113,26 @@ def _link(step: Step, norm: float, slope: Fraction, *, is_first: bool) -> Link:
 
 
 def _averages_in_kernel(step: Step) -> bool:
-    """Say whether the poolings before a convolution are averages of few enough phases."""
+    """Say whether the poolings before a convolution are averages that make one kernel with it.
+
+    They have few phases, and no overlap: else an average that a finite signal lacks, where the
+    convolution reads a zero, could not be left out by leaving out samples.
+    """
     phases = math.prod(step.stride) * math.prod(math.prod(p.stride) for p in step.pools)
-    is_conv = bool(step.axes_out)
-    return is_conv and all(p.is_average for p in step.pools) and phases <= limits.CHAIN_PHASES
+    are_apart = all(p.is_average and math.prod(p.overlaps) == 1 for p in step.pools)
+    return bool(step.axes_out) and are_apart and phases <= limits.CHAIN_PHASES
 
 
-def _summed(
-    weights: HostFloats, doubts: HostFloats | None, pool: Pool
-) -> tuple[HostFloats, HostFloats | None]:
-    """Return the kernel behind sums over windows of its input, and what may be wrong with it."""
+def _summed(weights: HostFloats, pool: Pool) -> HostFloats:
+    """Return the kernel behind sums over windows of its input, which do not overlap."""
     tails = [r * (k - 1) + 1 for k, r in zip(weights.shape[2:], pool.stride, strict=True)]
     sizes = [n + w - 1 for n, w in zip(tails, pool.window, strict=True)]
-
-    def spread(x: HostFloats) -> HostFloats:
-        whole = np.zeros((*x.shape[:2], *sizes))
-        for first in itertools.product(*map(range, pool.window)):
-            ends = zip(first, tails, pool.stride, strict=True)
-            every: tuple[Any, ...] = (..., *(slice(j, j + n, r) for j, n, r in ends))
-            whole[every] += x
-        return whole
-
-    return of_sums(spread, weights, doubts, terms=math.prod(pool.overlaps))
-
-
-def of_sums(
-    spread: Callable[[HostFloats], HostFloats],
-    weights: HostFloats,
-    doubts: HostFloats | None,
-    *,
-    terms: int,
-) -> tuple[HostFloats, HostFloats | None]:
-    """Return sums of at most so many weights, as `spread` forms them, and their doubts."""
-    if terms == 1 and doubts is None:
-        return spread(weights), None
-    # a sum of m terms errs by (m - 1) u / (1 - (m - 1) u) of their moduli at most, and each term by
-    # the smallest number where scaling made it subnormal; products here may underflow as well
-    unit = (terms - 1) * HOST_UNIT / (1 - (terms - 1) * HOST_UNIT)
-    error = unit * spread(np.abs(weights)) + (2 * terms + 4) * _SMALLEST
-    if doubts is not None:
-        error = error + spread(doubts)
-    return spread(weights), up(error, 2 * terms + 8)
+    whole = np.zeros((*weights.shape[:2], *sizes))
+    for first in itertools.product(*map(range, pool.window)):
+        ends = zip(first, tails, pool.stride, strict=True)
+        every: tuple[Any, ...] = (..., *(slice(j, j + n, r) for j, n, r in ends))
+        whole[every] = weights
+    return whole
 
 
 def segments(found: Sequence[Link]) -> list[list[Link]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -19,8 +19,11 @@ import numpy as np
 from gramnorm import _validate
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm._conv.geometry import Axis
-from gramnorm.network._links import Link, normalised, of_sums
+from gramnorm._rigour.model import HOST_UNIT, up
+from gramnorm.network._links import Link, normalised
 from gramnorm.network._steps import Step
+
+_SMALLEST = 2.0**-1074
 
 Shape = tuple[int, ...]
 
@@ -132,7 +135,7 @@ def _link(step: Step, norm: float, slope: Fraction, place: Place, cut: int) -> L
             return x
 
         terms = math.prod(int(np.max(np.sum(table, axis=0))) for table in tables)
-        rows, doubts = of_sums(spread, rows, doubts, terms=terms)
+        rows, doubts = _of_sums(spread, rows, doubts, terms=terms)
         norm, factor = norm * pool.count * math.sqrt(pool.square), factor / pool.count
     weights = rows.reshape(len(rows), -1)
     wrong = None if doubts is None else doubts.reshape(weights.shape)
@@ -165,6 +168,25 @@ def _rows(kernel: HostFloats, step: Step, place: Place) -> HostFloats:
     order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
     sizes = [axis.size for axis in place.own]
     return np.transpose(kernel, order).reshape(-1, step.inputs, *sizes)
+
+
+def _of_sums(
+    spread: Callable[[HostFloats], HostFloats],
+    weights: HostFloats,
+    doubts: HostFloats | None,
+    *,
+    terms: int,
+) -> tuple[HostFloats, HostFloats | None]:
+    """Return sums of at most so many weights, as `spread` forms them, and their doubts."""
+    if terms == 1 and doubts is None:
+        return spread(weights), None
+    # a sum of m terms errs by (m - 1) u / (1 - (m - 1) u) of their moduli at most, and each term by
+    # the smallest number where scaling made it subnormal; products here may underflow as well
+    unit = (terms - 1) * HOST_UNIT / (1 - (terms - 1) * HOST_UNIT)
+    error = unit * spread(np.abs(weights)) + (2 * terms + 4) * _SMALLEST
+    if doubts is not None:
+        error = error + spread(doubts)
+    return spread(weights), up(error, 2 * terms + 8)
 
 
 def _cut(

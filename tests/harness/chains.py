@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import gramnorm as gn
-from gramnorm.network import _chain, _steps, _unrolled
+from gramnorm.network import _chain, _multipliers, _steps, _unrolled
 from gramnorm.network._coupling import Chain
 from gramnorm.network._links import links
 from tests.harness.networks import correlation, largest_choice, network, windows
@@ -88,7 +88,7 @@ def unrolled_chain(rng: np.random.Generator, kernels: list[np.ndarray]) -> list[
 def coupled(layers: list[Any], slopes: Any = 1, shape: Any = None) -> Chain:
     """Return the coupling, scaled by crude norms: a bound holds whatever the scale."""
     steps = _steps.read(layers)
-    norms = [float(np.sum(np.abs(step.weights))) for step in steps]
+    norms = [float(np.linalg.norm(step.weights)) for step in steps]
     known = steps, norms, _chain._slopes(slopes, len(steps) - 1)
     if shape is None:
         return Chain.of(links(*known))
@@ -96,8 +96,10 @@ def coupled(layers: list[Any], slopes: Any = 1, shape: Any = None) -> Chain:
 
 
 def guess(rng: np.random.Generator, chain: Chain) -> np.ndarray:
+    """Return multipliers: anywhere, or near those of layers that weigh the same."""
     spread = rng.choice([0.1, 1.0, 3.0])
-    return np.exp(spread * rng.standard_normal(sum(chain.sizes)))
+    logs = spread * rng.standard_normal(sum(chain.sizes))
+    return np.exp(logs + _multipliers._layer_by_layer(chain) * (rng.random() < 0.5))
 
 
 def vectors(rng: np.random.Generator, layers: list[Any]) -> list[np.ndarray]:

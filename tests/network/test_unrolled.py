@@ -1,6 +1,8 @@
 """Chains at one size: a matrix per layer and a multiplier per neuron."""
 
+import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,14 @@ import pytest
 import gramnorm as gn
 from gramnorm.network import _chain
 from tests.harness.chains import coupled, exactly, guess
-from tests.harness.networks import Network, choices, jacobian, largest_choice, network
+from tests.harness.networks import (
+    Network,
+    choices,
+    jacobian,
+    largest_choice,
+    network,
+    windows,
+)
 from tests.network.test_chain import needs_networks, public
 
 ONE = np.ones((1, 1, 1))
@@ -47,6 +56,47 @@ def test_matrices_at_one_size_are_those_of_loops() -> None:
             whole = link.weights @ whole * float(link.factor)
         wanted = made.scale * jacobian(made, [1] * len(choices(made)))
         assert whole == pytest.approx(wanted, rel=1e-12, abs=1e-13 * np.max(np.abs(wanted)))
+
+
+@pytest.mark.parametrize("pools", [[(3, 1)], [(2, 1), (3, 2)], [(5, 2), (2, 1)]])
+def test_rounding_of_overlapping_averages_is_within_the_doubts(pools: Any) -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(5):
+        kernel = np.exp(8 * rng.standard_normal((1, 1, 4))) * rng.choice([-1, 1], 4)
+        pooled = [gn.AvgPool(*p) for p in pools]
+        layers = [gn.ConvLayer(ONE, padding=0), *pooled, gn.ConvLayer(kernel, padding=3)]
+        link = _chain._checked(layers, 1, 11).unrolled()[1]
+        shape: tuple[int, ...] = (11,)
+        exact = [[Fraction(i == j) for j in range(11)] for i in range(11)]
+        for taps, stride, pad in [*((np.full(w, 1.0), s, 0) for w, s in pools), (kernel, 1, 3)]:
+            row = [Fraction(float(t)) / (taps.size if pad == 0 else 1) for t in taps.ravel()]
+            shape, reads = windows(shape, (taps.size,), [(pad, pad)], (stride,), (1,))
+            exact = [
+                [
+                    sum(
+                        (t * exact[i][j] for t, i in zip(row, read, strict=True) if i is not None),
+                        start=Fraction(0),
+                    )
+                    for j in range(11)
+                ]
+                for read in reads
+            ]
+        assert link.doubts is not None
+        for wanted, got, doubt in zip(
+            itertools.chain(*exact), link.weights.ravel(), link.doubts.ravel(), strict=True
+        ):
+            error = abs(wanted / link.factor - Fraction(float(got)))
+            assert error <= Fraction(float(doubt)) <= Fraction(1e-14 * np.max(abs(link.weights)))
+
+
+def test_doubts_enter_the_norm() -> None:
+    layers = [gn.ConvLayer(ONE, padding=0), gn.AvgPool(3, 1), gn.ConvLayer(ONE, padding=0)]
+    (segment,) = coupled(layers, shape=6).segments
+    assert segment.doubts is not None
+    x = np.ones(8)
+    plain, _ = segment.norm_and_peak(x, total=2)
+    segment.doubts[:] = 1e-3
+    assert segment.norm_and_peak(x, total=2)[0] > plain + 1e-3
 
 
 def test_bounds_at_one_size_are_at_most_those_of_every_size() -> None:
