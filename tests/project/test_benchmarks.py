@@ -80,8 +80,16 @@ def test_the_matrix_on_disk_is_cut_as_it_was_written(tmp_path):
 
 
 def test_a_worker_that_gives_up_takes_for_ever():
-    assert chunks.timed(lambda: 1 / 0)[0] == math.inf
+    distributed = pytest.importorskip("distributed")
+
+    def gives_up(error):
+        raise error
+
+    killed = distributed.KilledWorker("task", None, 3)
+    assert chunks.timed(lambda: gives_up(killed))[0] == math.inf
     assert chunks.timed(lambda: 7)[1] == 7
+    with pytest.raises(ZeroDivisionError):
+        chunks.timed(lambda: 1 / 0)
 
 
 def test_ratio_of_a_race_is_that_of_the_times():
