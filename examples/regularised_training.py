@@ -45,7 +45,7 @@ from train_digits import digits, shifted
 
 from gramnorm.torch import NormTracker, SpectralBound, layer_norms, lipschitz_penalty
 
-EPOCHS = 24
+EPOCHS = 14
 BATCH = 64
 SEEDS = 2
 
