@@ -15,7 +15,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from gramnorm._arrays import autodiff, crossing, dtypes, libraries, probes
-from gramnorm._arrays.types import Array, DType, HostBools, HostFloats, HostInts
+from gramnorm._arrays.types import (
+    Array,
+    DType,
+    HostBools,
+    HostFloats,
+    HostInts,
+    HostNumbers,
+)
 from gramnorm._rigour.decimals import DIGITS, decimal_text, relative_gap_above
 
 __all__ = ["NormBracket"]
@@ -27,12 +34,14 @@ Floats = TypeVar("Floats", float, HostFloats)
 class Bounds(Generic[Floats]):
     """``lower <= norm <= upper`` of one norm (floats) or a stack (host arrays), and the cost.
 
-    Every search of the package returns one, with the cost in products or blocks of a symbol.
+    Every search of the package returns one, with the cost in products or blocks of a symbol; that
+    of one matrix with the vector x that `lower` is ``||A x|| / ||x||`` of, if it is at hand.
     """
 
     lower: Floats
     upper: Floats
     cost: int = 0
+    right: HostNumbers | None = dataclasses.field(default=None, compare=False)
 
     def is_within(self, rtol: float) -> bool | HostBools:
         """Say whether the relative gap is at most `rtol`; of each norm of a stack."""
@@ -42,8 +51,10 @@ class Bounds(Generic[Floats]):
         """Return what is better of two bounds on the same norm, at the cost of both."""
         is_one = isinstance(self.lower, float)
         most, least = (max, min) if is_one else (np.maximum, np.minimum)
-        cost = self.cost + other.cost
-        return Bounds(most(self.lower, other.lower), least(self.upper, other.upper), cost)
+        cost, right = self.cost + other.cost, None
+        if is_one:
+            right = self.right if self.lower >= other.lower else other.right
+        return Bounds(most(self.lower, other.lower), least(self.upper, other.upper), cost, right)
 
     def narrowed_at(self, chosen: HostInts, other: Bounds[HostFloats]) -> Bounds[HostFloats]:
         """Return these bounds of a stack with those of the chosen norms `narrowed`."""
@@ -54,7 +65,8 @@ class Bounds(Generic[Floats]):
 
     def widened(self, loss: float) -> Bounds[float]:
         """Return bounds on one norm that these bound up to `loss`."""
-        return Bounds(max(float(self.lower) - loss, 0.0), float(self.upper) + loss, self.cost)
+        lower, upper = max(float(self.lower) - loss, 0.0), float(self.upper) + loss
+        return Bounds(lower, upper, self.cost, self.right)
 
     def item(self) -> Bounds[float]:
         """Return the bounds on the one norm of a stack of one."""

@@ -117,6 +117,12 @@ def longest_real_dtype(x: Array) -> DType:
     return xp.float64 if has_float64(x) else xp.float32
 
 
+def in_double(x: Array) -> Array:
+    """Return `x` in double precision; `x` itself when it is."""
+    xp = namespace(x)
+    return xp.astype(x, xp.complex128 if is_complex(x.dtype) else xp.float64, copy=False)
+
+
 def real_part(x: Array) -> Array:
     """Return the real part; `x` itself when it is real."""
     xp = namespace(x)

@@ -28,6 +28,14 @@ def adjoint(x: Array) -> Array:
     return xp.conj(x) if is_complex(x.dtype) else x
 
 
+def upright(b: Array) -> Array:
+    """Return a matrix or its transpose, which has the same norm, with no more columns than rows.
+
+    Columns of the transpose of a square one are rows, which follow each other in memory.
+    """
+    return namespace(b).matrix_transpose(b) if b.shape[0] <= b.shape[1] else b
+
+
 def sparse_entries(x: Array) -> Array:
     """Return the entries of the sparse `x` one by one, in coordinates (COO) and arrays of our own.
 

@@ -25,7 +25,8 @@ from gramnorm._rigour.model import HOST_UNIT, down, precision_of, up
 def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:
     """Bracket the norm of `b`, p x q with q <= p, scaled, with ||B||_F^2 <= `frobenius2`.
 
-    It has double precision, or is taken to it block by block (`linalg.in_double`).
+    It has double precision, or is taken to it block by block (`linalg.in_double`), or as a whole
+    where single precision is tried first (`goes_in_single`).
     """
     aim = rtol / 2  # the result is still to be rounded to the caller's type
     if b.shape[1] >= limits.DENSE_SIGNS and not dtypes.is_complex(b.dtype):
@@ -35,18 +36,23 @@ def bracket_matrix(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]
     found = Bounds(0.0, math.inf)
     if b.shape[1] <= limits.SQUARING_COLUMNS:
         found = bracket_by_squaring(b, frobenius2=frobenius2, rtol=aim)
-    elif rtol >= limits.SINGLE:
+    elif goes_in_single(b.shape[1], rtol):
         aim = rtol * (1 - 2.0**-10)  # of a loose tolerance that rounding takes little
         found = single.bracket(crossing.host_array(b), frobenius2=frobenius2, rtol=aim)
     if found.is_within(aim):
         return found
-    aim = rtol / 2
+    aim, b = rtol / 2, b if linalg.is_taken_in_blocks(b) else dtypes.in_double(b)
     gram = linalg.gram_in_double(b)
     found = found.narrowed(matrix_certificate(b, gram, frobenius2=frobenius2, rtol=aim))
     if found.is_within(aim):
         return found
     whole = b.astype(np.float64) if linalg.is_taken_in_blocks(b) else b
     return found.narrowed(bracket_by_iteration(whole[None, ...], rtol=rtol).item())
+
+
+def goes_in_single(columns: int, rtol: float) -> bool:
+    """Say whether single precision is tried first for one matrix."""
+    return columns > limits.SQUARING_COLUMNS and rtol >= limits.SINGLE
 
 
 def bracket_by_squaring(b: Array, *, frobenius2: float, rtol: float) -> Bounds[float]:

@@ -21,7 +21,7 @@ from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg, thread
 from gramnorm._arrays.programs import compiles
 from gramnorm._arrays.types import Array, DType, HostFloats, HostNumbers
 from gramnorm._matrix import ritz, sparse
-from gramnorm._matrix.certificate import bracket_matrix
+from gramnorm._matrix.certificate import bracket_matrix, goes_in_single
 from gramnorm._matrix.gram import bracket_by_iteration
 from gramnorm._results import Bounds, converged, of_stack
 from gramnorm._rigour import scaling, sums
@@ -59,7 +59,8 @@ def bracket_stack(a: Array, *, rtol: float, dtype: DType) -> Bounds[HostFloats]:
         quick = _bracket_unscaled(a, rtol=rtol) if count == 1 else None
         if quick is not None:
             low, high = np.asarray([quick.lower]), np.asarray([quick.upper])
-            return Bounds(*round_outward(low, high, dtype=dtype), quick.cost)
+            low, high = round_outward(low, high, dtype=dtype)
+            return Bounds(low, high, quick.cost, quick.right)
         return _bracket_one_by_one(a, rtol=rtol, dtype=dtype)
     return _bracket_together(a, rtol=rtol, dtype=dtype)
 
@@ -73,13 +74,13 @@ def _goes_one_by_one(a: Array) -> bool:
 
 def _bracket_unscaled(a: Array, *, rtol: float) -> Bounds[float] | None:
     """Bracket a stack of one matrix that needs no scaling; None if it does, or is not finite."""
-    xp = libraries.namespace(a)
     if not dtypes.is_floating(a.dtype) or dtypes.bits(a.dtype) < 32:
         return None
-    kind = xp.complex128 if dtypes.is_complex(a.dtype) else xp.float64
-    b = _upright(a[0, ...])
-    if b.shape[1] <= limits.SQUARING_COLUMNS or not linalg.is_taken_in_blocks(b):
-        b = xp.astype(b, kind, copy=False)
+    b = a[0, ...]
+    columns = min(b.shape)
+    by_blocks = columns > limits.SQUARING_COLUMNS and linalg.is_taken_in_blocks(b)
+    if not (by_blocks or goes_in_single(columns, rtol)):
+        b = dtypes.in_double(b)
     square = sums.one_square_above(b)
     # single precision: so that its subnormal numbers are next to nothing beside the norm
     least = 2.0**-200 if dtypes.bits(a.dtype) == 64 else 2.0**-100
@@ -87,14 +88,14 @@ def _bracket_unscaled(a: Array, *, rtol: float) -> Bounds[float] | None:
         return None
     # subnormal entries may have been flushed; beside a norm in this range they are next to nothing
     loss = 2.0 * dtypes.finfo(a.dtype).smallest_normal * math.sqrt(math.prod(b.shape))
-    return bracket_matrix(b, frobenius2=square, rtol=rtol).widened(loss)
+    return bracket_matrix(linalg.upright(b), frobenius2=square, rtol=rtol).widened(loss)
 
 
 def _bracket_one_by_one(a: Array, *, rtol: float, dtype: DType) -> Bounds[HostFloats]:
     scaled = scaling.normalise(a, dtype=libraries.namespace(a).float64)
 
     def bracketed(k: int) -> Bounds[float]:
-        b = _upright(scaled.values[k, ...])
+        b = linalg.upright(scaled.values[k, ...])
         return bracket_matrix(b, frobenius2=sums.one_square_above(b), rtol=rtol)
 
     every = scaled.places.tolist()
@@ -102,11 +103,6 @@ def _bracket_one_by_one(a: Array, *, rtol: float, dtype: DType) -> Bounds[HostFl
     several = is_shared and scaled.active.size > 1
     found = of_stack(threads.shared(bracketed, every) if several else map(bracketed, every))
     return Bounds(*scaling.restore(found.lower, found.upper, scaled, dtype=dtype), found.cost)
-
-
-def _upright(b: Array) -> Array:
-    """Return a matrix or its transpose, which has the same norm, with no more columns than rows."""
-    return libraries.namespace(b).matrix_transpose(b) if b.shape[0] < b.shape[1] else b
 
 
 def _bracket_together(a: Array, *, rtol: float, dtype: DType) -> Bounds[HostFloats]:

@@ -60,6 +60,25 @@ def of_norm(a: Array, bound: Array, *, rtol: float) -> Array:
     return xp.reshape(whole, a.shape)
 
 
+def of_vector(a: Array, bound: Array, right: HostNumbers) -> Array:
+    """Return u v^H for one matrix (..., m, n), v = `right` being a right vector of its upright form.
+
+    Scaled as `of_norm` is, to a pairing with the matrix that is the homogeneous `bound`.
+    """
+    xp = libraries.namespace(a)
+    b = xp.reshape(floating(a), a.shape[-2:])
+    upright = linalg.upright(b)
+    is_turned, b = upright is not b, upright
+    v = crossing.from_host(right, dtype=b.dtype, like=b)[:, None]
+    with libraries.plain_arithmetic(a):
+        u = linalg.matmul(b, v)
+        size2 = sums.inner_product(linalg.adjoint(u), linalg.adjoint(u))  # the pairing of u v^H
+        factor = xp.reshape(xp.astype(bound, size2.dtype), ()) / size2
+        found = (u * xp.astype(factor, u.dtype)) * linalg.adjoint(v)
+    found = xp.matrix_transpose(found) if is_turned else found
+    return xp.astype(xp.reshape(found, a.shape), gradient_dtype(a), copy=False)
+
+
 def _direction(stack: Array, rtol: float) -> Array:
     if libraries.is_on_cpu(stack) and min(stack.shape[-2:]) > limits.SQUARING_COLUMNS:
         found = [_from_vectors(stack[k, ...], rtol) for k in range(stack.shape[0])]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gramnorm._arrays import limits, linalg
+from gramnorm._arrays import dtypes, limits, linalg
 from gramnorm._arrays.types import HostFloats, HostNumbers
 from gramnorm._matrix import lanczos
 from gramnorm._results import Bounds
@@ -138,6 +138,7 @@ def dense_bracket(b: HostFloats, *, rtol: float) -> Bounds[float] | None:
     signs = np.where(b[0] < 0, -1.0, 1.0)
     if not all(abs(float(np.sum(np.sign(row) * signs))) == np.count_nonzero(row) for row in b[1:5]):
         return None
+    b = b if linalg.is_taken_in_blocks(b) else dtypes.in_double(b)
     m = moduli(b)
     w, excesses = np.ones(m.side), [math.inf]
     for step in range(1, limits.DENSE_STEPS + 1):

@@ -13,8 +13,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from gramnorm._arrays import crossing, dtypes, libraries, linalg
-from gramnorm._arrays.types import Array
+import numpy as np
+
+from gramnorm._arrays import crossing, dtypes, libraries, limits, linalg
+from gramnorm._arrays.types import Array, HostNumbers
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import down, precision_of, up
 from gramnorm._rigour.sums import inner_product
@@ -55,17 +57,79 @@ def quotient(b: Array, x: Array, *, frobenius: float) -> Quotient:
     rr = inner_product(linalg.adjoint(r), linalg.adjoint(r))
     xx, yy, rr = crossing.to_host(xp.stack([xx, yy, rr])).tolist()
 
-    relative = sums.loss(1, p, prec)  # twice what it costs a norm
+    lost = _Lost(
+        forward=prec.kappa(q),
+        backward=prec.kappa(p),
+        underflow=(prec.underflow(q) * p, prec.underflow(p) * q),
+        sums=sums.loss(1, p, prec),
+        unit=prec.unit,
+    )
+    return _enclosed(xx, yy, rr, frobenius=frobenius, lost=lost)
+
+
+def single_quotient(c: HostNumbers, x: HostNumbers, *, frobenius: float) -> Quotient:
+    """Enclose the Rayleigh quotient of the vector `x` for C^H C, both in single precision.
+
+    Products are sums, in double precision, of pieces that are short.
+    """
+    p, q = c.shape
+    prec, double = precision_of(c.dtype), precision_of(np.result_type(c.dtype, np.float64))
+    y = _image(c, x)
+    narrow = y.astype(c.dtype)
+    z = _image(linalg.adjoint(c), narrow)
+    wide = x.astype(y.dtype)
+    xx, yy = (float(np.vdot(v, v).real) for v in (wide, y))
+    r = z - (yy / xx if xx > 0 else 0.0) * wide
+    # a piece errs by kappa(h) times the moduli, the sum of n pieces by gamma_n times at most twice
+    loss, underflow = [], []
+    for length, other in ((q, p), (p, q)):
+        pieces = -(-length // limits.QUOTIENT_PIECE)
+        inner = min(length, limits.QUOTIENT_PIECE)
+        loss.append(prec.kappa(inner) + 2 * double.gamma(pieces))
+        underflow.append(pieces * prec.underflow(inner) * other)
+    lost = _Lost(
+        forward=loss[0],
+        backward=loss[1] * (1 + prec.unit) + prec.unit,  # the image is rounded before it is used
+        underflow=(underflow[0], underflow[1] + 2 * prec.tiny * p * frobenius),
+        sums=sums.loss(1, p, double),
+        unit=double.unit,
+    )
+    return _enclosed(xx, yy, float(np.vdot(r, r).real), frobenius=frobenius, lost=lost)
+
+
+def _image(c: HostNumbers, x: HostNumbers) -> HostNumbers:
+    """Return C x, summed up in double precision over pieces of the columns."""
+    h = limits.QUOTIENT_PIECE
+    total = np.zeros(c.shape[0], dtype=np.result_type(c.dtype, np.float64))
+    for k in range(0, len(x), h):
+        total = total + c[:, k : k + h] @ x[k : k + h]
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lost:
+    """What rounding loses of y = B x and z = B^H y relative to moduli, and of sums of squares."""
+
+    forward: float
+    backward: float
+    underflow: tuple[float, float]
+    sums: float
+    unit: float
+
+
+def _enclosed(xx: float, yy: float, rr: float, *, frobenius: float, lost: _Lost) -> Quotient:
+    """Enclose rho by ||x||^2 and ||y||^2 as computed, and the residual by that of z."""
+    if not xx > 0:
+        return Quotient(0.0, math.inf, math.inf)
+    relative = lost.sums  # twice what it costs a norm
     norm_x, norm_y = math.sqrt(xx), math.sqrt(yy)
-    error_y = prec.kappa(q) * frobenius * norm_x * (1 + relative) + prec.underflow(q) * p
+    error_y = lost.forward * frobenius * norm_x * (1 + relative) + lost.underflow[0]
     high = up((norm_y * (1 + relative) + error_y) / (norm_x * (1 - relative)), 16)
     low = down(max(norm_y * (1 - relative) - error_y, 0.0) / (norm_x * (1 + relative)), 16)
     # H x - rho' x against the computed r, for the computed rho'; the exact rho only makes it
     # smaller
-    error_z = (prec.kappa(p) * norm_y + error_y) * frobenius * (1 + relative) + prec.underflow(
-        p
-    ) * q
-    error_r = error_z + 8 * prec.unit * (frobenius * norm_y + high**2 * norm_x)
+    error_z = (lost.backward * norm_y + error_y) * frobenius * (1 + relative) + lost.underflow[1]
+    error_r = error_z + 8 * lost.unit * (frobenius * norm_y + high**2 * norm_x)
     residual = up((math.sqrt(rr) * (1 + relative) + error_r) / norm_x * (1 + 2 * relative), 16)
     return Quotient(down(low**2), up(high**2), residual)
 

@@ -3,7 +3,10 @@
 import inspect
 import itertools
 import math
+import sys
 import types
+from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,8 +14,7 @@ import scipy.linalg
 
 import gramnorm as gn
 from gramnorm._arrays import limits, linalg
-from gramnorm._matrix import certificate, definite, margin, moments, single
-from gramnorm._results import Bounds
+from gramnorm._matrix import certificate, definite, gradients, margin, moments, residual, single
 from gramnorm._rigour import model
 from gramnorm._rigour.model import Precision
 from tests.harness import oracles
@@ -39,7 +41,8 @@ def mutant(*replacements, module=single):
         assert source.count(old) == 1, f"the mutation has lost its target: {old}"
         source = source.replace(old, new)
     other = types.ModuleType("mutant")
-    exec(compile(source, "mutant", "exec"), vars(other))
+    with mock.patch.dict(sys.modules, {"mutant": other}):  # where dataclasses look
+        exec(compile(source, "mutant", "exec"), vars(other))
     return other
 
 
@@ -118,18 +121,51 @@ def test_a_scale_changes_no_bit():
         assert (other.lower, other.upper) == (found.lower * 2.0**k, found.upper * 2.0**k)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("inner", [300, 64])
+def test_a_gram_matrix_and_its_products_with_vectors(monkeypatch, dtype, inner):
+    monkeypatch.setattr(limits, "SINGLE_COLUMNS", 64)
+    c = gaussian(300, 220, dtype)
+    exact = c.conj().T.astype("complex128") @ c
+    gram, v = single._negative_gram(c, inner), gaussian(1, 220, dtype)[0]
+    below = np.tril_indices(220)
+    assert np.abs(gram[below] + exact[below]).max() < 1e-3
+    assert np.linalg.norm(single._gram_image(gram, v) - exact @ v) < 1e-5 * np.linalg.norm(
+        exact @ v
+    )
+    before = gram.copy()
+    bound = single._eigenvalue_bound(gram, 1.01 * np.linalg.norm(exact, 2), inner)
+    assert np.linalg.norm(exact, 2) < bound < 1.02 * np.linalg.norm(exact, 2)
+    assert np.array_equal(gram, before)
+
+
+def test_a_vector_that_settles_below_the_top_is_given_up(monkeypatch):
+    """The first start has nothing in the direction of the top; the factorisation tells."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.standard_normal((240, 240)))[0] for _ in range(2))
+    start = rng.standard_normal(240).astype(np.float32)
+    generic = single._Search._generic
+
+    def blind(self, seed):
+        first = start - v[:, 0] * (v[:, 0] @ start)
+        return first.astype(np.float32) if seed == 0 else generic(self, seed)
+
+    monkeypatch.setattr(single._Search, "_generic", blind)
+    sizes = np.r_[1.1, np.linspace(1, 0.5, 239)]
+    b = ((u * sizes) @ v.T).astype(np.float32)
+    found = single.bracket(b, frobenius2=square_of(b), rtol=0.02)
+    assert found.lower <= 1.1 * (1 + 1e-6) <= found.upper
+    assert found.is_within(0.02)
+
+
 # -------------------------------------------------------------------- what each term of it is for
 
 
 def with_sharp_eigenvalues(module, monkeypatch):
     """Let the factorisation return the top eigenvalue of S as it is stored, and nothing more."""
 
-    def top(columns, *_):
-        q = len(columns[0])
-        s = np.zeros((q, q), dtype=np.result_type(columns[0].dtype, np.float64))
-        for k, column in enumerate(columns):
-            start = k * limits.SINGLE_COLUMNS
-            s[start:, start : start + column.shape[1]] = -column
+    def top(gram, *_):
+        s = -np.tril(gram).astype(np.result_type(gram.dtype, np.float64))
         return float(np.linalg.eigvalsh(s)[-1]) * (1 - 1e-12)
 
     monkeypatch.setattr(module, "_eigenvalue_bound", top)
@@ -149,6 +185,15 @@ def test_rounding_of_the_entries_counts(monkeypatch):
         with_sharp_eigenvalues(module, monkeypatch)
         monkeypatch.setattr(module, "_longest_pieces", lambda c, *_: (len(c), 0.0))
         assert missed(module, b) == is_missed
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**30, 2.0**-40])
+def test_single_precision_of_an_ordinary_size_is_not_copied(scale):
+    b = gaussian(5, 4, "float32") * np.float32(scale)
+    c, factor, slip = single._narrowed(b, square_of(b))
+    assert np.array_equal(c.astype(np.float64), b.astype(np.float64) * factor)
+    assert (c is b) == (slip == 0) == (scale == 1)
+    assert 2.0**-20 < np.linalg.norm(c) ** 2 < 2.0**40
 
 
 def test_underflow_of_the_entries_counts():
@@ -171,7 +216,7 @@ def test_rounding_of_the_products_counts(monkeypatch, pieces):
 def test_sums_of_pieces_count():
     # two pieces: the product of the second is lost beside that of the first
     c = np.asarray([[1.0], [0.999 * 2.0**-12]], dtype=np.float32)
-    (column,) = single._negative_gram(c, 1)
+    column = single._negative_gram(c, 1)
     exact, size2 = 1.0 + float(c[1, 0]) ** 2, float(np.sum(c.astype(float) ** 2))
     assert abs(-float(column[0, 0]) - exact) > U / 2
     inner, error = single._longest_pieces(np.repeat(c, 40, axis=0), 40 * size2, 40.0, 1e3)
@@ -194,45 +239,51 @@ def test_rounding_of_the_diagonal_counts(monkeypatch):
         s = np.asarray([[a, b], [b, c]])
         top = np.linalg.eigvalsh(s)[-1]
         for k, module in enumerate((single, bare)):
-            bound = module._eigenvalue_bound([-s.astype(np.float32)], 1.0, 64)
+            bound = module._eigenvalue_bound(-s.astype(np.float32), 1.0, 64)
             below[k] += bound < top * (1 - 1e-12)
     assert below[0] == 0
     assert below[1] > 10
 
 
-def exact_size(columns):
+def exact_size(gram):
     """Return ||S||_F of the S that is stored, but for the last digits."""
-    total = 0.0
-    for column in columns:
-        below, width = column.astype(np.float64), column.shape[1]
+    total, width = 0.0, limits.SINGLE_COLUMNS
+    for start in range(0, len(gram), width):
+        below = gram[start:, start : start + width].astype(np.float64)
         total += np.sum(below[:width] ** 2) + 2 * np.sum(below[width:] ** 2)
     return math.sqrt(total)
 
 
 def test_the_size_of_a_gram_matrix_is_not_above_its_bound():
-    whole = "sums.enclosure(np.asarray(total), q, 2 * q, precision_of(columns[0].dtype))[1]"
+    whole = "sums.enclosure(np.asarray(total), q, 2 * q, precision_of(gram.dtype))[1]"
     bare, below = mutant((whole, "total")), 0
     for seed in range(40):
-        columns = single._negative_gram(gaussian(30, 300, "float32", seed), 30)
-        assert single._size_above(columns) >= exact_size(columns) * (1 - 1e-14)
-        below += bare._size_above(columns) < exact_size(columns) * (1 - 1e-14)
+        gram = single._negative_gram(gaussian(30, 300, "float32", seed), 30)
+        assert single._size_above(gram) >= exact_size(gram) * (1 - 1e-14)
+        below += bare._size_above(gram) < exact_size(gram) * (1 - 1e-14)
     assert below > 0
 
 
 def second_eigenvalue_bound(module, b, monkeypatch):
-    """Return what the module takes for a bound on the second eigenvalue, once it has S."""
+    """Return the least that the module takes for a bound on the second eigenvalue of C^H C."""
     seen = []
 
-    def nothing(quotient, second, cost):
+    def nothing(_, second):
         seen.append(second)
-        return Bounds(math.sqrt(quotient.lower), math.inf, cost)
+        return math.inf
+
+    def sharp(c, x, **_):
+        c, x = c.astype(np.float64), x.astype(np.float64)
+        rho = float(np.sum((c @ x) ** 2) / np.sum(x**2)) * (1 - 1e-14)
+        return residual.Quotient(rho, rho, 0.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_proved", nothing)
+        patch.setattr(residual.Quotient, "kato_temple", nothing)
+        patch.setattr(residual, "single_quotient", sharp)
         patch.setattr(module, "_size_above", exact_size)
         module.bracket(b, frobenius2=square_of(b), rtol=0.02)
-    assert len(seen) == 2
-    return seen[1]
+    assert len(seen) >= 3
+    return min(seen)
 
 
 def test_the_second_eigenvalue_is_not_above_its_bound(monkeypatch):
@@ -241,11 +292,129 @@ def test_the_second_eigenvalue_is_not_above_its_bound(monkeypatch):
         rng = np.random.default_rng(seed)
         u, v = (np.linalg.qr(rng.standard_normal((40, 2)))[0] for _ in range(2))
         b = (u * [1.0, 0.95]) @ v.T
+        c = single._narrowed(b, square_of(b))[0].astype(np.float64)
+        second = np.linalg.svd(c)[1][1] ** 2
         for k, module in enumerate((single, bare)):
             bound = second_eigenvalue_bound(module, b, monkeypatch)
-            below[k] += bound < 0.95**2 * (1 - 1e-12)
+            below[k] += bound < second * (1 - 1e-12)
     assert below[0] == 0
     assert below[1] > 0
+
+
+# ----------------------------------------------------- the quotient of a vector, term by term
+
+IMAGE_TERMS = [
+    ("forward=loss[0]", "forward=0.0"),
+    ("loss[1] * (1 + prec.unit)", "0.0"),
+    ("(1 + prec.unit) + prec.unit,", "(1 + prec.unit),"),
+]
+
+
+def quotient_sides(module, c, x):
+    """Say which sides of the enclosure of an exactly known quotient and residual are wrong."""
+    found = module.single_quotient(c, x, frobenius=oracles.sigma(c) * math.sqrt(c.shape[1]))
+    rho, residual2 = exact_quotient(c, x)
+    return (
+        found.lower > rho,
+        found.upper < rho,
+        found.residual**2 < residual2 * (1 - Fraction(1, 10**6)),
+    )
+
+
+def exact_quotient(c, x):
+    """Return rho and ||C^T C x - rho x||^2 / ||x||^2 of real arrays as fractions."""
+    c, x = (np.vectorize(Fraction, otypes=[object])(a.astype(float)) for a in (c, x))
+    h = c.T @ (c @ x)
+    xx, xh = x @ x, x @ h
+    return xh / xx, (h @ h - xh * xh / xx) / xx
+
+
+def single_vectors(c):
+    top = np.linalg.svd(c.astype(float))[2][0]
+    rng = np.random.default_rng(1)
+    for x in (top, top + 1e-3 * rng.standard_normal(len(top)), rng.standard_normal(len(top))):
+        yield x.astype(np.float32)
+
+
+@pytest.mark.parametrize("piece", [1, 3, 128])
+def test_the_quotient_in_single_precision_is_enclosed(monkeypatch, piece):
+    monkeypatch.setattr(limits, "QUOTIENT_PIECE", piece)
+    bare, below = mutant(IMAGE_TERMS[0], module=residual), 0
+    for seed in range(8):
+        c = gaussian(9, 7, "float32", seed)
+        for x in single_vectors(c):
+            assert not any(quotient_sides(residual, c, x))
+            below += any(quotient_sides(bare, c, x)[:2])
+    assert below > 0
+
+
+def test_rounding_of_the_second_image_counts():
+    # the first image of ones is exact, and squares of neighbouring numbers are rounded
+    bare_terms = IMAGE_TERMS[0], ("loss[1] * (1 + prec.unit) + prec.unit", "0.0")
+    whole = mutant(IMAGE_TERMS[0], IMAGE_TERMS[2], module=residual)
+    bare = mutant(*bare_terms, module=residual)
+    below = [0, 0]
+    for k in range(200):
+        c = np.diag(np.asarray([1 + k * 2.0**-12, 1 + k * 2.0**-12 + 2.0**-23], np.float32))
+        for i, module in enumerate((whole, bare)):
+            below[i] += quotient_sides(module, c, np.ones(2, np.float32))[2]
+    assert below[0] == 0
+    assert below[1] > 0
+
+
+def test_rounding_of_the_first_image_to_single_precision_counts(monkeypatch):
+    # two pieces have a sum of many digits, and what follows are products with powers of two
+    monkeypatch.setattr(limits, "QUOTIENT_PIECE", 1)
+    terms = (IMAGE_TERMS[0], ("loss[1] * (1 + prec.unit)", "0.0"))
+    whole = mutant(*terms, module=residual)
+    bare = mutant(IMAGE_TERMS[0], ("loss[1] * (1 + prec.unit) + prec.unit", "0.0"), module=residual)
+    below = [0, 0]
+    for k in range(1, 200):
+        c = np.asarray([[1.0, 2.0**-12], [2.0**-12, 1.0]], np.float32)
+        x = np.asarray([1 + k * 2.0**-23, 1 + (3 * k + 1) * 2.0**-23], np.float32)
+        for i, module in enumerate((whole, bare)):
+            below[i] += quotient_sides(module, c, x)[2]
+    assert below[0] == 0
+    assert below[1] > 0
+
+
+# ------------------------------------------------------------------------------- its gradient
+
+
+@pytest.mark.parametrize("shape", [(300, 220), (220, 300)])
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "float64"])
+def test_the_gradient_is_that_of_the_vector_that_proved_the_bound(monkeypatch, shape, dtype):
+    a = gaussian(*shape, dtype)
+    monkeypatch.setattr(gradients.linalg, "gram_matrix", lambda *_: pytest.fail("a product"))
+    for rtol in (1e-2, 0.1):
+        value, gradient = gn.matrix_norm_value_and_grad(a, rtol=rtol)
+        assert gradient.dtype == a.dtype
+        # Euler, and a multiple of u v^H with Re u^H A v within the tolerance
+        assert float(np.sum((np.conj(gradient) * a).real)) == pytest.approx(float(value), rel=1e-5)
+        sizes = np.linalg.svd(gradient)[1]
+        assert sizes[1] <= 1e-5
+        assert sizes[0] <= (1 + rtol) * (1 + 1e-5)
+
+
+def test_a_stack_of_one_has_the_gradient_of_its_matrix():
+    a = gaussian(230, 210, "float32")
+    one, many = (gn.matrix_norm_value_and_grad(x, rtol=0.1)[1] for x in (a, a[None]))
+    assert np.array_equal(one, many[0])
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_automatic_differentiation_finds_that_gradient(library):
+    a = gaussian(230, 210, "float32")
+    expected = gn.matrix_norm_value_and_grad(a, rtol=0.1)[1]
+    module = pytest.importorskip(library)
+    if library == "torch":
+        x = module.tensor(a, requires_grad=True)
+        for value in (gn.matrix_norm_bound(x, rtol=0.1), gn.matrix_norm_bracket(x, rtol=0.1).upper):
+            (found,) = module.autograd.grad(value, x)
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    else:
+        found = module.grad(lambda x: gn.matrix_norm_bound(x, rtol=0.1))(module.numpy.asarray(a))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 # ------------------------------------------------- what a checked factorisation hides, term by term
