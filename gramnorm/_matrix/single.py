@@ -93,8 +93,8 @@ class _Search:
 
     def _generic(self, seed: int) -> HostNumbers:
         """Return a vector to start from, the same in every call."""
-        start = np.random.default_rng(seed).standard_normal(self._c.shape[1])
-        return start.astype(self._c.dtype)
+        start = np.random.default_rng(seed).standard_normal((self._c.shape[1],))
+        return np.asarray(start, dtype=self._c.dtype)
 
     def _aim(self) -> float:
         """Return what an upper bound must not exceed."""
@@ -113,7 +113,7 @@ class _Search:
         return _longest_pieces(self._c, self._size2, top, 2 * self._rtol * top)
 
     def _square(self, v: HostNumbers) -> HostNumbers:
-        return np.conj(np.conj(self._c @ v) @ self._c)
+        return np.asarray(np.conj(np.conj(self._c @ v) @ self._c))
 
     def _vector(self, apply: Product, start: HostNumbers, steps: int, times: int) -> HostNumbers:
         """Return a vector whose quotient has settled to a part of the tolerance, or so many steps."""
@@ -178,11 +178,12 @@ def _negative_gram(c: Narrow, inner: int) -> Narrow:
 
 def _gram_image(gram: Narrow, v: HostNumbers) -> HostNumbers:
     """Return about S v, for the -S of `_negative_gram`."""
-    y, width = np.zeros_like(v), limits.SINGLE_COLUMNS
+    y: HostNumbers = np.zeros_like(v)
+    width = limits.SINGLE_COLUMNS
     for start in range(0, len(v), width):
         rows = gram[start : start + width, : start + width]  # long rows, read in their order
         y[start : start + width] -= rows @ v[: start + width]
-        y[:start] -= np.conj(np.conj(v[start : start + width]) @ rows[:, :start])
+        y[:start] = y[:start] - np.conj(np.conj(v[start : start + width]) @ rows[:, :start])
     return y
 
 
