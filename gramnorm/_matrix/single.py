@@ -182,7 +182,8 @@ def _gram_image(gram: Narrow, v: HostNumbers) -> HostNumbers:
     width = limits.SINGLE_COLUMNS
     for start in range(0, len(v), width):
         rows = gram[start : start + width, : start + width]  # long rows, read in their order
-        y[start : start + width] -= rows @ v[: start + width]
+        stop = start + width
+        y[start:stop] = y[start:stop] - rows @ v[:stop]
         y[:start] = y[:start] - np.conj(np.conj(v[start : start + width]) @ rows[:, :start])
     return y
 
