@@ -386,7 +386,7 @@ def test_public_dense_networks_reach_their_semidefinite_bound(
 
 
 @needs_networks
-@pytest.mark.parametrize(("name", "ratio"), [("mnist_c8_d2", 1.003), ("mnist_c8_d4", 1.003)])
+@pytest.mark.parametrize(("name", "ratio"), [("mnist_c8_d2", 1.0005), ("mnist_c8_d4", 1.0005)])
 def test_public_convolutions_come_close_to_their_best_known_bound(name: str, ratio: float) -> None:
     kernels, best = public(name)
     assert gn.chain_bound(kernels) <= ratio * best
@@ -424,7 +424,7 @@ def test_public_networks_of_one_axis_reach_their_semidefinite_bound(name: str) -
 
 @needs_networks
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "ratio"), [("mnist_c8_d8", 1.01), ("mnist_c16_d2", 1.003)])
-def test_deeper_and_wider_public_convolutions_come_close(name: str, ratio: float) -> None:
+@pytest.mark.parametrize("name", ["mnist_c8_d8", "mnist_c16_d2", "mnist_c16_d4"])
+def test_deeper_and_wider_public_convolutions_come_close(name: str) -> None:
     kernels, best = public(name)
-    assert gn.chain_bound(kernels) <= ratio * best
+    assert gn.chain_bound(kernels) <= 1.001 * best
