@@ -29,7 +29,8 @@ from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._rigour.fractions import float_above, root_above
 from gramnorm.network import _slopes
 from gramnorm.network._graph import Chain, Network, Step, runs, walked
-from gramnorm.network._sequence import Entrywise, Part, Values, Weighted
+from gramnorm.network._layers import AvgPool, MaxPool
+from gramnorm.network._sequence import Entrywise, Flattened, Part, Pooled, Values, Weighted
 from gramnorm.network._slopes import Slopes
 
 __all__ = ["network_bound"]
@@ -57,9 +58,10 @@ def network_bound(
         ``ConvTranspose1d`` to ``ConvTranspose3d``, batch normalisation, dropout, activations,
         pooling and flattening; or one of these.
     input_shape : sequence of int, optional
-        Shape of one example, without the batch. It is needed where a batch normalisation stands
-        behind a `Linear` whose input nothing flattens: only then is it known to be the features
-        that are normalised, and is multiplied into the weights.
+        Shape of one example, without the batch; it is looked at with one example of zeros. A chain
+        goes on through `Flatten` behind a convolution only if the size there is known, and
+        through a batch normalisation behind a `Linear` only if it is known to be the features that
+        are normalised. The bounds of convolutions are those for every size all the same.
     method : {"sdp", "product"}, optional
         Whether layers that follow each other have a bound as a whole, as `gramnorm.chain_bound`
         finds it, where that is smaller than the product of their norms; or always the product.
@@ -79,7 +81,8 @@ def network_bound(
     ValueError
         If a module is in training mode whose function depends on it (batch normalisation, dropout,
         parametrized weights), has no Lipschitz constant (HardShrink), or none for every size of
-        the input (padding other than by zeros); or if an argument is wrong.
+        the input (padding other than by zeros); or if an argument is wrong, or `input_shape` is none
+        that the model takes.
 
     See Also
     --------
@@ -91,14 +94,14 @@ def network_bound(
     **Guarantee.** An upper bound on the Lipschitz constant in the Euclidean norm of the model in
     evaluation mode, as a function of a batch ``(N, *input)`` of any size, in exact arithmetic with
     the weights as stored. Rounding of the model's own arithmetic, autocast among it, is no part of
-    it. By Theorems 17, 29 and 30 and Lemma 34 of the theory page; never above the product of the
+    it. By Theorems 17, 29, 30, 32 and 33 and Lemma 34 of the theory page; never above the product of the
     certified norms with the constants of what stands between.
 
-    Chains are of dense layers, or of convolutions with stride 1, with what acts on entries alone
-    between them and slopes of one sign: ReLU, LeakyReLU, PReLU, ELU, CELU, SELU, Hardtanh, Tanh,
-    Sigmoid, Hardsigmoid, Softplus, Softsign, LogSigmoid, Tanhshrink, Softshrink, identities, batch
-    normalisation. GELU, SiLU, Mish, Hardswish, Softmax, poolings, flattenings and strides end one,
-    each with its own constant.
+    Chains are of convolutions and then dense layers, with poolings, a flattening, and what acts on
+    entries alone between them, with slopes of one sign: ReLU, LeakyReLU, PReLU, ELU, CELU, SELU,
+    Hardtanh, Tanh, Sigmoid, Hardsigmoid, Softplus, Softsign, LogSigmoid, Tanhshrink, Softshrink,
+    identities, batch normalisation. GELU, SiLU, Mish, Hardswish, Softmax and transposed
+    convolutions with a stride end one, each with its own constant.
 
     A model with a `forward` of its own cannot be read off its modules: export it by
     `torch.onnx.export`, and ``gramnorm report`` gives the constant of its graph, shortcuts and all.
@@ -115,14 +118,14 @@ def network_bound(
     >>> network_bound(model) < 0.8 * network_bound(model, method="product")
     True
     """
-    rank = None if input_shape is None else 1 + len(_validate_shape(input_shape))
+    example = None if input_shape is None else _validate_shape(input_shape)
     if method not in ("sdp", "product"):
         msg = f"method must be 'sdp' or 'product', got {method!r}"
         raise ValueError(msg)
     if time_limit is not None:
         time_limit = _validate.positive_number(time_limit, name="time_limit")
     check_model(model)
-    network, norms = _network(model, rank)
+    network, norms = _network(model, example)
     chains = [] if method == "product" else _chains(network, norms, time_limit)
     return walked(network, norms, chains)
 
@@ -138,15 +141,16 @@ def _chains(network: Network, norms: dict[str, float], seconds: float | None) ->
     return found
 
 
-def _network(model: nn.Module, rank: int | None) -> tuple[Network, dict[str, float]]:
+def _network(model: nn.Module, example: tuple[int, ...] | None) -> tuple[Network, dict[str, float]]:
     """Return the model as steps, and the norms of its layers by the number of their step."""
     steps: list[Step] = []
     norms: dict[str, float] = {}
+    shape: Shape = None if example is None else (None, *example)
     for name, module in _leaves("", model):
         before, after = str(len(steps)), str(len(steps) + 1)
         with torch.no_grad():
-            found = _read(name, module, rank)
-        rank = found.rank
+            found = _read(name, module, shape)
+            shape = found.shape if example is None else _behind(name, module, shape)
         is_layer = isinstance(found.part, Weighted)
         if is_layer:
             norms[after] = found.constant
@@ -154,6 +158,19 @@ def _network(model: nn.Module, rank: int | None) -> tuple[Network, dict[str, flo
         layer = after if is_layer else None
         steps.append(Step(after, ((before, factor),), layer=layer, part=found.part))
     return Network(("0",), tuple(steps), (str(len(steps)),)), norms
+
+
+def _behind(name: str, module: nn.Module, shape: Shape) -> Shape:
+    """Return the shape behind a module, which is called with zeros."""
+    assert shape is not None
+    weights = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    x = torch.zeros((1, *shape[1:]), dtype=weights.dtype, device=weights.device)  # type: ignore[arg-type]
+    try:
+        found = module(x)
+    except (RuntimeError, ValueError, IndexError) as error:
+        msg = f"input_shape is none that {label(name, module)} takes: {error}"
+        raise ValueError(msg) from error
+    return (None, *found.shape[1:])
 
 
 def _leaves(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -251,27 +268,30 @@ def _validate_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 # Reading one module.
 
+Shape = tuple[int | None, ...] | None
+"""Of a batch: None where its size, or another, is not known, or how many axes there are."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """A Lipschitz constant, what the module is within a chain, and the axes behind it, if known."""
+    """A Lipschitz constant, what the module is within a chain, and what is known of the shape then."""
 
     constant: float
     part: Part | None = None
-    rank: int | None = None
+    shape: Shape = None
 
 
-_Reader = Callable[[str, Any, int | None], _Read]
+_Reader = Callable[[str, Any, Shape], _Read]
 
 
-def _read(name: str, module: nn.Module, rank: int | None) -> _Read:
-    """Return what a module does to a tensor of so many axes, batch among them; None if unknown."""
+def _read(name: str, module: nn.Module, shape: Shape) -> _Read:
+    """Return what a module does to a batch of that shape."""
     for kind, reader in _READERS.items():
         if does_as(module, (kind,)):
             if parametrize.is_parametrized(module):
                 _check_evaluated(name, module, "parametrizations may change with every call")
             try:
-                return reader(name, module, rank)
+                return reader(name, module, shape)
             except (TypeError, ValueError) as error:
                 text = str(error)
                 there = label(name, module)
@@ -298,13 +318,13 @@ def _stable(module: nn.Module) -> torch.Tensor:
     return weight
 
 
-def _linear(_name: str, module: nn.Linear, rank: int | None) -> _Read:
+def _linear(_name: str, module: nn.Linear, shape: Shape) -> _Read:
     weight = _stable(module)
     part = Weighted(_host(weight))
-    return _Read(float(matrix_norm_bound(weight)), part, rank)
+    return _Read(float(matrix_norm_bound(weight)), part, shape)
 
 
-def _conv(_name: str, module: Any, _rank: int | None) -> _Read:
+def _conv(_name: str, module: Any, _shape: Shape) -> _Read:
     if module.padding_mode != "zeros":
         msg = (
             f"padding_mode {module.padding_mode!r} has no bound for every size of the input; "
@@ -315,13 +335,13 @@ def _conv(_name: str, module: Any, _rank: int | None) -> _Read:
     geometry = {key: getattr(module, key) for key in keys}
     weight = _stable(module)
     norm = float(conv_norm_bound(weight, padding=module.padding, **geometry))
-    return _Read(norm, Weighted(_host(weight), geometry), weight.ndim)
+    return _Read(norm, Weighted(_host(weight), geometry), (None,) * weight.ndim)
 
 
 def _batch_norm(axes: int | None) -> _Reader:
     """Return the reader of batch normalisation with so many spatial axes; None for one or none."""
 
-    def read(name: str, module: Any, rank: int | None) -> _Read:
+    def read(name: str, module: Any, shape: Shape) -> _Read:
         _check_evaluated(name, module, "it divides by the statistics of the batch")
         if module.running_var is None or module.running_mean is None:
             msg = "it keeps no running statistics, and divides by those of its input"
@@ -330,7 +350,7 @@ def _batch_norm(axes: int | None) -> _Reader:
         if module.weight is not None:
             scale = crossing.to_host(weight_of(module).detach())
         variance = crossing.to_host(module.running_var)
-        behind = rank if axes is None else 2 + axes
+        behind = shape if axes is None else (None,) * (2 + axes)
         if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(variance))):
             return _Read(math.nan, None, behind)
         below = [Fraction(v) + Fraction(module.eps) for v in variance.tolist()]
@@ -342,7 +362,7 @@ def _batch_norm(axes: int | None) -> _Reader:
         largest = float(np.max(np.abs(along), initial=0.0))
         part = None
         if behind is not None:  # else it may be another axis than that of the features
-            part = Entrywise(scale=along.reshape(1, -1, *[1] * (behind - 2)))
+            part = Entrywise(scale=along.reshape(1, -1, *[1] * (len(behind) - 2)))
         return _Read(largest, part, behind)
 
     return read
@@ -351,18 +371,18 @@ def _batch_norm(axes: int | None) -> _Reader:
 def _entrywise(slopes: Slopes | Callable[[Any], Slopes]) -> _Reader:
     """Return the reader of a function of each entry, by what its slopes lie between."""
 
-    def read(_name: str, module: Any, rank: int | None) -> _Read:
+    def read(_name: str, module: Any, shape: Shape) -> _Read:
         found = slopes(module) if callable(slopes) else slopes
         largest = _slopes.in_chain(found)
         part = None if largest is None else Entrywise(largest)
-        return _Read(_slopes.lipschitz(found), part, rank)
+        return _Read(_slopes.lipschitz(found), part, shape)
 
     return read
 
 
 def _constant(value: float) -> _Reader:
     """Return the reader of what has a constant, and ends a chain."""
-    return lambda _name, _module, rank: _Read(value, None, rank)
+    return lambda _name, _module, shape: _Read(value, None, shape)
 
 
 def _prelu(module: nn.PReLU) -> Slopes:
@@ -391,46 +411,52 @@ def _threshold(module: nn.Threshold) -> Slopes:
     return _slopes.FIXED["relu"]
 
 
-def _rrelu(name: str, module: nn.RReLU, rank: int | None) -> _Read:
+def _rrelu(name: str, module: nn.RReLU, shape: Shape) -> _Read:
     _check_evaluated(name, module, "its slopes are drawn at every call")
     # the mean of both, rounded as torch may
     ends = [_slopes.of_leaky_relu(end) for end in (module.lower, module.upper)]
     both = min(low for low, _ in ends), max(high for _, high in ends)
-    return _entrywise(both)(name, module, rank)
+    return _entrywise(both)(name, module, shape)
 
 
-def _dropout(name: str, module: Any, rank: int | None) -> _Read:
+def _dropout(name: str, module: Any, shape: Shape) -> _Read:
     if module.p:
         _check_evaluated(name, module, "it drops entries and scales others")
-    return _Read(1.0, Entrywise(), rank)
+    return _Read(1.0, Entrywise(), shape)
 
 
-def _jumping(_name: str, _module: nn.Module, _rank: int | None) -> _Read:
+def _jumping(_name: str, _module: nn.Module, _shape: Shape) -> _Read:
     msg = "it jumps, and has no Lipschitz constant"
     raise ValueError(msg)
 
 
-def _gelu(name: str, module: nn.GELU, rank: int | None) -> _Read:
-    return _constant(_slopes.GELU[module.approximate])(name, module, rank)
+def _gelu(name: str, module: nn.GELU, shape: Shape) -> _Read:
+    return _constant(_slopes.GELU[module.approximate])(name, module, shape)
 
 
-def _flatten(_name: str, module: nn.Flatten, rank: int | None) -> _Read:
-    is_whole = (module.start_dim, module.end_dim) == (1, -1)
-    part = Entrywise() if is_whole and rank == 2 else None
-    return _Read(1.0, part, 2 if is_whole else None)
+def _flatten(_name: str, module: nn.Flatten, shape: Shape) -> _Read:
+    if (module.start_dim, module.end_dim) != (1, -1):
+        return _Read(1.0)
+    part: Part | None = None
+    if shape is not None and len(shape) == 2:
+        part = Entrywise()
+    elif shape is not None and None not in shape[1:]:
+        part = Flattened(cast(tuple[int, ...], shape[2:]))
+    return _Read(1.0, part, (None, None))
 
 
 def _max_pool(axes: int) -> _Reader:
     """Return the reader of a maximum over windows (docs/theory.md, Lemma 18)."""
 
-    def read(_name: str, module: Any, _rank: int | None) -> _Read:
+    def read(_name: str, module: Any, _shape: Shape) -> _Read:
         if module.return_indices:
             msg = "it returns indices as well"
             raise ValueError(msg)
         steps = module.kernel_size if module.stride is None else module.stride
         each = [_per_axis(v, axes) for v in (module.kernel_size, steps, module.dilation)]
         readers = (-(-k * math.gcd(s, d) // s) for k, s, d in zip(*each, strict=True))
-        return _Read(root_above(Fraction(math.prod(readers))), None, axes + 2)
+        constant = root_above(Fraction(math.prod(readers)))
+        return _Read(constant, Pooled(MaxPool(*each), constant), (None,) * (axes + 2))
 
     return read
 
@@ -438,7 +464,7 @@ def _max_pool(axes: int) -> _Reader:
 def _average_pool(axes: int) -> _Reader:
     """Return the reader of averages over windows (docs/theory.md, Lemma 18)."""
 
-    def read(_name: str, module: Any, _rank: int | None) -> _Read:
+    def read(_name: str, module: Any, _shape: Shape) -> _Read:
         is_padded = any(_per_axis(module.padding, axes))
         counted = module.count_include_pad or not is_padded
         if module.ceil_mode or not counted or getattr(module, "divisor_override", None) is not None:
@@ -449,17 +475,21 @@ def _average_pool(axes: int) -> _Reader:
             raise ValueError(msg)
         steps = module.kernel_size if module.stride is None else module.stride
         square = Fraction(1)
-        both = (_per_axis(v, axes) for v in (module.kernel_size, steps))
-        for k, s in zip(*both, strict=True):
+        window, stride = (_per_axis(v, axes) for v in (module.kernel_size, steps))
+        for k, s in zip(window, stride, strict=True):
             overlaps = sum(max(0, k - abs(i) * s) for i in range(-k, k + 1))
             square *= min(Fraction(-(-k // s), k), Fraction(overlaps, k * k))
-        return _Read(root_above(square), None, axes + 2)
+        constant = root_above(square)
+        part = Pooled(AvgPool(window, stride), constant)
+        return _Read(constant, part, (None,) * (axes + 2))
 
     return read
 
 
-def _global_pool(axes: int) -> _Reader:
-    def read(_name: str, module: Any, _rank: int | None) -> _Read:
+def _global_pool(axes: int, *, is_average: bool) -> _Reader:
+    """Return the reader of the average or the maximum over all samples."""
+
+    def read(_name: str, module: Any, shape: Shape) -> _Read:
         if set(_per_axis(module.output_size, axes)) != {1}:
             msg = (
                 f"its windows depend on the size of the input, got output_size {module.output_size}"
@@ -468,7 +498,13 @@ def _global_pool(axes: int) -> _Reader:
         if getattr(module, "return_indices", False):
             msg = "it returns indices as well"
             raise ValueError(msg)
-        return _Read(1.0, None, axes + 2)
+        behind = (None,) * (axes + 2)
+        if shape is None or len(shape) != axes + 2 or None in shape[2:]:
+            return _Read(1.0, None, behind)
+        sizes = cast(tuple[int, ...], shape[2:])
+        constant = root_above(Fraction(1, math.prod(sizes))) if is_average else 1.0
+        layer = AvgPool(sizes) if is_average else MaxPool(sizes)
+        return _Read(constant, Pooled(layer, constant), behind)
 
     return read
 
@@ -519,17 +555,11 @@ _READERS: dict[type[nn.Module], _Reader] = {
     nn.AvgPool1d: _average_pool(1),
     nn.AvgPool2d: _average_pool(2),
     nn.AvgPool3d: _average_pool(3),
-    **{
-        kind: _global_pool(axes)
-        for axes, kinds in enumerate(
-            (
-                (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
-                (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-                (nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
-            ),
-            1,
-        )
-        for kind in kinds
-    },
+    nn.AdaptiveAvgPool1d: _global_pool(1, is_average=True),
+    nn.AdaptiveAvgPool2d: _global_pool(2, is_average=True),
+    nn.AdaptiveAvgPool3d: _global_pool(3, is_average=True),
+    nn.AdaptiveMaxPool1d: _global_pool(1, is_average=False),
+    nn.AdaptiveMaxPool2d: _global_pool(2, is_average=False),
+    nn.AdaptiveMaxPool3d: _global_pool(3, is_average=False),
 }
 """How each module is read."""

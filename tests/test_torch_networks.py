@@ -99,7 +99,7 @@ FALLING = {
 
 
 def part_of(module: nn.Module) -> Any:
-    return _modules._read("", module.eval(), 2).part
+    return _modules._read("", module.eval(), (None, None)).part
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -107,7 +107,7 @@ def test_no_slope_of_an_activation_lies_outside(name: str) -> None:
     """By autograd, and by differences over all distances, in float64."""
     module = ACTIVATIONS[name]().double().eval()
     with torch.no_grad():
-        found = _modules._read("", module, 2)
+        found = _modules._read("", module, (None, None))
         x = torch.cat([torch.linspace(-8, 8, 3001), torch.logspace(-5, 1, 300)]).double()
         x = torch.unique(torch.cat([x, -x]))
         y = module(x.clone())
@@ -202,6 +202,9 @@ def test_no_jacobian_exceeds_the_bound_nor_the_bound_the_product(name: str) -> N
     assert steepest(model, shape) <= bound * (1 + 1e-12)
     assert bound <= product
     assert (bound < 0.95 * product) == (name in IN_CHAINS)
+    known = network_bound(model, input_shape=shape, time_limit=1.0)
+    assert steepest(model, shape) <= known * (1 + 1e-12)
+    assert known <= product
 
 
 def test_dense_models_have_the_bound_of_their_weights() -> None:
@@ -494,4 +497,39 @@ def test_layers_are_linked_with_their_own_geometry() -> None:
     assert isinstance(part, Weighted)
     assert part.channels == (6, 4)
     assert part.can_be_linked()
-    assert not _modules._read("", nn.Conv1d(2, 2, 3, stride=2), None).part.can_be_linked()
+    assert _modules._read("", nn.Conv1d(2, 2, 3, stride=2), None).part.can_be_linked()
+    assert not _modules._read("", nn.ConvTranspose1d(2, 2, 3, stride=2), None).part.can_be_linked()
+
+
+def test_random_convolutional_models_never_exceed_their_bound() -> None:
+    rng = np.random.default_rng(1)
+    shorter = 0
+    for _ in range(12):
+        c, parts, size, channels = 1, list[nn.Module](), 8, 1
+        for _ in range(int(rng.integers(1, 4))):
+            c, channels = channels, int(rng.integers(1, 4))
+            stride = int(rng.integers(1, 3))
+            parts += [nn.Conv1d(c, channels, 3, stride=stride, padding=1)]
+            size = (size - 1) // stride + 1
+            parts += [nn.BatchNorm1d(channels)] * bool(rng.random() < 0.3)
+            parts += [list(ACTIVATIONS.values())[rng.integers(2, 19)]()]
+            pool = [nn.MaxPool1d(2, 1), nn.AvgPool1d(2, 1), nn.MaxPool1d(1), nn.AvgPool1d(3, 1, 1)]
+            if size > 1 and rng.random() < 0.6:
+                which = int(rng.integers(4))
+                parts += [pool[which]]
+                size -= which < 2
+        parts += [nn.Flatten(), nn.Linear(channels * size, 3), nn.Tanh(), nn.Linear(3, 2)]
+        model = drawn(nn.Sequential(*parts))
+        bound = network_bound(model, input_shape=(1, 8), time_limit=0.3)
+        product = network_bound(model, method="product")
+        assert steepest(model, (1, 8), count=9) <= bound * (1 + 1e-12)
+        assert bound <= product
+        shorter += bound < 0.9 * product
+    assert shorter >= 8
+
+
+def test_a_shape_that_the_model_does_not_take_is_explained() -> None:
+    with pytest.raises(
+        ValueError, match=r"input_shape is none that the layer '0' \(Linear\) takes"
+    ):
+        network_bound(nn.Sequential(nn.Linear(3, 2)), input_shape=(4,))

@@ -1,11 +1,12 @@
 """One bound of layers and functions of entries that follow each other, whatever scales stand between.
 
-Between two layers let there be functions of each entry with slopes in [0, h_j], and multiplications
-of channels by numbers s_j, in any order.  On the difference of two inputs each acts as a diagonal
-matrix, and these commute: together they are h D S with h = prod h_j, S = prod S_j and a diagonal D
-with entries in [0, 1].  So S may be multiplied into the layer before, and h into the bound.  Numbers
-of the sign of s and no smaller modulus may stand for s, since the quotient is in [0, 1] and goes
-into D (docs/theory.md, Lemma 34); with few digits their products with short weights are exact.
+Between two layers let there be poolings, and in any order functions of each entry with slopes in
+[0, h_j] and multiplications of channels by numbers s_j.  On the difference of two inputs the latter
+act as diagonal matrices, and these commute: together they are h D S with h = prod h_j, S = prod S_j
+and a diagonal D with entries in [0, 1].  So S may be multiplied into the layer before, and h into
+the bound.  Numbers of the sign of s and no smaller modulus may stand for s, since the quotient is in
+[0, 1] and goes into D (docs/theory.md, Lemma 34); with few digits their products with short weights
+are exact.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm._arrays import probes
+from gramnorm._arrays.limits import CHAIN_PHASES
 from gramnorm._arrays.types import HostFloats
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._matrix.bounds import matrix_norm_bound
@@ -27,6 +29,7 @@ from gramnorm._rigour.fractions import float_above, product_above, root_above, s
 from gramnorm._rigour.model import HOST_UNIT
 from gramnorm._rigour.sums import host_norm
 from gramnorm.network._chain import chain_bound
+from gramnorm.network._layers import AvgPool, ConvLayer, Flatten, MaxPool
 
 _DIGITS = 24  # of a scale, in bits: products with weights of as many are exact in float64
 _NORMAL = 2.0**-800  # products from here on have normal factors, and all their digits
@@ -80,56 +83,115 @@ class Weighted:
         value = (self.geometry or {}).get(key, default)
         return (value,) * (self.weight.ndim - 2) if isinstance(value, int) else tuple(value)
 
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """The step between outputs per spatial axis."""
+        return self._numbers("stride", 1)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether it is the adjoint of a correlation."""
+        return bool((self.geometry or {}).get("transposed", False))
+
     def can_be_linked(self) -> bool:
-        """Say whether Theorems 29 and 30 are about it: real, stride 1, padded by zeros."""
+        """Say whether Theorems 29, 30 and 32 are about it: real, a correlation, padded by zeros."""
         if self.weight.dtype.kind != "f":
             return False
         if self.geometry is None:
             return self.weight.ndim == 2
-        return (
-            self.geometry.get("padding_mode", "zeros") == "zeros"
-            and all(n == 1 for n in self._numbers("stride", 1))
-            and not any(self._numbers("output_padding", 0))
-        )
+        is_plain = all(n == 1 for n in self.stride) and not any(self._numbers("output_padding", 0))
+        is_padded = self.geometry.get("padding_mode", "zeros") == "zeros"
+        return is_padded and (is_plain or not self.is_transposed)
 
-    def written_out(self) -> HostFloats:
-        """Return the matrix, or the kernel with the zeros of groups and dilation.
+    def correlation(self) -> HostFloats:
+        """Return the matrix, or the kernel of a correlation, its groups written out if transposed.
 
-        That of a transposed layer, the adjoint of a correlation, is transposed and reversed.
+        That of a transposed layer of stride 1 is transposed and reversed.
         """
         w = self.weight.astype(np.float64)
+        if not self.is_transposed:
+            return w
+        groups, axes = (self.geometry or {}).get("groups", 1), tuple(range(3, w.ndim + 1))
+        parts = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+        parts = np.flip(np.swapaxes(parts, 1, 2), axes)
+        full = np.zeros((groups, parts.shape[1], groups, *parts.shape[2:]))
+        for g in range(groups):
+            full[g, :, g] = parts[g]
+        return full.reshape(*self.channels, *w.shape[2:])
+
+    def described(self, w: HostFloats) -> Any:
+        """Return a layer for `chain_bound` with other weights in place of its correlation."""
         if self.geometry is None:
             return w
-        groups, axes = self.geometry.get("groups", 1), tuple(range(3, w.ndim + 1))
-        parts = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
-        if self.geometry.get("transposed", False):
-            parts = np.flip(np.swapaxes(parts, 1, 2), axes)
-        full = np.zeros((groups, parts.shape[1], groups, parts.shape[2], *self.taps))
-        steps = tuple(slice(None, None, d) for d in self._numbers("dilation", 1))
-        for g in range(groups):
-            at: tuple[Any, ...] = (g, slice(None), g, slice(None), *steps)
-            full[at] = parts[g]
-        return full.reshape(*self.channels, *self.taps)
+        groups = 1 if self.is_transposed else self.geometry.get("groups", 1)
+        dilation = self._numbers("dilation", 1)
+        return ConvLayer(w, stride=self.stride, dilation=dilation, groups=groups)
 
     def scales(self, part: Entrywise) -> HostFloats | None:
         """Return the numbers by which its output channels are multiplied, if they are such."""
         assert part.scale is not None
+        if self.geometry is not None and part.scale.ndim != self.weight.ndim:
+            return None
         axis = part.scale.ndim - 1 if self.geometry is None else 1
         others = part.scale.shape[:axis] + part.scale.shape[axis + 1 :]
         fits = part.scale.ndim > axis and part.scale.shape[axis] in (1, self.channels[0])
         return part.scale.astype(np.float64).reshape(-1) if fits and set(others) <= {1} else None
 
 
-Part = Entrywise | Weighted
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """A pooling, and its Lipschitz constant."""
+
+    layer: AvgPool | MaxPool
+    constant: float
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it is an average of windows that may share samples."""
+        if isinstance(self.layer, MaxPool) or self.layer.stride is None:
+            return False
+        pairs = zip(_numbers(self.layer.window), _numbers(self.layer.stride), strict=True)
+        return any(s < k for k, s in pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flattened:
+    """A signal of so many samples per axis read as one vector, the samples of a channel together."""
+
+    spatial: tuple[int, ...]
+
+
+Part = Entrywise | Weighted | Pooled | Flattened
 
 
 def goes_on(run: Sequence[Part], part: Part | None) -> bool:
     """Say whether a chain with these parts, which begins with a layer, may go on with another."""
-    if isinstance(part, Weighted):
-        return part.can_be_linked() and (not run or _fits(_last_layer(run), part))
     if part is None or not run:
+        return isinstance(part, Weighted) and part.can_be_linked()
+    last, behind = _last_layer(run), _behind(run)
+    flattened = [p for p in behind if isinstance(p, Flattened)]
+    if isinstance(part, Weighted):
+        return part.can_be_linked() and _fits(last, flattened, part)
+    if isinstance(part, Entrywise):
+        return _commutes(last, behind, part)
+    axes = len(part.spatial if isinstance(part, Flattened) else _numbers(part.layer.window))
+    return last.geometry is not None and axes == last.weight.ndim - 2 and not flattened
+
+
+def _commutes(last: Weighted, behind: Sequence[Part], part: Entrywise) -> bool:
+    """Say whether what acts on entries may as well stand directly behind the last layer.
+
+    Diagonal matrices commute with one another, numbers per channel with poolings.  Behind a maximum
+    or a flattening, where a chain is cut, a diagonal matrix with entries in [0, 1] does no harm
+    either (Theorem 33); before an average a number for each window is one for each of its samples,
+    if no sample is in two.
+    """
+    is_flat = any(isinstance(p, Flattened) for p in behind)
+    if part.scale is not None and not is_flat and last.scales(part) is not None:
+        return True
+    if any(isinstance(p, Pooled) and p.overlaps for p in behind):
         return False
-    return part.scale is None or _last_layer(run).scales(part) is not None or _one_sign(part.scale)
+    return part.scale is None or _one_sign(part.scale)
 
 
 def is_worth_it(run: Sequence[Part]) -> bool:
@@ -144,14 +206,39 @@ def has_scales(run: Sequence[Part]) -> bool:
 
 def work(run: Sequence[Part]) -> float:
     """Return about how many multiplications a step of the descent takes; one layer has none."""
-    layers = [part for part in run if isinstance(part, Weighted)]
-    if len(layers) < 2:
+    if sum(isinstance(part, Weighted) for part in run) < 2:
         return 0.0
-    sizes = [layers[0].channels[1], *(layer.channels[0] for layer in layers)]
+    total, segment, rates = 0.0, list[tuple[Weighted, tuple[int, ...]]](), tuple[int, ...]()
+    for layer, before, _ in reversed(list(_by_layers(run))):
+        if len(rates) != len(layer.stride):  # of a dense layer there are none
+            total, segment, rates = total + _work(segment), [], (1,) * len(layer.stride)
+        segment.append((layer, rates))
+        pools = [p.layer for p in before if isinstance(p, Pooled)]
+        is_cut = any(isinstance(p, Flattened | Pooled) and not _is_average(p) for p in before)
+        if not is_cut:
+            steps = [_numbers(p.window if p.stride is None else p.stride) for p in pools]
+            rates = tuple(map(math.prod, zip(rates, layer.stride, *steps, strict=True)))
+        if is_cut or math.prod(rates) > CHAIN_PHASES:
+            total, segment, rates = total + _work(segment), [], (1,) * len(layer.stride)
+    return total + _work(segment)
+
+
+def _is_average(part: Part) -> bool:
+    return isinstance(part, Pooled) and isinstance(part.layer, AvgPool)
+
+
+def _work(segment: Sequence[tuple[Weighted, tuple[int, ...]]]) -> float:
+    """Return the multiplications for layers between two cuts, the last first, with their phases."""
+    if not segment:
+        return 0.0
+    first, rates = segment[-1]
+    phases = math.prod(s * r for s, r in zip(first.stride, rates, strict=True))
+    sizes = [layer.channels[0] * math.prod(r) for layer, r in segment]
+    sizes.append(first.channels[1] * phases)
     rows, columns = sum(sizes[::2]), sum(sizes[1::2])
     least = min(rows, columns)
     one = rows * columns * least + _STEPS * least**3
-    taps = [max(along) for along in zip(*(layer.taps for layer in layers), strict=True)]
+    taps = [max(along) for along in zip(*(layer.taps for layer, _ in segment), strict=True)]
     return float(one * math.prod(_DENSITY * k for k in taps) * (2 if taps else 1))
 
 
@@ -173,13 +260,14 @@ def run_bound(run: Sequence[Part], *, time_limit: float | None = None) -> float:
 
     Notes
     -----
-    **Guarantee.** By Theorems 29 and 30 and Lemma 34, for the stored weights, every size of the input,
-    and functions and scales as the parts state them.
+    **Guarantee.** By Theorems 29, 30, 32 and 33 and Lemma 34, for the stored weights, every size of
+    the input, and functions and scales as the parts state them.
     """
     layers, slopes = _folded(run)
     if _loses(layers):
         return math.inf
-    bound = float(chain_bound([layer for layer, _ in layers], time_limit=time_limit))
+    described = [part for link in layers for part in (*link.before, link.layer)]
+    bound = float(chain_bound(described, time_limit=time_limit))
     return product_above([*slopes, _with_errors(bound, layers)])
 
 
@@ -189,58 +277,110 @@ def scaled_product(run: Sequence[Part]) -> float:
     The scales of each layer are multiplied in as in `run_bound`, so that a large one may meet small
     weights.
     """
-    layers, slopes = _folded(run)
-    if _loses(layers):
+    links, slopes = _folded(run)
+    if _loses(links):
         return math.inf
-    return product_above([*slopes, *(sum_above([_norm(w), error]) for w, error in layers)])
+    norms = (sum_above([_norm(link.layer), link.error]) for link in links)
+    return product_above([*slopes, *(link.constant for link in links), *norms])
 
 
-def _loses(layers: Sequence[tuple[HostFloats, float]]) -> bool:
+@dataclasses.dataclass(frozen=True)
+class _Link:
+    """A layer as `chain_bound` takes it, and what it is off by in norm.
+
+    `before` holds what stands between it and the activation before, whose constant it is.
+    """
+
+    layer: Any
+    error: float
+    before: list[AvgPool | MaxPool | Flatten]
+    constant: float
+
+    @property
+    def weights(self) -> HostFloats:
+        """The matrix or the kernel."""
+        found: HostFloats = self.layer.kernel if isinstance(self.layer, ConvLayer) else self.layer
+        return found
+
+
+def _loses(links: Sequence[_Link]) -> bool:
     """Say whether subnormal weights were read as zeros, and are missing here."""
-    return probes.flushes_subnormals(layers[0][0], layers[0][0].dtype)
+    return probes.flushes_subnormals(links[0].weights, links[0].weights.dtype)
 
 
 def _last_layer(run: Sequence[Part]) -> Weighted:
     return next(part for part in reversed(run) if isinstance(part, Weighted))
 
 
-def _fits(one: Weighted, following: Weighted) -> bool:
-    """Say whether two layers mix the same axis, of as many channels."""
+def _behind(run: Sequence[Part]) -> list[Part]:
+    """Return what stands behind the last layer."""
+    last = max(i for i, part in enumerate(run) if isinstance(part, Weighted))
+    return list(run[last + 1 :])
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _fits(one: Weighted, flattened: Sequence[Flattened], following: Weighted) -> bool:
+    """Say whether a layer takes what a layer before it gives, along the same axis."""
+    outputs, inputs = one.channels[0], following.channels[1]
+    if flattened:
+        return following.geometry is None and inputs == outputs * math.prod(flattened[0].spatial)
     alike = (one.geometry is None) == (following.geometry is None)
-    same = one.weight.ndim == following.weight.ndim
-    return alike and same and one.channels[0] == following.channels[1]
+    return alike and one.weight.ndim == following.weight.ndim and outputs == inputs
 
 
 def _one_sign(scale: Values) -> bool:
     return bool(np.all(scale >= 0) or np.all(scale <= 0))
 
 
-def _folded(run: Sequence[Part]) -> tuple[list[tuple[HostFloats, float]], list[float]]:
-    """Return the layers, each with what it is off by in norm, and the factors of the bound."""
-    layers: list[tuple[HostFloats, float]] = []
+def _folded(run: Sequence[Part]) -> tuple[list[_Link], list[float]]:
+    """Return the layers, with scales multiplied in, and the factors of the bound."""
+    links: list[_Link] = []
     slopes: list[float] = []
-    for layer, between in _by_layers(run):
-        scale = np.ones(1)
-        for part in between:
+    for layer, before, behind in _by_layers(run):
+        scale, is_flat = np.ones(1), False
+        for part in behind:
+            is_flat = is_flat or isinstance(part, Flattened)
+            if not isinstance(part, Entrywise):
+                continue
             slopes.append(part.slope)
             if part.scale is None:
                 continue
-            found = layer.scales(part)
+            found = None if is_flat else layer.scales(part)
             if found is None:
                 slopes.append(float(np.max(np.abs(part.scale), initial=0.0)))
             else:
                 scale = _product(scale, found)
-        layers.append(_scaled(layer, scale))
-    return layers, slopes
+        links.append(_link(layer, scale, before))
+    slopes += [part.constant for part in _behind(run) if isinstance(part, Pooled)]
+    return links, slopes
 
 
-def _by_layers(run: Sequence[Part]) -> Iterator[tuple[Weighted, list[Entrywise]]]:
-    """Yield each layer with what follows it."""
+def _link(layer: Weighted, scale: HostFloats, before: Sequence[Part]) -> _Link:
+    """Return a layer with its outputs multiplied, behind poolings."""
+    w, error = _scaled(layer, scale)
+    between: list[AvgPool | MaxPool | Flatten] = []
+    constant = 1.0
+    for part in before:
+        if isinstance(part, Pooled):
+            between.append(part.layer)
+            constant = product_above([constant, part.constant])
+        elif isinstance(part, Flattened):
+            between.append(Flatten(part.spatial))
+    return _Link(layer.described(w), error, between, constant)
+
+
+def _by_layers(run: Sequence[Part]) -> Iterator[tuple[Weighted, list[Part], list[Part]]]:
+    """Yield each layer with what stands between it and the layer before, and behind it."""
     places = [i for i, part in enumerate(run) if isinstance(part, Weighted)]
+    before: list[Part] = []
     for i, j in zip(places, [*places[1:], len(run)], strict=True):
-        layer = run[i]
+        layer, behind = run[i], list(run[i + 1 : j])
         assert isinstance(layer, Weighted)
-        yield layer, [part for part in run[i + 1 : j] if isinstance(part, Entrywise)]
+        yield layer, before, behind
+        before = behind
 
 
 def _product(a: HostFloats, b: HostFloats) -> HostFloats:
@@ -256,7 +396,7 @@ def _product(a: HostFloats, b: HostFloats) -> HostFloats:
 
 def _scaled(layer: Weighted, scale: HostFloats) -> tuple[HostFloats, float]:
     """Return a layer with its outputs multiplied, and a bound on the norm of its error."""
-    w, scale = layer.written_out(), scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+    w, scale = layer.correlation(), scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
     product = w * scale
     is_short = layer.weight.dtype.itemsize <= 4
     there = (w != 0) & (scale != 0)
@@ -283,24 +423,28 @@ def _rounding(product: HostFloats) -> float:
     return float_above(taps * frobenius)
 
 
-def _with_errors(bound: float, layers: Sequence[tuple[HostFloats, float]]) -> float:
+def _with_errors(bound: float, links: Sequence[_Link]) -> float:
     """Return the bound for all layers within their errors.
 
     Written out, a product of the W_i + E_i is that of the W_i and terms with one E_i or more, which
-    are at most prod (n_i + e_i) - prod n_i together.
+    are at most prod (n_i + e_i) - prod n_i together, times the constants of poolings.
     """
-    if not any(error for _, error in layers) or not math.isfinite(bound):
+    if not any(link.error for link in links) or not math.isfinite(bound):
         return bound
-    found = [_norm(w) for w, _ in layers]
+    found = [_norm(link.layer) for link in links]
     if not all(map(math.isfinite, found)):
         return math.inf
-    norms, errors = list(map(Fraction, found)), [Fraction(error) for _, error in layers]
+    norms, errors = list(map(Fraction, found)), [Fraction(link.error) for link in links]
     more = math.prod(n + e for n, e in zip(norms, errors, strict=True)) - math.prod(norms)
-    return float_above(Fraction(bound) + more)
+    return float_above(Fraction(bound) + more * math.prod(Fraction(x.constant) for x in links))
 
 
-def _norm(w: HostFloats) -> float:
+def _norm(layer: Any) -> float:
     """Return an upper bound on the norm of a layer."""
+    w = layer.kernel if isinstance(layer, ConvLayer) else layer
     if 0 in w.shape:
         return 0.0
-    return float(matrix_norm_bound(w) if w.ndim == 2 else conv_norm_bound(w))
+    if not isinstance(layer, ConvLayer):
+        return float(matrix_norm_bound(w))
+    keys = ("stride", "dilation", "groups")
+    return float(conv_norm_bound(w, **{key: getattr(layer, key) for key in keys}))

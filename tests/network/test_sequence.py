@@ -10,8 +10,11 @@ import pytest
 
 import gramnorm as gn
 from gramnorm.network import _sequence
+from gramnorm.network._layers import AvgPool, MaxPool
 from gramnorm.network._sequence import (
     Entrywise,
+    Flattened,
+    Pooled,
     Weighted,
     goes_on,
     is_worth_it,
@@ -71,6 +74,8 @@ def test_no_pattern_of_slopes_exceeds_the_bound_with_scales_of_any_sign(dtype: s
 
 GEOMETRIES = [
     {},
+    {"stride": (2, 1)},
+    {"stride": (1, 2), "dilation": (2, 1), "groups": 2},
     {"dilation": (2, 1)},
     {"groups": 2},
     {"groups": 2, "dilation": (1, 2), "padding": ((0, 2), (1, 1))},
@@ -80,23 +85,24 @@ GEOMETRIES = [
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_a_kernel_written_out_has_the_operator_of_its_geometry(geometry: Any) -> None:
+def test_a_kernel_is_described_with_the_operator_of_its_geometry(geometry: Any) -> None:
     """Zero padding by all of its reach: then nothing is cut off, and both matrices are the same."""
     rng = np.random.default_rng(1)
     kernel = rng.standard_normal((4, 3, 2, 3))
     layer = Weighted(kernel, geometry)
-    full = layer.written_out()
-    assert full.shape == (*layer.channels, *layer.taps)
+    found = layer.described(layer.correlation())
     size, groups = (3, 4), geometry.get("groups", 1)
     every = {k: v for k, v in geometry.items() if k != "padding"}
-    reach = [k - 1 for k in layer.taps]
-    pads = 0 if geometry.get("transposed") else [(r, r) for r in reach]
+    reach = [(k - 1) * d for k, d in zip((2, 3), geometry.get("dilation", (1, 1)), strict=True)]
+    pads = 0 if layer.is_transposed else [(r, r) for r in reach]
     expected = oracles.conv_matrix(kernel, size, pads, **every)
-    if geometry.get("transposed"):
-        expected = expected.T
-    assert layer.channels == ((3 * groups, 4) if geometry.get("transposed") else (4, 3 * groups))
-    found = oracles.conv_matrix(full, size, [(r, r) for r in reach])
-    assert np.array_equal(found, expected)
+    expected = expected.T if layer.is_transposed else expected
+    assert layer.channels == ((3 * groups, 4) if layer.is_transposed else (4, 3 * groups))
+    assert layer.taps == tuple(r + 1 for r in reach)
+    made = {key: getattr(found, key) for key in ("stride", "dilation", "groups")}
+    assert np.array_equal(
+        oracles.conv_matrix(found.kernel, size, [(r, r) for r in reach], **made), expected
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -148,7 +154,7 @@ def test_rounding_of_scaled_weights_is_counted(monkeypatch: pytest.MonkeyPatch, 
         return math.prod(float(abs(w.item())) for w in layers)
 
     monkeypatch.setattr(_sequence, "chain_bound", plain)
-    monkeypatch.setattr(_sequence, "_norm", lambda w: float(abs(w.item())))
+    monkeypatch.setattr(_sequence, "_norm", lambda w: float(abs(np.asarray(w).item())))
     rng = np.random.default_rng(3)
     below = 0
     for _ in range(300):
@@ -183,7 +189,6 @@ def test_what_is_no_chain_of_the_theorem_does_not_go_on() -> None:
     assert goes_on([], conv)
     assert goes_on([conv], Entrywise(scale=np.ones((1, 2, 1))))
     for wrong in (
-        Weighted(k, {"stride": 2}),
         Weighted(k, {"padding_mode": "reflect"}),
         Weighted(k, {"transposed": True, "stride": (2,)}),
         Weighted(np.ones((2, 2), int)),
@@ -199,9 +204,100 @@ def test_what_is_no_chain_of_the_theorem_does_not_go_on() -> None:
         Weighted(np.ones((2, 2, 3, 3)), {}),
     ):
         assert not goes_on([conv], after)
+    assert goes_on([conv], Weighted(k, {"stride": 2, "groups": 1}))
     assert not goes_on([conv], Entrywise(scale=np.asarray([[[1.0, -1.0]]])))  # along the samples
     assert not goes_on([conv], Entrywise(scale=np.asarray([[[1.0], [2.0], [-1.0]]])))
     assert not goes_on([Weighted(w)], Entrywise(scale=np.asarray([[1.0], [-1.0]])))  # of the batch
+
+
+POOLS = {
+    "maximum": Pooled(MaxPool(2), 1.0),
+    "maximum of windows that overlap": Pooled(MaxPool(3, 1), 3**0.5),
+    "average": Pooled(AvgPool(2), 0.5**0.5),
+    "average of windows that overlap": Pooled(AvgPool(3, 1), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_poolings_stand_between_convolutions_and_flattening_before_a_matrix(name: str) -> None:
+    pool, conv = POOLS[name], Weighted(np.ones((2, 2, 3)), {})
+    flat, dense = Flattened((5,)), Weighted(np.ones((3, 10)))
+    run_of(
+        conv,
+        Entrywise(),
+        pool,
+        conv,
+        Entrywise(),
+        pool,
+        pool,
+        flat,
+        dense,
+        Entrywise(),
+        Weighted(np.ones((1, 3))),
+    )
+    assert not goes_on([], pool)
+    assert not goes_on([dense], pool)
+    assert not goes_on([conv, flat], pool)
+    assert not goes_on([conv, flat], flat)
+    assert not goes_on([conv, flat], conv)
+    assert not goes_on([conv, pool], dense)
+    assert not goes_on([conv, Flattened((4,))], dense)
+    assert not goes_on([conv], Flattened((5, 1)))
+    assert not goes_on([conv], Pooled(MaxPool((2, 2)), 1.0))
+    scale = Entrywise(scale=np.asarray([[[2.0], [-1.0]]]))
+    assert goes_on([conv, pool], scale)  # of channels: on either side of it
+    assert not goes_on([conv, flat], scale)
+    overlaps = name == "average of windows that overlap"
+    assert goes_on([conv, pool], Entrywise()) == (not overlaps)
+    assert goes_on([conv, pool, conv], Entrywise())
+
+
+def pooled(x: np.ndarray, pool: Any) -> np.ndarray:
+    """Pool the samples of each channel, one window after the other."""
+    step = pool.stride or pool.window
+    starts = range(0, x.shape[1] - pool.window + 1, step)
+    reduce = np.max if isinstance(pool, MaxPool) else np.mean
+    return np.stack([reduce(x[:, i : i + pool.window], axis=1) for i in starts], axis=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", POOLS)
+def test_no_pair_of_signals_exceeds_the_bound_with_poolings_and_scales(
+    name: str, dtype: str
+) -> None:
+    """Written out by loops, and searched along the worst of many directions."""
+    rng = np.random.default_rng(5)
+    pool = POOLS[name]
+    for _ in range(4):
+        first, second = (rng.standard_normal((2, 2, k)).astype(dtype) for k in (2, 3))
+        scale = (np.exp(rng.standard_normal(2)) * np.asarray([1, -1])).astype(dtype)
+        samples = 10
+        inner = pooled(np.zeros((2, samples + 1)), pool.layer).shape[1]
+        outputs = (inner + 1) // 2
+        head = rng.standard_normal((2, 2 * outputs)).astype(dtype)
+        run = run_of(
+            Weighted(first, {}), Entrywise(), pool, Entrywise(scale=scale.reshape(1, 2, 1)),
+            Weighted(second, {"stride": 2}), Entrywise(0.25), Flattened((outputs,)), Weighted(head),
+        )  # fmt: skip
+        bound = run_bound(run, time_limit=0.3)
+        a = oracles.conv_matrix(first.astype(float), (samples,), [(1, 1)])
+        b = oracles.conv_matrix(second.astype(float), (inner,), [(1, 1)], stride=2)
+
+        def net(x: np.ndarray, a: Any = a, b: Any = b, head: Any = head, scale: Any = scale) -> Any:
+            z = np.maximum((a @ x).reshape(2, -1), 0)
+            z = scale[:, None].astype(float) * pooled(z, pool.layer)
+            return head.astype(float) @ (np.tanh(b @ z.ravel()) / 4)
+
+        best = 0.0
+        for _ in range(12):
+            x = rng.standard_normal(2 * samples) * rng.choice([0.01, 0.3, 1.0])
+            jacobian = np.stack([(net(x + 1e-6 * e) - net(x)) / 1e-6 for e in np.eye(x.size)], 1)
+            v = np.linalg.svd(jacobian)[2][0]
+            for size in (1e-3, 0.1):
+                y = x + size * v
+                best = max(best, np.linalg.norm(net(y) - net(x)) / np.linalg.norm(y - x))
+        assert 0.02 * bound < best <= bound
+        assert bound <= scaled_product(run) * (1 + 1e-9)
 
 
 def test_one_layer_is_worth_it_with_a_scale_alone() -> None:
@@ -232,3 +328,8 @@ def test_work_grows_with_channels_and_taps() -> None:
     assert work([kernel, dilated]) > 2 * work([kernel, kernel])
     many = Weighted(np.ones((64, 1, 3, 3)), {"groups": 64})
     assert work([many, many]) > 100 * work([kernel, kernel])
+    strided = Weighted(np.ones((8, 8, 3, 3)), {"stride": 2})
+    assert work([strided, strided]) > 2 * work([kernel, kernel])  # of 16 phases
+    cut = [strided, Pooled(MaxPool((2, 2)), 1.0), strided]
+    assert work(cut) < work([strided, strided])
+    assert work([kernel, Flattened((2, 2)), Weighted(np.ones((2, 32)))]) > 0

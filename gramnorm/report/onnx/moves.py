@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 
 from gramnorm._rigour.fractions import root_above
-from gramnorm.network._sequence import Entrywise
+from gramnorm.network._sequence import Entrywise, Flattened, Part
 from gramnorm.report.onnx.nodes import (
     Dim,
     Effect,
@@ -49,13 +49,23 @@ def rearranged(
     return rule
 
 
-def unmoved(rule: Callable[[Node], Effect]) -> Callable[[Node], Effect]:
-    """Return a rule that also says where the order of entries, which stays, gets the same shape."""
+def in_order(rule: Callable[[Node], Effect]) -> Callable[[Node], Effect]:
+    """Return a rule of what keeps the order of entries, which says what it is within a chain.
+
+    The shape stays, or the samples of each channel are read as one vector.
+    """
 
     def told(node: Node) -> Effect:
         effect, before = rule(node), node.only_varying().shape
-        same = before is not None and None not in before and effect.shapes == (before,)
-        return replace(effect, part=Entrywise() if same else None)
+        after = effect.shapes[0]
+        part: Part | None = None
+        if before is not None and None not in before and after == before:
+            part = Entrywise()
+        elif before is not None and after is not None and len(before) > len(after) == 2:
+            inner = [n for n in before[1:] if isinstance(n, int)]
+            if len(inner) == len(before) - 1 and after[1] == math.prod(inner):
+                part = Flattened(tuple(inner[1:]))
+        return replace(effect, part=part)
 
     return told
 

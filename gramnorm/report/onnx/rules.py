@@ -94,10 +94,10 @@ RULES: dict[str, Rule] = {
     "Mul": entries.multiply,
     "Div": entries.divide,
     # entries that move
-    "Flatten": moves.unmoved(rearranged(moves.flattened)),
-    "Reshape": moves.unmoved(moves.reshaped),
+    "Flatten": moves.in_order(rearranged(moves.flattened)),
+    "Reshape": moves.in_order(moves.reshaped),
     "Transpose": rearranged(moves.transposed),
-    "Squeeze": rearranged(moves.squeezed),
+    "Squeeze": moves.in_order(rearranged(moves.squeezed)),
     "Unsqueeze": rearranged(moves.unsqueezed),
     "Pad": moves.padded,
     "Slice": rearranged(moves.sliced),

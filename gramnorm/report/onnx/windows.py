@@ -14,7 +14,8 @@ import numpy as np
 
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._rigour.fractions import root_above
-from gramnorm.network._sequence import Weighted
+from gramnorm.network._layers import AvgPool, MaxPool
+from gramnorm.network._sequence import Pooled, Weighted
 from gramnorm.report.onnx.nodes import (
     Dim,
     Effect,
@@ -87,6 +88,11 @@ class _Windows:
             total = max((-(-n // s) - 1) * s + self.reach - n, 0)
         less, more = total // 2, total - total // 2
         return (less, more) if upper else (more, less)
+
+    @property
+    def may_exceed(self) -> bool:
+        """Whether it may be larger than its input: runtimes then average what there is, once."""
+        return self.size is None and self.stride > 1 and self.padded(1) < self.reach
 
     def least_count(self) -> int:
         """Return a lower bound on the taps of a window that do not lie in the padding."""
@@ -340,17 +346,35 @@ def _cropped(node: Node, plain: list[_Windows]) -> list[_Windows]:
 
 def max_pool(node: Node) -> Effect:
     """Rule of MaxPool (docs/theory.md, Lemma 18): a sample counts as often as it is read."""
-    return _pool(node, lambda w, outputs: Fraction(w.readers(outputs)))
+    effect, windows = _pool(node, lambda w, outputs: Fraction(w.readers(outputs)))
+    layer = MaxPool(
+        tuple(w.taps for w in windows),
+        tuple(w.stride for w in windows),
+        tuple(w.dilation for w in windows),
+    )
+    constant = root_above(Fraction(math.prod(w.readers(None) for w in windows)))
+    return replace(effect, part=Pooled(layer, constant))
 
 
 def average_pool(node: Node) -> Effect:
     """Rule of AveragePool (docs/theory.md, Lemma 18)."""
     counts_padding = bool(node.attributes.get("count_include_pad", 0))
-    return _pool(node, lambda w, outputs: _average(w, outputs, counts_padding=counts_padding))
+    effect, windows = _pool(
+        node, lambda w, outputs: _average(w, outputs, counts_padding=counts_padding)
+    )
+    # in a chain every average is over all samples of its window
+    is_whole = all(w.dilation == 1 and not w.may_exceed for w in windows)
+    if not is_whole or not (counts_padding or all(w.pads == (0, 0) for w in windows)):
+        return effect
+    layer = AvgPool(tuple(w.taps for w in windows), tuple(w.stride for w in windows))
+    square = math.prod((_average(w, None, counts_padding=True) for w in windows), start=Fraction(1))
+    return replace(effect, part=Pooled(layer, root_above(square)))
 
 
-def _pool(node: Node, square_of: Callable[[_Windows, int | None], Fraction]) -> Effect:
-    """Return the product over the axes, whose factors squared are given."""
+def _pool(
+    node: Node, square_of: Callable[[_Windows, int | None], Fraction]
+) -> tuple[Effect, list[_Windows]]:
+    """Return the product over the axes, whose factors squared are given, and the windows."""
     x, taps = node.varying(0), tuple(node.attributes.get("kernel_shape", ()))
     sizes, windows = _windows(node, x.shape, taps)
     strides, dilations = tuple(w.stride for w in windows), tuple(w.dilation for w in windows)
@@ -371,7 +395,7 @@ def _pool(node: Node, square_of: Callable[[_Windows, int | None], Fraction]) -> 
         dims = [_outputs(node, w, n) for w, n in zip(windows, x.shape[2:], strict=True)]
     square = math.prod(map(square_of, windows, outputs), start=Fraction(1))
     shape = None if x.shape is None else (*x.shape[:2], *dims)
-    return Effect({0: root_above(square)}, (shape,))
+    return Effect({0: root_above(square)}, (shape,)), windows
 
 
 def _average(w: _Windows, outputs: int | None, *, counts_padding: bool) -> Fraction:
@@ -381,10 +405,7 @@ def _average(w: _Windows, outputs: int | None, *, counts_padding: bool) -> Fract
     others = (k - 1) // step  # on each side; their overlaps fall by `step` each
     overlaps = k + 2 * others * k - step * others * (others + 1)
     found = min(Fraction(w.readers(outputs), c), Fraction(overlaps, c * c))
-    # a window may be larger than an input of unknown size: runtimes then average what there is,
-    # once
-    may_exceed = w.size is None and w.stride > 1 and w.padded(1) < w.reach
-    return max(found, Fraction(1)) if may_exceed else found
+    return max(found, Fraction(1)) if w.may_exceed else found
 
 
 def global_pool(node: Node) -> Effect:
@@ -392,8 +413,12 @@ def global_pool(node: Node) -> Effect:
     x = node.varying(0)
     sizes = None if x.shape is None else _sizes(x.shape, len(x.shape) - 2)
     shape = None if x.shape is None else (*x.shape[:2], *(1 for _ in x.shape[2:]))
-    mean = node.op == "GlobalAveragePool" and sizes is not None
-    return Effect({0: root_above(Fraction(1, math.prod(sizes or ()))) if mean else 1.0}, (shape,))
+    if sizes is None:
+        return Effect({0: 1.0}, (shape,))
+    mean = node.op == "GlobalAveragePool"
+    factor = root_above(Fraction(1, math.prod(sizes))) if mean else 1.0
+    layer = AvgPool(sizes) if mean else MaxPool(sizes)
+    return Effect({0: factor}, (shape,), part=Pooled(layer, factor))
 
 
 def reduce(node: Node) -> Effect:
