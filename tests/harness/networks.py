@@ -203,10 +203,12 @@ def network(rng: np.random.Generator) -> Network:
             if i:
                 build.made.slopes.append(float(rng.choice([1.0, 1.0, 0.25, 0.3])))
                 build.made.parts.append(None)
+            behind = i > 0  # an activation, which may also stand on the other side of what follows
             for _ in range(pools):
                 build.pool()
-                if may_be_exchanged(build.made.layers[-1]) and rng.random() < 0.2:
-                    build.made.parts.append(None)  # an activation on the other side as well
+                behind = behind and may_be_exchanged(build.made.layers[-1])
+                if behind and rng.random() < 0.2:
+                    build.made.parts.append(None)
             if build.has_vanished:
                 break
             (build.conv if i < convs else build.head if i == convs else build.dense)()
