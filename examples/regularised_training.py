@@ -22,7 +22,7 @@ Layers of norm 1 leave the scores too close together for the cross-entropy: the 
     pip install "gramnorm[examples]"
     python examples/regularised_training.py        # prints a table, writes regularised_training.png beside it
 
-Takes less than a minute on one CPU core.
+Takes about a minute on one CPU core.
 """
 
 import argparse
@@ -49,8 +49,8 @@ EPOCHS = 14
 BATCH = 64
 SEEDS = 2
 
-WEIGHT = 0.1
-"""Of the penalty."""
+WEIGHT = 0.01
+"""Of the penalty: with 0.1 in every step, which is rewarded without end for smaller norms, all weights vanish."""
 
 SCALE = 10.0
 STEPS = 2
@@ -59,7 +59,7 @@ STEPS = 2
 EVERY = 100
 """Steps from one search of a norm that is followed to the next."""
 
-AIM = 0.95
+AIM = 0.8
 """Accuracy of which it is counted how many steps it takes."""
 
 NOTES = """What the numbers show: L and the proved shares are certificates, for these weights and every change of the
