@@ -174,9 +174,20 @@ def shared(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
         try:
             # np.errstate and the like are contexts: each part gets a copy of the caller's
             contexts = [contextvars.copy_context() for _ in parts]
-            return list(pool.map(lambda c, p: c.run(by_itself, p), contexts, parts))
+            each = zip(contexts, parts, strict=True)
+            return [_awaited(f) for f in [pool.submit(c.run, by_itself, p) for c, p in each]]
         except KeyboardInterrupt:
             wait = False  # a part may take minutes, and who interrupts is sitting there
             raise
         finally:
             pool.shutdown(wait, cancel_futures=True)
+
+
+def _awaited(future: concurrent.futures.Future[Result]) -> Result:
+    """Return the result of a part.
+
+    A signal that comes just before a wait is looked at after it: no wait is long.
+    """
+    while not future.done():
+        concurrent.futures.wait([future], timeout=1)
+    return future.result()

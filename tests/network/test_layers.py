@@ -371,7 +371,7 @@ def test_slopes_that_are_none_are_explained(slopes: Any, error: type, match: str
 
 def test_layers_of_any_library_are_taken(be: Any) -> None:
     rng = np.random.default_rng(13)
-    kernel, head = rng.standard_normal((2, 1, 3)), rng.standard_normal((2, 6))
+    kernel, head = (rng.standard_normal(n).astype(np.float32) for n in ((2, 1, 3), (2, 6)))
     bounds = [
         gn.chain_bound([gn.ConvLayer(to(kernel), stride=2), gn.MaxPool(2), gn.Flatten(3), to(head)])
         for to in (np.asarray, be.asarray)
