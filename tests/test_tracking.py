@@ -177,6 +177,7 @@ def test_the_gradient_is_that_of_the_norm():
         assert not state.vector.requires_grad
 
 
+@pytest.mark.slow
 def test_jax_follows_inside_of_a_compiled_step():
     jax = pytest.importorskip("jax")
     kernel = jax.numpy.asarray(np.random.default_rng(4).standard_normal((4, 3, 3, 3)), "float32")

@@ -52,6 +52,7 @@ def test_theorem_holds_for_any_multipliers_and_size_of_convolutions(axes: int) -
         assert largest_jacobian(matrices) <= exactly(chain.certificate(guess(rng, chain)))
 
 
+@pytest.mark.slow
 def test_public_bounds_of_dense_chains_are_above_every_pattern_and_in_order() -> None:
     rng = np.random.default_rng(3)
     closest = math.inf
@@ -70,6 +71,7 @@ def test_public_bounds_of_dense_chains_are_above_every_pattern_and_in_order() ->
     assert closest < 1 + 1e-6  # some are attained, so the assertions above can fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [1, 2])
 def test_public_bounds_of_convolutions_are_above_every_pattern(axes: int) -> None:
     rng = np.random.default_rng(10 + axes)

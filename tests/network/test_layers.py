@@ -41,6 +41,7 @@ def coupled_bound(rng: np.random.Generator, made: Network) -> float:
     return chain.certificate(guess(rng, chain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [20, pytest.param(21, marks=pytest.mark.slow)])
 def test_public_bounds_of_all_kinds_of_layers_are_in_order(seed: int) -> None:
     rng = np.random.default_rng(seed)

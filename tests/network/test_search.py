@@ -24,6 +24,8 @@ from tests.harness.chains import (
     largest_jacobian,
 )
 
+pytestmark = pytest.mark.no_backend
+
 
 def gaussian(seed: int, *sizes: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
@@ -200,6 +202,7 @@ def test_looking_ahead_to_the_end_is_the_whole_program(kind: str) -> None:
     assert whole.bound * (1 - 3e-4) <= ends[0]
 
 
+@pytest.mark.slow
 def test_looking_further_ahead_pays_in_deep_chains() -> None:
     chain = coupled(gaussian(8, *[4] * 10))
     segment = reduced(chain).inequality.segments[0]

@@ -21,6 +21,7 @@ from tests.harness.networks import (
 )
 from tests.network.test_chain import needs_networks, public
 
+pytestmark = pytest.mark.no_backend
 ONE = np.ones((1, 1, 1))
 
 
@@ -99,6 +100,7 @@ def test_doubts_enter_the_norm() -> None:
     assert segment.norm_and_peak(x, total=2)[0] > plain + 1e-3
 
 
+@pytest.mark.slow
 def test_bounds_at_one_size_are_at_most_those_of_every_size() -> None:
     rng = np.random.default_rng(34)
     closest = math.inf
