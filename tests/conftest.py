@@ -16,7 +16,7 @@ from gramnorm._arrays import libraries
 from tests.harness.backends import BACKENDS, TWINS, Backend
 
 settings.register_profile(
-    "quick", derandomize=True, deadline=None, database=None, print_blob=True, max_examples=20
+    "quick", derandomize=True, deadline=None, database=None, print_blob=True, max_examples=12
 )
 settings.register_profile("ci", settings.get_profile("quick"), max_examples=50)
 settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=2000)
