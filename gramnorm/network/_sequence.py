@@ -38,7 +38,7 @@ _DENSITY, _STEPS = 12, 5  # typical of a step of the descent: frequencies per ta
 Values = npt.NDArray[Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entrywise:
     """A function of each entry alone, with slopes in [0, slope], times the numbers `scale`.
 
@@ -49,7 +49,7 @@ class Entrywise:
     scale: Values | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Weighted:
     """A layer: a matrix along the last axis (geometry None), or a kernel along the second.
 
@@ -138,7 +138,7 @@ class Weighted:
         return part.scale.astype(np.float64).reshape(-1) if fits and set(others) <= {1} else None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pooled:
     """A pooling, and its Lipschitz constant."""
 
@@ -154,7 +154,7 @@ class Pooled:
         return any(s < k for k, s in pairs)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Flattened:
     """A signal of so many samples per axis read as one vector, the samples of a channel together."""
 
@@ -284,7 +284,7 @@ def scaled_product(run: Sequence[Part]) -> float:
     return product_above([*slopes, *(link.constant for link in links), *norms])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Link:
     """A layer as `chain_bound` takes it, and what it is off by in norm.
 

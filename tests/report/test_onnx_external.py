@@ -4,6 +4,7 @@ import io
 import os
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ class TestReading:
             assert layer.weight.dtype == other.weight.dtype
             assert layer.geometry == other.geometry
             np.testing.assert_array_equal(layer.weight, other.weight)
-        assert found.network == expected.network
+        same = zip(found.network.steps, expected.network.steps, strict=True)
+        for step, other in same:  # their parts hold the weights, which were compared
+            assert replace(step, part=None) == replace(other, part=None)
 
     @pytest.mark.filterwarnings("ignore")  # of the exporter
     def test_what_pytorch_exports_by_default_is_read(self, tmp_path: Path) -> None:
