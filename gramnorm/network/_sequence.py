@@ -138,7 +138,7 @@ class Weighted:
         return part.scale.astype(np.float64).reshape(-1) if fits and set(others) <= {1} else None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Pooled:
     """A pooling, and its Lipschitz constant."""
 
@@ -154,7 +154,7 @@ class Pooled:
         return any(s < k for k, s in pairs)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Flattened:
     """A signal of so many samples per axis read as one vector, the samples of a channel together."""
 
