@@ -454,9 +454,7 @@ def _max_pool(axes: int) -> _Reader:
             raise ValueError(msg)
         steps = module.kernel_size if module.stride is None else module.stride
         each = [_per_axis(v, axes) for v in (module.kernel_size, steps, module.dilation)]
-        readers = (-(-k * math.gcd(s, d) // s) for k, s, d in zip(*each, strict=True))
-        constant = root_above(Fraction(math.prod(readers)))
-        return _Read(constant, Pooled(MaxPool(*each), constant), (None,) * (axes + 2))
+        return _pooled(MaxPool(*each), axes)
 
     return read
 
@@ -474,14 +472,7 @@ def _average_pool(axes: int) -> _Reader:
             )
             raise ValueError(msg)
         steps = module.kernel_size if module.stride is None else module.stride
-        square = Fraction(1)
-        window, stride = (_per_axis(v, axes) for v in (module.kernel_size, steps))
-        for k, s in zip(window, stride, strict=True):
-            overlaps = sum(max(0, k - abs(i) * s) for i in range(-k, k + 1))
-            square *= min(Fraction(-(-k // s), k), Fraction(overlaps, k * k))
-        constant = root_above(square)
-        part = Pooled(AvgPool(window, stride), constant)
-        return _Read(constant, part, (None,) * (axes + 2))
+        return _pooled(AvgPool(*(_per_axis(v, axes) for v in (module.kernel_size, steps))), axes)
 
     return read
 
@@ -498,15 +489,17 @@ def _global_pool(axes: int, *, is_average: bool) -> _Reader:
         if getattr(module, "return_indices", False):
             msg = "it returns indices as well"
             raise ValueError(msg)
-        behind = (None,) * (axes + 2)
         if shape is None or len(shape) != axes + 2 or None in shape[2:]:
-            return _Read(1.0, None, behind)
+            return _Read(1.0, None, (None,) * (axes + 2))
         sizes = cast(tuple[int, ...], shape[2:])
-        constant = root_above(Fraction(1, math.prod(sizes))) if is_average else 1.0
-        layer = AvgPool(sizes) if is_average else MaxPool(sizes)
-        return _Read(constant, Pooled(layer, constant), behind)
+        return _pooled(AvgPool(sizes) if is_average else MaxPool(sizes), axes)
 
     return read
+
+
+def _pooled(layer: AvgPool | MaxPool, axes: int) -> _Read:
+    part = Pooled(layer)
+    return _Read(part.constant, part, (None,) * (axes + 2))
 
 
 def _per_axis(value: Any, axes: int) -> tuple[Any, ...]:

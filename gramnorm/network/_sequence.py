@@ -30,6 +30,7 @@ from gramnorm._rigour.model import HOST_UNIT
 from gramnorm._rigour.sums import host_norm
 from gramnorm.network._chain import chain_bound
 from gramnorm.network._layers import AvgPool, ConvLayer, Flatten, MaxPool
+from gramnorm.network._steps import Pool, pool_of
 
 _DIGITS = 24  # of a scale, in bits: products with weights of as many are exact in float64
 _NORMAL = 2.0**-800  # products from here on have normal factors, and all their digits
@@ -65,10 +66,9 @@ class Weighted:
         first, second = self.weight.shape[:2]
         if self.geometry is None:
             return first, second
-        groups = self.geometry.get("groups", 1)
-        if self.geometry.get("transposed", False):
-            return second * groups, first
-        return first, second * groups
+        return (
+            (second * self._groups, first) if self.is_transposed else (first, second * self._groups)
+        )
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -89,6 +89,10 @@ class Weighted:
         return self._numbers("stride", 1)
 
     @property
+    def _groups(self) -> int:
+        return int((self.geometry or {}).get("groups", 1))
+
+    @property
     def is_transposed(self) -> bool:
         """Whether it is the adjoint of a correlation."""
         return bool((self.geometry or {}).get("transposed", False))
@@ -104,28 +108,23 @@ class Weighted:
         return is_padded and (is_plain or not self.is_transposed)
 
     def correlation(self) -> HostFloats:
-        """Return the matrix, or the kernel of a correlation, its groups written out if transposed.
+        """Return the matrix, or the kernel of a correlation of as many groups.
 
-        That of a transposed layer of stride 1 is transposed and reversed.
+        That of a transposed layer of stride 1 is transposed and reversed, group by group.
         """
         w = self.weight.astype(np.float64)
         if not self.is_transposed:
             return w
-        groups, axes = (self.geometry or {}).get("groups", 1), tuple(range(3, w.ndim + 1))
-        parts = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
-        parts = np.flip(np.swapaxes(parts, 1, 2), axes)
-        full = np.zeros((groups, parts.shape[1], groups, *parts.shape[2:]))
-        for g in range(groups):
-            full[g, :, g] = parts[g]
-        return full.reshape(*self.channels, *w.shape[2:])
+        parts = w.reshape(self._groups, w.shape[0] // self._groups, *w.shape[1:])
+        parts = np.flip(np.swapaxes(parts, 1, 2), tuple(range(3, w.ndim + 1)))
+        return parts.reshape(self.channels[0], parts.shape[2], *w.shape[2:])
 
     def described(self, w: HostFloats) -> Any:
         """Return a layer for `chain_bound` with other weights in place of its correlation."""
         if self.geometry is None:
             return w
-        groups = 1 if self.is_transposed else self.geometry.get("groups", 1)
         dilation = self._numbers("dilation", 1)
-        return ConvLayer(w, stride=self.stride, dilation=dilation, groups=groups)
+        return ConvLayer(w, stride=self.stride, dilation=dilation, groups=self._groups)
 
     def scales(self, part: Entrywise) -> HostFloats | None:
         """Return the numbers by which its output channels are multiplied, if they are such."""
@@ -140,18 +139,26 @@ class Weighted:
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-    """A pooling, and its Lipschitz constant."""
+    """A pooling."""
 
     layer: AvgPool | MaxPool
-    constant: float
+
+    @property
+    def pool(self) -> Pool:
+        """The same with one number per axis."""
+        window = self.layer.window
+        axes = len(window) if isinstance(window, Sequence) else 1
+        return pool_of(self.layer, name="a pooling", axes=axes)
+
+    @property
+    def constant(self) -> float:
+        """An upper bound on its Lipschitz constant (Lemma 18)."""
+        return root_above(self.pool.square)
 
     @property
     def overlaps(self) -> bool:
         """Whether it is an average of windows that may share samples."""
-        if isinstance(self.layer, MaxPool) or self.layer.stride is None:
-            return False
-        pairs = zip(_numbers(self.layer.window), _numbers(self.layer.stride), strict=True)
-        return any(s < k for k, s in pairs)
+        return isinstance(self.layer, AvgPool) and math.prod(self.pool.overlaps) > 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +181,7 @@ def goes_on(run: Sequence[Part], part: Part | None) -> bool:
         return part.can_be_linked() and _fits(last, flattened, part)
     if isinstance(part, Entrywise):
         return _commutes(last, behind, part)
-    axes = len(part.spatial if isinstance(part, Flattened) else _numbers(part.layer.window))
+    axes = len(part.spatial if isinstance(part, Flattened) else part.pool.window)
     return last.geometry is not None and axes == last.weight.ndim - 2 and not flattened
 
 
@@ -213,11 +220,11 @@ def work(run: Sequence[Part]) -> float:
         if len(rates) != len(layer.stride):  # of a dense layer there are none
             total, segment, rates = total + _work(segment), [], (1,) * len(layer.stride)
         segment.append((layer, rates))
-        pools = [p.layer for p in before if isinstance(p, Pooled)]
+        pools = [p.pool for p in before if isinstance(p, Pooled)]
         is_cut = any(isinstance(p, Flattened | Pooled) and not _is_average(p) for p in before)
         if not is_cut:
-            steps = [_numbers(p.window if p.stride is None else p.stride) for p in pools]
-            rates = tuple(map(math.prod, zip(rates, layer.stride, *steps, strict=True)))
+            strides = (p.stride for p in pools)
+            rates = tuple(map(math.prod, zip(rates, layer.stride, *strides, strict=True)))
         if is_cut or math.prod(rates) > CHAIN_PHASES:
             total, segment, rates = total + _work(segment), [], (1,) * len(layer.stride)
     return total + _work(segment)
@@ -316,10 +323,6 @@ def _behind(run: Sequence[Part]) -> list[Part]:
     """Return what stands behind the last layer."""
     last = max(i for i, part in enumerate(run) if isinstance(part, Weighted))
     return list(run[last + 1 :])
-
-
-def _numbers(value: Any) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _fits(one: Weighted, flattened: Sequence[Flattened], following: Weighted) -> bool:

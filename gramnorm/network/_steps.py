@@ -220,15 +220,20 @@ def _pools(name: str, axes: int, waiting: Waiting) -> tuple[Pool, ...]:
             )
             raise ValueError(msg)
 
-        def each(value: object, what: str, own: str = own) -> tuple[int, ...]:
-            return _validate.per_axis(value, name=f"{what} of {own}", axes=axes)
-
-        window = each(layer.window, "window")
-        stride = window if layer.stride is None else each(layer.stride, "stride")
-        dilation = each(layer.dilation if isinstance(layer, MaxPool) else 1, "dilation")
-        is_average = isinstance(layer, AvgPool)
-        pools.append(Pool(own, is_average, window, stride, dilation, layer.padding))
+        pools.append(pool_of(layer, name=own, axes=axes))
     return tuple(pools)
+
+
+def pool_of(layer: AvgPool | MaxPool, *, name: str, axes: int) -> Pool:
+    """Return a pooling with one number per axis."""
+
+    def each(value: object, what: str) -> tuple[int, ...]:
+        return _validate.per_axis(value, name=f"{what} of {name}", axes=axes)
+
+    window = each(layer.window, "window")
+    stride = window if layer.stride is None else each(layer.stride, "stride")
+    dilation = each(layer.dilation if isinstance(layer, MaxPool) else 1, "dilation")
+    return Pool(name, isinstance(layer, AvgPool), window, stride, dilation, layer.padding)
 
 
 def _fits(before: Step, after: Step) -> None:

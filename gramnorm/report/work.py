@@ -162,9 +162,8 @@ class _Room:
         self._most = most
         self._taken = 0
         self._changed = threading.Condition()
-        self._turn = (
-            threading.Lock()
-        )  # who waits is waited for: small layers do not pass a large one
+        # who waits is waited for: small layers do not pass a large one
+        self._turn = threading.Lock()
 
     @contextlib.contextmanager
     def taken(self, size: int) -> Iterator[None]:

@@ -211,11 +211,16 @@ def test_what_is_no_chain_of_the_theorem_does_not_go_on() -> None:
 
 
 POOLS = {
-    "maximum": Pooled(MaxPool(2), 1.0),
-    "maximum of windows that overlap": Pooled(MaxPool(3, 1), 3**0.5),
-    "average": Pooled(AvgPool(2), 0.5**0.5),
-    "average of windows that overlap": Pooled(AvgPool(3, 1), 1.0),
+    "maximum": Pooled(MaxPool(2)),
+    "maximum of windows that overlap": Pooled(MaxPool(3, 1)),
+    "average": Pooled(AvgPool(2)),
+    "average of windows that overlap": Pooled(AvgPool(3, 1)),
 }
+
+
+def test_constants_of_poolings_are_those_of_their_windows() -> None:
+    constants = [POOLS[name].constant for name in POOLS]
+    assert np.allclose(constants, [1.0, 3**0.5, 0.5**0.5, 1.0], rtol=1e-15, atol=0.0)
 
 
 @pytest.mark.parametrize("name", POOLS)
@@ -243,7 +248,7 @@ def test_poolings_stand_between_convolutions_and_flattening_before_a_matrix(name
     assert not goes_on([conv, pool], dense)
     assert not goes_on([conv, Flattened((4,))], dense)
     assert not goes_on([conv], Flattened((5, 1)))
-    assert not goes_on([conv], Pooled(MaxPool((2, 2)), 1.0))
+    assert not goes_on([conv], Pooled(MaxPool((2, 2))))
     scale = Entrywise(scale=np.asarray([[[2.0], [-1.0]]]))
     assert goes_on([conv, pool], scale)  # of channels: on either side of it
     assert not goes_on([conv, flat], scale)
@@ -330,6 +335,6 @@ def test_work_grows_with_channels_and_taps() -> None:
     assert work([many, many]) > 100 * work([kernel, kernel])
     strided = Weighted(np.ones((8, 8, 3, 3)), {"stride": 2})
     assert work([strided, strided]) > 2 * work([kernel, kernel])  # of 16 phases
-    cut = [strided, Pooled(MaxPool((2, 2)), 1.0), strided]
+    cut = [strided, Pooled(MaxPool((2, 2))), strided]
     assert work(cut) < work([strided, strided])
     assert work([kernel, Flattened((2, 2)), Weighted(np.ones((2, 32)))]) > 0

@@ -352,8 +352,7 @@ def max_pool(node: Node) -> Effect:
         tuple(w.stride for w in windows),
         tuple(w.dilation for w in windows),
     )
-    constant = root_above(Fraction(math.prod(w.readers(None) for w in windows)))
-    return replace(effect, part=Pooled(layer, constant))
+    return replace(effect, part=Pooled(layer))
 
 
 def average_pool(node: Node) -> Effect:
@@ -367,8 +366,7 @@ def average_pool(node: Node) -> Effect:
     if not is_whole or not (counts_padding or all(w.pads == (0, 0) for w in windows)):
         return effect
     layer = AvgPool(tuple(w.taps for w in windows), tuple(w.stride for w in windows))
-    square = math.prod((_average(w, None, counts_padding=True) for w in windows), start=Fraction(1))
-    return replace(effect, part=Pooled(layer, root_above(square)))
+    return replace(effect, part=Pooled(layer))
 
 
 def _pool(
@@ -416,9 +414,8 @@ def global_pool(node: Node) -> Effect:
     if sizes is None:
         return Effect({0: 1.0}, (shape,))
     mean = node.op == "GlobalAveragePool"
-    factor = root_above(Fraction(1, math.prod(sizes))) if mean else 1.0
-    layer = AvgPool(sizes) if mean else MaxPool(sizes)
-    return Effect({0: factor}, (shape,), part=Pooled(layer, factor))
+    part = Pooled(AvgPool(sizes) if mean else MaxPool(sizes))
+    return Effect({0: part.constant}, (shape,), part=part)
 
 
 def reduce(node: Node) -> Effect:
