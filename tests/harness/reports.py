@@ -13,6 +13,8 @@ import pytest
 from gramnorm.report import cli
 
 RNG_SEED = 7
+BOUNDS = "name", "kind", "shape", "dtype", "lower", "upper", "gap", "converged", "assumed", "error"
+"""What a row says of its layer, without the time it took."""
 
 
 def some(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -88,3 +90,8 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("unpickled",))
+
+
+def bounds(report: dict[str, Any]) -> list[list[Any]]:
+    """Return what the rows of a report say of their layers."""
+    return [[row[key] for key in BOUNDS] for row in report["layers"]]

@@ -21,28 +21,12 @@ from gramnorm.report.cluster import ClusterError, bound_layers
 from gramnorm.report.files.contents import Layer
 from gramnorm.report.files.several import read_paths
 from gramnorm.report.work import How, bound_here
-from tests.harness.reports import run, run_json, some
+from tests.harness.reports import BOUNDS, bounds, run, run_json, some
 from tests.harness.tensors import write_safetensors
 
 pytestmark = pytest.mark.extra
 
 distributed = pytest.importorskip("distributed")
-BOUNDS = (
-    "name",
-    "kind",
-    "shape",
-    "dtype",
-    "lower",
-    "upper",
-    "gap",
-    "converged",
-    "assumed",
-    "error",
-)
-
-
-def bounds(report: dict[str, Any]) -> list[list[Any]]:
-    return [[row[key] for key in BOUNDS] for row in report["layers"]]
 
 
 def told(row: Row) -> tuple[Any, ...]:

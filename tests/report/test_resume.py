@@ -19,27 +19,10 @@ from gramnorm.report import Row, bound_layer, work
 from gramnorm.report.files.contents import Layer, ReadError
 from gramnorm.report.resume import Finished
 from gramnorm.report.work import How, Outcome, digest_of, outcome
-from tests.harness.reports import run, run_json, some
+from tests.harness.reports import bounds, run, run_json, some
 from tests.harness.tensors import write_safetensors
 
 pytestmark = pytest.mark.no_backend
-
-BOUNDS = (
-    "name",
-    "kind",
-    "shape",
-    "dtype",
-    "lower",
-    "upper",
-    "gap",
-    "converged",
-    "assumed",
-    "error",
-)
-
-
-def bounds(report: dict[str, Any]) -> list[list[Any]]:
-    return [[row[key] for key in BOUNDS] for row in report["layers"]]
 
 
 @pytest.fixture
