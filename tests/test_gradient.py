@@ -334,6 +334,27 @@ def test_torch_leaves_its_graph_for_a_search():
     assert torch.allclose(found, 6 * torch.autograd.grad(gn.matrix_norm_bound(x), x)[0])
 
 
+SEARCHES = {
+    name: method.function
+    for name, method in gn.classical.METHODS.items()
+    if method.operator == "every size"
+} | {function.__name__: function for function in (gn.conv_norm_bound, gn.matrix_norm_bound)}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_torch_takes_no_search_for_another(inside):
+    torch = pytest.importorskip("torch")
+    torch.compiler.reset()
+    kernel = torch.tensor(some((3, 2, 3)))
+    compiled = {
+        name: torch.compile((lambda k, f=f: 2 * f(k)) if inside else f, backend="eager")
+        for name, f in SEARCHES.items()
+    }
+    for name in [*SEARCHES, *reversed(SEARCHES)]:
+        found = compiled[name](kernel)
+        assert torch.equal(found, (1 + inside) * SEARCHES[name](kernel)), name
+
+
 def test_jax_finds_the_same_gradients():
     jax = pytest.importorskip("jax")
     with jax.enable_x64(True):

@@ -17,8 +17,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 FIXED: list[Callable[..., object]] = []
 """Functions of tensors and plain numbers that look at no value."""
 
-SEARCHES: list[Callable[..., object]] = []
-"""Functions that look at values."""
+SEARCHES: dict[str, Callable[..., object]] = {}
+"""Functions that look at values, by their full names."""
 
 
 def one_node(function: _Function) -> _Function:
@@ -36,14 +36,16 @@ def one_node(function: _Function) -> _Function:
 
 def graph_break(function: _Function) -> _Function:
     """Let `torch.compile` leave its graph for a call of `function`."""
-    SEARCHES.append(function)
+    # a name, as PyTorch takes functions with the same code, of one decorator, for the same function
+    name = f"{function.__module__}.{function.__qualname__}"
+    SEARCHES[name] = function
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         if _is_compiled():
             from gramnorm._arrays.torch_nodes import UNCOMPILED
 
-            return UNCOMPILED[function](*args, **options)
+            return UNCOMPILED[name](*args, **options)
         return function(*args, **options)
 
     return cast(_Function, call)

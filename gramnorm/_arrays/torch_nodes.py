@@ -10,7 +10,7 @@ from gramnorm._arrays.compiling import FIXED, SEARCHES
 for fixed in FIXED:
     torch.compiler.allow_in_graph(fixed)  # type: ignore[no-untyped-call]
 
-UNCOMPILED: dict[Callable[..., object], Callable[..., Any]] = {
-    search: torch.compiler.disable(search)  # type: ignore[no-untyped-call]
-    for search in SEARCHES
+UNCOMPILED: dict[str, Callable[..., Any]] = {
+    name: torch.compiler.disable(search)  # type: ignore[no-untyped-call]
+    for name, search in SEARCHES.items()
 }

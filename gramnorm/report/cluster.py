@@ -115,7 +115,8 @@ def outcomes(
     _check(client, layers)
     sent = [which for which, layer in enumerate(layers) if _bytes(layer) <= SHIPPED_BYTES]
     at_work: dict[Any, int] = {}
-    running, session = _distributed().as_completed(), uuid.uuid4().hex
+    running = _distributed().as_completed(loop=client.loop)
+    session = uuid.uuid4().hex
     try:
         left = iter(sent)
         while True:
@@ -287,7 +288,10 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Any]:
                     preload=[_DEAF],
                 )
                 address = stack.enter_context(cluster).scheduler_address
-            client = stack.enter_context(distributed.Client(address, timeout=WAIT))
+            # not as the default: that would stay set where nobody answers
+            client = stack.enter_context(
+                distributed.Client(address, timeout=WAIT, set_as_default=False)
+            )
         except (OSError, ValueError, RuntimeError, TimeoutError) as error:
             where = f"no scheduler answers at {scheduler!r}"
             what = where if scheduler else f"cannot start {workers} workers"

@@ -26,6 +26,7 @@ from tests.harness.tensors import write_safetensors
 
 pytestmark = pytest.mark.extra
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 
@@ -41,12 +42,15 @@ def write_layers(path: Path, count: int, *shape: int) -> Path:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    """Return a client of a cluster in this process: quick, and with a scheduler all the same."""
+    """Return a client of a cluster in this process: quick, and with a scheduler all the same.
+
+    It is not the default, as it need not be.
+    """
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
         ) as cluster,
-        distributed.Client(cluster) as client,
+        distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
 
@@ -141,6 +145,7 @@ class TestComplaints:
             assert (code, out) == (2, "")
             assert "no scheduler answers at" in err
             assert "--workers N" in err
+            assert dask.config.get("scheduler", None) is None  # Dask works on without a cluster
 
     @pytest.mark.parametrize("option", [("--workers", "2"), ("--scheduler", "tcp://127.0.0.1:9")])
     def test_a_missing_package_is_one_line(
