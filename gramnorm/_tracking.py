@@ -226,11 +226,20 @@ def placed(x: Array, state: Tracked, geometry: ConvGeometry | None, *, steps: in
     peak = _peak(a)
     operator = _operator(a, geometry, 1 / xp.sqrt(divisor(peak)))
     _check_state(old, operator)
-    value, pair, new = operator.follow(old, steps)
+    value, *parts = _followed([a, operator.root, *old], geometry, steps)
+    new, pair = Tracked(*parts[:2]), tuple(parts[2:])
     # inf and NaN are the norm, and like zero no place to go on from
     usable = xp.isfinite(peak) & (peak > 0)
     kept = Tracked(*(xp.where(usable, y, z) for y, z in zip(new, old, strict=True)))
     return Place(_restored(value, peak, operator.root), pair, kept, operator, peak)
+
+
+@compiling.one_operation
+def _followed(arrays: list[Array], geometry: ConvGeometry | None, steps: int) -> list[Array]:
+    """Return the value, the state and the pair after steps with a kernel, its root and a state."""
+    a, root, *state = arrays
+    value, pair, new = _operator(a, geometry, root).follow(Tracked(*state), steps)
+    return [value, *new, *pair]
 
 
 class _Operator(Protocol):

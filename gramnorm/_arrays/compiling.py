@@ -3,6 +3,8 @@
 Which library an array is of, and phases that NumPy computes from shapes, are Python that tracing
 gains nothing from.  A fixed number of steps becomes one node of the graph, which is run with
 tensors that have shapes and no values; a search, which looks at values, breaks the graph and runs.
+What takes hundreds of operations on small arrays, which a compiler would work on for minutes, can
+be one operation that it knows nothing of.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from gramnorm._arrays import programs
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 FIXED: list[Callable[..., object]] = []
@@ -19,6 +23,9 @@ FIXED: list[Callable[..., object]] = []
 
 SEARCHES: dict[str, Callable[..., object]] = {}
 """Functions that look at values, by their full names."""
+
+OPERATIONS: dict[str, Callable[..., list[Any]]] = {}
+"""Functions that compiled graphs call as they are, by their full names."""
 
 
 def one_node(function: _Function) -> _Function:
@@ -30,6 +37,27 @@ def one_node(function: _Function) -> _Function:
         if _is_compiled():
             import gramnorm._arrays.torch_nodes  # noqa: F401 - the tracer runs imports as they are
         return function(*args, **options)
+
+    return cast(_Function, call)
+
+
+def one_operation(function: _Function) -> _Function:
+    """Let `torch.compile` call `function` from its graph, not look into it; let JAX compile it whole.
+
+    It takes a list of arrays, which nothing differentiates, and options that can be hashed and that
+    their `repr` tells apart, and returns a list of arrays.
+    """
+    name = f"{function.__module__}.{function.__qualname__}"
+    OPERATIONS[name] = function
+
+    @functools.wraps(function)
+    def call(arrays: list[Any], *options: object) -> list[Any]:
+        if _is_compiled():
+            from gramnorm._arrays.torch_nodes import called
+
+            entered: list[Any] = called(name, arrays, options)
+            return entered
+        return programs.with_options(function, arrays, options)
 
     return cast(_Function, call)
 

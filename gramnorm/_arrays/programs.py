@@ -42,8 +42,18 @@ def compiled(function: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
+def with_options(
+    function: Callable[..., Result], arrays: list[Array], options: tuple[object, ...]
+) -> Result:
+    """Return ``function(arrays, *options)``, which JAX compiles once for shapes and options."""
+    if compiles(arrays[0]):
+        found: Result = _jitted(function, len(options))(arrays, *options)
+        return found
+    return function(arrays, *options)
+
+
 @functools.cache
-def _jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+def _jitted(function: Callable[..., Any], options: int = 0) -> Callable[..., Any]:
     import jax
 
-    return jax.jit(function)
+    return jax.jit(function, static_argnums=range(1, 1 + options))
