@@ -147,6 +147,43 @@ def test_norm_is_never_above_one_for_zero_and_circular_padding(geometry, dtype):
             assert not found.upper_violated, (family.__name__, steps, variant)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("shape", [(200, 160), (96, 300)])
+def test_norm_is_never_above_one_in_single_precision(shape, steps):
+    rng = np.random.default_rng(35)
+    noise = rng.standard_normal(shape)
+    every = {
+        "noise": noise,
+        "orthonormal": np.linalg.qr(noise.T)[0].T
+        if shape[0] < shape[1]
+        else np.linalg.qr(noise)[0],
+        "ones": np.ones(shape),
+        "signs": np.sign(noise),
+        "rows alike": np.ones((shape[0], 1)) * noise[0],
+    }
+    for name, a in every.items():
+        w = spectral_rescaling(a.astype("float32"), steps=steps)
+        assert w.dtype == np.float32
+        assert np.linalg.norm(w.astype("float64"), 2) <= 1 - 1e-12, name
+        double = spectral_rescaling(a.astype("float32").astype("float64"), steps=steps)
+        assert np.linalg.norm(w - double, 2) <= 5e-3, name  # of which the margin takes little
+
+
+def test_single_precision_is_for_what_the_steps_leave_room_for():
+    def chosen(shape, steps, dtype="float32", box=()):
+        taps = np.broadcast_to(np.zeros(1, dtype), (math.prod(box), 1, *shape))
+        return _rescaling._working_dtype(taps, box, 1, steps=steps)
+
+    assert chosen((1024, 1024), 3) == np.float32
+    assert chosen((1024, 1024), 5) == np.float64
+    assert chosen((4096, 4096), 3) == np.float64
+    assert chosen((8, 8), 3, "float64") == np.float64
+    assert chosen((8, 8), 3, "float16") == np.float32
+    assert chosen((64, 64), 3, box=(3, 3)) == np.float32
+    assert chosen((512, 512), 3, box=(3, 3)) == np.float64
+    assert chosen((64, 64), 3, "complex64", box=(3, 3)) == np.float32
+
+
 def test_rounding_of_a_product_stays_within_its_bound():
     rng = np.random.default_rng(4)
     for box, p, q in (
@@ -507,6 +544,52 @@ def test_torch_gradient_is_finite_at_zeros_and_at_tiny_rows(dtype):
             assert torch.all(torch.isfinite(torch.view_as_real(x.grad + 0j)))
 
 
+def squares(x, function=spectral_rescaling):
+    return function(x, steps=2).abs().square().sum()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_torch_differentiates_twice(dtype):
+    torch = torch_or_skip()
+    x = torch.tensor(random_kernel(23, (3, 2), dtype), requires_grad=True)
+    assert torch.autograd.gradgradcheck(squares, x, fast_mode=True)
+    kernel = torch.tensor(random_kernel(25, (2, 2, 3), dtype), requires_grad=True)
+    function = functools.partial(squares, function=conv_spectral_rescaling)
+    assert torch.autograd.gradgradcheck(function, kernel, fast_mode=True)
+
+
+@pytest.mark.slow  # PyTorch takes seconds to import what it needs
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_torch_differentiates_forward(dtype):
+    torch = torch_or_skip()
+    x = torch.tensor(random_kernel(23, (3, 2), dtype), requires_grad=True)
+    direction = torch.tensor(random_kernel(24, (3, 2), dtype))
+    _, along = torch.func.jvp(squares, (x.detach(),), (direction,))
+    (gradient,) = torch.autograd.grad(squares(x), x)
+    assert torch.allclose(along, torch.sum(gradient.conj() * direction).real, rtol=1e-9)
+
+
+@pytest.mark.parametrize("conv", [False, True], ids=["matrix", "kernel"])
+def test_a_gradient_takes_as_many_products_as_steps(conv):
+    torch = torch_or_skip()
+    dispatch = importlib.import_module("torch.utils._python_dispatch")
+    products = []
+
+    class Products(dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            shapes = [tuple(x.shape[-2:]) for x in args if isinstance(x, torch.Tensor)]
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+                products.extend([1] * (16 in shapes[0] and shapes[0] == shapes[1]))
+            return function(*args, **(kwargs or {}))
+
+    x = torch.tensor(random_kernel(26, (16, 16, 3) if conv else (16, 16)), requires_grad=True)
+    result = (conv_spectral_rescaling if conv else spectral_rescaling)(x, steps=3).sum()
+    with Products():
+        result.backward()
+    assert len(products) == 3
+
+
 def test_torch_vmap():
     torch = torch_or_skip()
     x = torch.tensor(random_kernel(18, (3, 4, 3)))
@@ -584,6 +667,23 @@ def test_jax_compiles_maps_and_differentiates_gram_matrices(jax):
     x = torch.tensor(host, requires_grad=True)
     (products(x) * torch.tensor(weights)).sum().backward()
     assert np.allclose(np.asarray(found), x.grad.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_jax_differentiates_forward_and_twice(jax):
+    torch = torch_or_skip()
+    jnp = importlib.import_module("jax.numpy")
+    host, direction = random_kernel(27, (3, 2)), random_kernel(28, (3, 2))
+
+    def loss(x):
+        return (spectral_rescaling(x, steps=2) ** 3).sum()
+
+    slopes = jax.jit(lambda x: jax.jvp(jax.grad(loss), (x,), (jnp.asarray(direction),)))
+    x = torch.tensor(host, requires_grad=True)
+    (expected,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    (twice,) = torch.autograd.grad((expected * torch.tensor(direction)).sum(), x)
+    first, second = slopes(jnp.asarray(host))
+    assert np.allclose(first, expected.detach().numpy(), rtol=1e-9, atol=1e-12)
+    assert np.allclose(second, twice.numpy(), rtol=1e-9, atol=1e-12)
 
 
 def test_jax_takes_a_matrix_operation_by_operation(jax):

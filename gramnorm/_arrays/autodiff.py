@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import array_api_compat as compat
 
 from gramnorm._arrays.types import Array
+
+Map = Callable[[Array], Array]
+Product = Callable[[Array, Array], Array]
 
 
 def without_gradient(x: Array) -> Array:
@@ -75,6 +79,64 @@ def with_residual(
             return (_spread(cotangent, result) * result).to(a.dtype)  # of half precision
 
     return Value.apply(x)  # type: ignore[no-untyped-call]
+
+
+def squared(square: Map, slope: Product, half: Product, a: Array) -> Array:
+    """Return ``square(a)``, A A^H, differentiated by one product.
+
+    ``slope(g, a)`` is (G + G^H) A and ``half(da, a)`` is dA A^H, to which its adjoint is added: a
+    rule for products of two matrices takes one with each of them.
+    """
+    if compat.is_jax_array(a) and is_differentiated(a):
+        return _jax_squared(square, half)(a)
+    if compat.is_torch_array(a) and is_differentiated(a):
+        import torch
+
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return _torch_squared(square, slope, half).apply(a)
+    return square(a)
+
+
+@functools.cache
+def _torch_squared(square: Map, slope: Product, half: Product) -> Any:
+    import torch
+
+    class Square(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(a: Array) -> Array:
+            return square(a)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Array], _: Array) -> None:
+            ctx.save_for_backward(*inputs)
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Array) -> Array:
+            return slope(cotangent, ctx.saved_tensors[0])
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: Array) -> Array:
+            found = half(tangent, ctx.saved_tensors[0])
+            return found + found.mH
+
+    return Square
+
+
+@functools.cache
+def _jax_squared(square: Map, half: Product) -> Any:
+    import jax
+
+    found = jax.custom_jvp(square)
+
+    @found.defjvp
+    def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        tangent = half(tangents[0], primals[0])
+        return found(primals[0]), tangent + jax.numpy.conj(tangent.mT)
+
+    return found
 
 
 def _jax_with_residual(
