@@ -28,8 +28,10 @@ except ImportError as error:
     raise ImportError(msg) from error
 
 from gramnorm._arrays import spread
+from gramnorm._conv import bounds as conv_bounds
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._conv.geometry import ConvGeometry
+from gramnorm._matrix import bounds as matrix_bounds
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._modules import check_model, does_as, label, network_bound, weight_of
 from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
@@ -58,6 +60,8 @@ _SMALL = 2**14
 _MANY = 4
 _EARLY = 32
 """Accesses with `_MANY` steps whatever the size: the first steps of Adam turn a weight about."""
+_LOOSE = 1e-2
+"""Gap of a norm in a training step: the direction of a gradient needs no more."""
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _COUNTED = (
     "Linear, Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d and BatchNorm1d to BatchNorm3d"
@@ -371,7 +375,10 @@ class _Followed(nn.Module):
         if self._by_products(weight):
             over = self(weight) / bound
             return cast(torch.Tensor, weight / over.clamp(min=1.0).to(weight.dtype))
-        found = _Quotient.apply(weight, *self._attained(weight), bound)  # type: ignore[no-untyped-call]
+        norm, *gradient = self._attained(weight)
+        over = norm / bound
+        slope = torch.where(over > 1, torch.full_like(over, 1 / bound), torch.zeros_like(over))
+        found = _Quotient.apply(weight, over.clamp(min=1.0), slope, lambda: gradient)  # type: ignore[no-untyped-call]
         return cast(torch.Tensor, found)
 
     def _by_products(self, weight: torch.Tensor) -> bool:
@@ -438,36 +445,52 @@ class _Value(torch.autograd.Function):
 
 
 class _Quotient(torch.autograd.Function):
-    """W over max(norm / bound, 1), whose gradient takes two passes over the matrix.
+    """W over d, whose gradient takes two passes over the matrix.
 
-    With the result R, the gradient D of the norm, and G with respect to R it is
+    With the result R, the gradient D of a norm by which d has the derivative c, and G with respect
+    to R it is
 
-        (G - Re <G, R> / bound D) bound / norm,   or G where the norm is below the bound.
+        (G - Re <G, R> c D) / d.
+
+    `gradient` finds D, or vectors u, v with D = u v^H.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, norm: torch.Tensor, *rest: Any) -> torch.Tensor:
-        *gradient, ctx.bound = rest
-        over = norm / ctx.bound
-        result: torch.Tensor = weight / over.clamp(min=1.0).to(weight.dtype)
-        ctx.save_for_backward(result, over, *gradient)
+    def forward(
+        ctx: Any,
+        weight: torch.Tensor,
+        divisor: torch.Tensor,
+        slope: torch.Tensor,
+        gradient: Callable[[], tuple[torch.Tensor, ...]],
+    ) -> torch.Tensor:
+        result = _over(weight, divisor)
+        ctx.gradient = gradient
+        ctx.save_for_backward(weight, result, divisor, slope)  # so that a change in place is seen
         return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        result, over, first, *rest = ctx.saved_tensors
-        flat = (_real(x).reshape(-1).to(over.dtype) for x in (gradient, result))
-        share = torch.where(over > 1, torch.dot(*flat) / ctx.bound, torch.zeros_like(over))
-        scale = 1 / over.clamp(min=1.0)
-        first = (-share * scale * first).to(gradient.dtype)
-        if rest and over.device.type == "cpu":  # whose numbers are at hand: in one pass
-            last = _conjugate(rest[0]).to(gradient.dtype)
-            found = torch.addr(gradient.flatten(1), first, last, beta=scale.item())
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, result, divisor, slope = ctx.saved_tensors
+        first, *rest = ctx.gradient()
+        flat = (_real(x).reshape(-1).to(divisor.dtype) for x in (cotangent, result))
+        factor = -torch.dot(*flat) * slope / divisor
+        work = divisor.dtype.to_complex() if weight.is_complex() else divisor.dtype
+        first, g = (factor * first).to(work), cotangent.to(work)
+        if rest and weight.device.type == "cpu":  # whose numbers are at hand: in one pass
+            last = _conjugate(rest[0]).to(work)
+            found = torch.addr(g.flatten(1), first, last, beta=1 / divisor.item())
         else:
-            part = torch.outer(first, _conjugate(rest[0])) if rest else first
-            found = torch.addcmul(part.reshape(gradient.shape), gradient, scale.to(gradient.dtype))
-        return found.reshape(gradient.shape), None, None, *(None for _ in rest), None
+            part = torch.outer(first, _conjugate(rest[0]).to(work)) if rest else first
+            found = torch.addcmul(part.reshape(g.shape), g, (1 / divisor).to(work))
+        return found.reshape(weight.shape).to(weight.dtype), None, None, None
+
+
+def _over(weight: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
+    """Return the weight over a number of its working type, component by component."""
+    values = torch.view_as_real(weight.resolve_conj()) if weight.is_complex() else weight
+    values = (values.to(divisor.dtype) / divisor).to(values.dtype)
+    return torch.view_as_complex(values) if weight.is_complex() else values
 
 
 def _conjugate(x: torch.Tensor) -> torch.Tensor:
@@ -504,7 +527,7 @@ class SpectralBound(nn.Module):
     rtol : float, optional
         Relative gap asked for of the norm of "divide", as in `matrix_norm_bound` and
         `conv_norm_bound`: the norm of the result is that much below the bound at most, where the
-        bracket converges.
+        bracket converges. By default 1e-2 in training mode where gradients are on, and else theirs.
     input_shape : int or sequence of int, optional
         Samples of the input of a convolution per spatial axis, for "divide"; by default the bound
         holds for every size.
@@ -556,7 +579,7 @@ class SpectralBound(nn.Module):
     >>> conv = torch.nn.Conv2d(3, 8, 3, padding=1)
     >>> _ = torch.nn.init.normal_(conv.weight)
     >>> _ = register_parametrization(conv, "weight", SpectralBound(conv, bound=2.0))
-    >>> bool(1.99 <= layer_norms(conv)[""] <= 2.003)
+    >>> bool(1.99 <= layer_norms(conv.eval())[""] <= 2.003)
     True
     """
 
@@ -587,14 +610,15 @@ class SpectralBound(nn.Module):
         self.rtol = rtol
         self.input_shape = input_shape
         self._geometry = _geometry(module)
+        self._shape: ConvGeometry | None = None
         self._copies = 1
         weight = weight_of(module)
         if method == "rescale":
             _check_every_size(weight, self._geometry, "use method='divide' with input_shape")
         if self._geometry is not None:
-            geometry = ConvGeometry.of(tuple(weight.shape), input_shape, **self._geometry)
+            self._shape = ConvGeometry.of(tuple(weight.shape), input_shape, **self._geometry)
             if input_shape is not None:
-                self._copies = math.prod(axis.copies() for axis in geometry.axes())
+                self._copies = math.prod(axis.copies() for axis in self._shape.axes())
         elif input_shape is not None:
             msg = f"input_shape is for convolutions, got {input_shape!r} for a Linear"
             raise ValueError(msg)
@@ -612,10 +636,7 @@ class SpectralBound(nn.Module):
         if self.followed is not None and self.training and torch.is_grad_enabled():
             return cast(torch.Tensor, self.followed.divided(weight, self.bound))
         if self.method == "divide":
-            norm = _bound(weight, self._geometry, self.input_shape, self.rtol)
-            if float(norm.detach()) <= self.bound:
-                return weight
-            return self._divided(weight, norm)
+            return cast(torch.Tensor, self._within(weight))
         result = self._rescaled(weight)  # of norm at most 1
         return result if self.bound == 1 or 0 in result.shape else self._divided(result, 1.0)
 
@@ -634,8 +655,28 @@ class SpectralBound(nn.Module):
         keywords = {key: self._geometry[key] for key in ("stride", "dilation", "groups")}
         return cast(torch.Tensor, conv_spectral_rescaling(weight, steps=self.steps, **keywords))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a search looks at values
+    def _within(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight over its certified norm, or itself if that is below the bound."""
+        is_trained = weight.requires_grad and torch.is_grad_enabled()
+        rtol = _LOOSE if self.rtol is None and self.training and is_trained else self.rtol
+        if not is_trained or spread.is_dtensor(weight) or 0 in weight.shape:
+            norm = _bound(weight, self._geometry, self.input_shape, rtol)
+            return weight if float(norm.detach()) <= self.bound else self._divided(weight, norm)
+        norm, gradient = _bound_and_slope(weight.detach(), self._shape, rtol)
+        if float(norm) <= self.bound:
+            return weight
+        found = _Quotient.apply(weight, *self._divisor(weight, norm), gradient)  # type: ignore[no-untyped-call]
+        return cast(torch.Tensor, found)
+
     def _divided(self, weight: torch.Tensor, norm: torch.Tensor | float) -> torch.Tensor:
         """Return the weight over what makes `bound` of `norm` and of all roundings."""
+        return _over(weight, self._divisor(weight, norm)[0])
+
+    def _divisor(
+        self, weight: torch.Tensor, norm: torch.Tensor | float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return that, and its derivative by the norm."""
         work = torch.float64 if torch.finfo(weight.dtype).bits == 64 else torch.float32
         kept, precision = torch.finfo(weight.dtype), precision_of(work)
         groups = 1 if self._geometry is None else self._geometry["groups"]
@@ -659,9 +700,7 @@ class SpectralBound(nn.Module):
             raise ValueError(msg)
         over = (1 + 8 * precision.unit) / (self.bound - lost)
         divisor = (norm + schur * (unit * math.sqrt(self._copies))) * over
-        values = torch.view_as_real(weight) if weight.is_complex() else weight
-        values = (values.to(work) / divisor).to(values.dtype)
-        return torch.view_as_complex(values) if weight.is_complex() else values
+        return divisor, torch.full_like(schur, over)
 
 
 def _layers(model: nn.Module, skip: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -775,6 +814,15 @@ def _bound(
     if geometry is None:
         return cast(torch.Tensor, matrix_norm_bound(weight, rtol=rtol))
     return cast(torch.Tensor, conv_norm_bound(weight, shape, rtol=rtol, **geometry))
+
+
+def _bound_and_slope(
+    weight: torch.Tensor, geometry: ConvGeometry | None, rtol: float | None
+) -> tuple[torch.Tensor, Callable[[], tuple[torch.Tensor, ...]]]:
+    """Return the certified norm of a layer, and what finds its gradient."""
+    if geometry is None:
+        return matrix_bounds.bound_and_slope(weight, rtol=rtol)
+    return conv_bounds.bound_and_slope(weight, geometry, rtol=rtol)
 
 
 def _batch_norm_scale(name: str, module: nn.Module) -> torch.Tensor:

@@ -409,6 +409,53 @@ def test_complex_layers_keep_to_the_bound(method: str) -> None:
     assert np.linalg.norm(weight.numpy(), 2) > 0.29
 
 
+@pytest.mark.parametrize("name", ["linear", "conv2d", "transposed 1d dilated"])
+def test_a_training_step_is_certified_to_a_hundredth(name: str) -> None:
+    layer, _ = made(name, dtype=torch.float32)
+    spectral = SpectralBound(layer, bound=0.5)
+
+    def norm(weight: torch.Tensor) -> float:
+        copied = copy.deepcopy(layer)
+        copied.weight.data = weight.detach()
+        return layer_norms(copied, rtol=1e-6)[""].item()
+
+    assert 0.5 / 1.0101 <= norm(spectral(layer.weight)) <= 0.5 * (1 + 2e-6)
+    asked = SpectralBound(layer, bound=0.5, rtol=1e-4)
+    for sharp in (spectral.eval()(layer.weight), asked(layer.weight)):
+        assert 0.5 / 1.002 <= norm(sharp) <= 0.5 * (1 + 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64])
+@pytest.mark.parametrize("shape", [(5, 7), (9, 4), (230, 210)], ids=str)
+def test_a_divided_weight_is_differentiated_as_the_quotient(shape: Shape, dtype) -> None:
+    rng = np.random.default_rng(2)
+    u, v = (rng.standard_normal(n) for n in shape)
+    host = rng.standard_normal(shape) / 30 + np.outer(u, v) / (u @ u) ** 0.5 / (v @ v) ** 0.5
+    layer = nn.Linear(*shape[::-1], bias=False, dtype=dtype)
+    weight = torch.tensor(
+        host * (1 - 0.5j) if dtype.is_complex else host, dtype=dtype
+    ).requires_grad_()
+    result = SpectralBound(layer, bound=0.25, rtol=1e-2)(weight)
+    cotangent = torch.tensor(rng.standard_normal(shape)).to(dtype)
+    (found,) = torch.autograd.grad(result, weight, cotangent)
+    wide = weight.detach().to(torch.complex128 if dtype.is_complex else torch.float64)
+    wide.requires_grad_()
+    norm = torch.linalg.matrix_norm(wide, ord=2)
+    (expected,) = torch.autograd.grad(wide / norm / 4, wide, cotangent.to(wide.dtype))
+    rtol = 5e-2 if dtype is torch.bfloat16 else 2.5e-2  # that of the tolerance, and of its vectors
+    assert found.dtype == dtype
+    assert torch.linalg.norm(found.to(wide.dtype) - expected) <= rtol * torch.linalg.norm(expected)
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_noticed() -> None:
+    layer = nn.Linear(4, 3)
+    result = SpectralBound(layer, bound=0.1)(layer.weight)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
 def test_weight_below_the_bound_stays_as_it_is() -> None:
     layer, _ = made("conv2d", scale=0.01)
     assert SpectralBound(layer)(layer.weight) is layer.weight

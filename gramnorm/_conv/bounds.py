@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gramnorm import _validate
 from gramnorm._arrays import autodiff, compiling, dtypes, libraries, spread
@@ -110,6 +110,18 @@ def conv_norm_bound(
     if autodiff.is_differentiated(kernel):
         return autodiff.with_residual(forward, gradient, kernel)
     return forward(kernel)[0]
+
+
+def bound_and_slope(
+    kernel: Array, geometry: ConvGeometry, *, rtol: float | None
+) -> tuple[Array, Callable[[], tuple[Array, ...]]]:
+    """Return the bound, and what finds its gradient."""
+    found, place = _searched(kernel, geometry, rtol)
+
+    def slope() -> tuple[Array, ...]:
+        return (gradients.of_bound(kernel, found.upper, place, geometry, rtol=_gap(rtol)),)
+
+    return found.upper, slope
 
 
 def _searched(

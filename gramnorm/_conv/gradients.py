@@ -68,7 +68,7 @@ def of_bound(
             found = _of_operator(kernel, geometry, rtol=rtol)
         else:
             each = (
-                _of_symbol(kernel, geometry, mirrored, lambda f: _mean_pair(f, rtol))
+                _of_symbol(kernel, geometry, mirrored, lambda f: _mean_pair(f, rtol), rtol=rtol)
                 for mirrored in _mirrored(place)
             )
             found = np.mean(list(each), axis=0)
@@ -103,7 +103,7 @@ def of_fixed_steps(
     index = np.unravel_index(which, grid_shape(points, half=not dtypes.is_complex(a.dtype)))
     turns = np.asarray([int(j) / n for j, n in zip(index, points, strict=True)])
     place = Place(turns, group, on_grid=True)
-    found = _of_symbol(scaled_on_host(a), geometry, place, block_gradient)
+    found = _of_symbol(scaled_on_host(a), geometry, place, block_gradient, rtol=0.0)
     return crossing.from_host(found, dtype=gradient_dtype(a), like=a)
 
 
@@ -137,6 +137,8 @@ def _of_symbol(
     geometry: ConvGeometry,
     place: Place,
     block_gradient: Callable[[HostArray], HostArray],
+    *,
+    rtol: float,
 ) -> HostArray:
     """Return exp(-i q . theta) J on the taps of a symbol whose channels are phases."""
     _, c_in, *kernel_size = kernel.shape
@@ -152,7 +154,8 @@ def _of_symbol(
     turns = place.turns
     if not place.on_grid:
         # an error in the frequency is one of first order in the gradient
-        turns = ascent.climb(taps, offsets, turns, rounds=limits.PEAK_ROUNDS)
+        rounds = limits.PEAK_ROUNDS[rtol >= limits.LOOSE_PEAK]
+        turns = ascent.climb(taps, offsets, turns, rounds=rounds)
     phases = np.exp(2j * math.pi * (offsets @ turns))
     j = block_gradient(np.tensordot(phases, taps, axes=1))
     by_position = np.conj(phases)[:, None, None] * j
@@ -182,7 +185,7 @@ def _of_operator(kernel: HostArray, geometry: ConvGeometry, *, rtol: float) -> H
     )
     if any(a.size > window_size(axes, c_in) for a in axes):
         place = Place(best.turns, best.block)
-        return _of_symbol(kernel, geometry, place, lambda f: _mean_pair(f, rtol))
+        return _of_symbol(kernel, geometry, place, lambda f: _mean_pair(f, rtol), rtol=rtol)
     parts = kernel.reshape(groups, c_out // groups, c_in, *kernel_size)
     every = range(groups) if groups <= limits.GRADIENT_GROUPS else [best.block]
     waves = {group: Wave.at(symbol, dataclasses.replace(best, block=group)) for group in every}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -396,6 +397,28 @@ def _upper_and_right(
         found = choose.bracket(a, rtol=attainable(_gap(rtol, out)), dtype=out)
     upper = upper_array(found.upper.reshape(a.shape[:-2]), dtype=out, like=values)
     return upper, (upper, found.right)
+
+
+def bound_and_slope(
+    x: Array, *, rtol: float | None
+) -> tuple[Array, Callable[[], tuple[Array, ...]]]:
+    """Return the bound of one matrix, and what finds its gradient: that, or u and v of u v^H."""
+    bound, kept = _upper_and_right(x, rtol=rtol)
+    right = kept[1]
+
+    def slope() -> tuple[Array, ...]:
+        if right is None:
+            return (_gradient_by(x, kept, rtol=rtol),)
+        home = _home(x)
+        is_moved = isinstance(home, np.ndarray) and not isinstance(x, np.ndarray)
+        pair = gradients.vectors(home, crossing.host_array(bound) if is_moved else bound, right)
+        if not is_moved:
+            return pair
+        return tuple(
+            crossing.from_host(v, dtype=gradients.floating(x[..., :0]).dtype, like=x) for v in pair
+        )
+
+    return bound, slope
 
 
 def _gradient_by(a: Array, kept: tuple[Array, HostNumbers | None], *, rtol: float | None) -> Array:

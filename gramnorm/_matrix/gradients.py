@@ -61,22 +61,32 @@ def of_norm(a: Array, bound: Array, *, rtol: float) -> Array:
 
 
 def of_vector(a: Array, bound: Array, right: HostNumbers) -> Array:
-    """Return u v^H for one matrix (..., m, n), v = `right` being a right vector of its upright form.
+    """Return u v^H for one matrix (..., m, n), as `vectors` are found from `right`."""
+    with libraries.plain_arithmetic(a):
+        u, v = vectors(a, bound, right)
+        found = u[:, None] * linalg.adjoint(v[:, None])
+    xp = libraries.namespace(a)
+    return xp.astype(xp.reshape(found, a.shape), gradient_dtype(a), copy=False)
 
-    Scaled as `of_norm` is, to a pairing with the matrix that is the homogeneous `bound`.
+
+def vectors(a: Array, bound: Array, right: HostNumbers) -> tuple[Array, Array]:
+    """Return u and v for one matrix (..., m, n), `right` being a right vector of its upright form.
+
+    Their product is scaled as `of_norm` is, to a pairing with the matrix that is the homogeneous
+    `bound`.
     """
     xp = libraries.namespace(a)
     b = xp.reshape(floating(a), a.shape[-2:])
     upright = linalg.upright(b)
-    is_turned, b = upright is not b, upright
     v = crossing.from_host(right, dtype=b.dtype, like=b)[:, None]
     with libraries.plain_arithmetic(a):
-        u = linalg.matmul(b, v)
+        u = linalg.matmul(upright, v)
         size2 = sums.inner_product(linalg.adjoint(u), linalg.adjoint(u))  # the pairing of u v^H
         factor = xp.reshape(xp.astype(bound, size2.dtype), ()) / size2
-        found = (u * xp.astype(factor, u.dtype)) * linalg.adjoint(v)
-    found = xp.matrix_transpose(found) if is_turned else found
-    return xp.astype(xp.reshape(found, a.shape), gradient_dtype(a), copy=False)
+        u, v = (u * xp.astype(factor, u.dtype))[:, 0], v[:, 0]
+    if upright is b:
+        return u, v
+    return (xp.conj(v), xp.conj(u)) if dtypes.is_complex(u.dtype) else (v, u)
 
 
 def _direction(stack: Array, rtol: float) -> Array:
