@@ -35,6 +35,7 @@ templates_path = ["_templates"]
 # Types are stated in words in the docstrings; the annotations only say "array".
 autodoc_typehints = "none"
 has_torch = importlib.util.find_spec("torch") is not None
+has_digits = has_torch and importlib.util.find_spec("sklearn") is not None
 autodoc_mock_imports = [] if has_torch else ["torch"]
 numpydoc_show_class_members = False
 numpydoc_validation_checks = set(validation["checks"])
@@ -62,7 +63,9 @@ html_sidebars = {"*": []}  # pages without pages below them
 sphinx_gallery_conf = {
     "examples_dirs": str(root / "examples"),
     "gallery_dirs": "gallery",
-    "ignore_pattern": "regularised_training|train_digits" + ("" if has_torch else "|muon"),
+    "ignore_pattern": "regularised_training|train_digits"
+    + ("" if has_torch else "|muon")
+    + ("" if has_digits else "|network_constant"),
     "filename_pattern": r"\.py$",
     "abort_on_example_error": True,
     "download_all_examples": False,

@@ -24,7 +24,14 @@ from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.symbol import phases, polyphase
 from gramnorm._matrix.fixed_steps import divisor
 from gramnorm._results import result_dtype
-from gramnorm._rigour.model import HOST_UNIT, Precision, down, precision_of, working_dtype
+from gramnorm._rigour.model import (
+    HOST_UNIT,
+    Precision,
+    compounded,
+    down,
+    precision_of,
+    working_dtype,
+)
 
 __all__ = ["conv_spectral_rescaling", "spectral_rescaling"]
 
@@ -402,8 +409,7 @@ def _relative_error(
     omega = 24 * HOST_UNIT + (0.0 if prec.unit == HOST_UNIT else 1.5 * prec.unit)
 
     def stages(inner: Sequence[int]) -> float:
-        losses = (prec.kappa(n) * (1 + omega) + omega for n in inner)
-        return math.expm1(sum(math.log1p(loss) for loss in losses))
+        return compounded(prec.kappa(n) * (1 + omega) + omega for n in inner)
 
     root = math.sqrt(taps)
     forward, inverse = root * stages(box), stages(_frequencies(box, half=half))

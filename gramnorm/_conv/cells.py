@@ -16,6 +16,7 @@ import numpy as np
 
 from gramnorm._arrays import limits
 from gramnorm._arrays.types import HostBools, HostInts
+from gramnorm._rigour import angles
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Cells:
         if w == 0.0:
             return 1.0
         # w and its cosine err by a few units of 2^-52, absolutely: both are below 1.6
-        return math.cos(w) - 2e-15 if w < 1.57 else 0.0
+        return float(angles.cosine(w)) - 2e-15 if w < 1.57 else 0.0
 
     @property
     def children(self) -> int:

@@ -26,6 +26,7 @@ from gramnorm._conv.every_size import over_torus
 from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.sampling import Cover, Fate, Maximum, at_points, evaluate, is_decided, limit
 from gramnorm._conv.symbol import Symbol
+from gramnorm._rigour import angles
 from gramnorm._rigour.model import HOST_UNIT, down, up
 
 
@@ -266,7 +267,7 @@ def _within(w: float, supremum: float) -> Cover:
     w = up(w, 16)
     if w >= 1.57:
         return lambda norm: np.full_like(norm, supremum)
-    cosine, sine = math.cos(w), math.sin(w)
+    cosine, sine = float(angles.cosine(w)), float(angles.sine(w))
 
     def bound(norm: HostFloats) -> HostFloats:
         norm = np.minimum(norm, supremum)

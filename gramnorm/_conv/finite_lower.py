@@ -23,7 +23,7 @@ from gramnorm._conv.sampling import Maximum
 from gramnorm._conv.symbol import Symbol
 from gramnorm._matrix import lanczos
 from gramnorm._results import Bounds
-from gramnorm._rigour import sums
+from gramnorm._rigour import angles, sums
 from gramnorm._rigour.model import HOST_UNIT, down
 
 HostVector = npt.NDArray[np.inexact]
@@ -57,7 +57,7 @@ class Wave:
         """Take the top right singular vector of the symbol where its maximum was found."""
         taps, offsets = symbol.host_taps(best.block), symbol.offsets
         count, p, q = taps.shape
-        phases = np.exp(2j * math.pi * (offsets @ best.turns))
+        phases = angles.unit_circle(2 * math.pi * (offsets @ best.turns))
         _, v = top_pair(np.tensordot(phases, taps, axes=1))
         images = (taps @ v) * phases[:, None]
         total = float(np.sum(np.linalg.norm(taps, axis=(1, 2))))

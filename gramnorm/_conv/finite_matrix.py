@@ -24,7 +24,7 @@ from gramnorm._matrix import certificate
 from gramnorm._matrix.choose import bracket_stack
 from gramnorm._results import Bounds, of_direct_sum
 from gramnorm._rigour import sums
-from gramnorm._rigour.model import down, precision_of, up
+from gramnorm._rigour.model import compounded, down, precision_of, up
 
 
 def bracket(taps: Array, axes: Sequence[Axis], *, rtol: float) -> Bounds[float]:
@@ -164,7 +164,7 @@ def gram_error(taps: Array, axes: Sequence[Axis], q: int) -> HostFloats:
     _, squares = sums.square(taps)
     # || sum_k L_k x |K_k| ||_F^2, where taps that read the same sample may add up
     size = uses.reshape(-1) @ squares * math.prod(a.coincidences() for a in axes)
-    loss = math.expm1(sum(math.log1p(prec.kappa(n)) for n in (inner, *terms)))
+    loss = compounded(prec.kappa(n) for n in (inner, *terms))
     error = loss * size + 2 * q * count**2 * prec.underflow(inner + sum(sizes))
     return up(error, count**2 + 8)
 

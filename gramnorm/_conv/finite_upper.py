@@ -27,6 +27,7 @@ from gramnorm._conv.geometry import Axis
 from gramnorm._conv.symbol import Symbol
 from gramnorm._matrix.choose import bracket_stack
 from gramnorm._results import Bounds
+from gramnorm._rigour import angles
 from gramnorm._rigour.model import HOST_UNIT, up
 
 
@@ -107,7 +108,7 @@ def _toeplitz_norms(weights: HostFloats, n: int, *, rtol: float) -> HostFloats:
     """
     size, lags = weights.shape[1], np.arange(n)
     turns = np.outer(np.arange(size), lags) % size / size
-    sums = weights @ np.exp(2j * math.pi * turns) / size
+    sums = weights @ angles.unit_circle(2 * math.pi * turns) / size
     lag = lags[:, None] - lags[None, :]
     matrices = np.where(lag >= 0, sums[:, np.abs(lag)], np.conj(sums[:, np.abs(lag)]))
     # a sixteenth of the gap: one axis after the other, squares among them

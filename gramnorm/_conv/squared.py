@@ -21,7 +21,7 @@ from gramnorm._arrays import limits, linalg, threads
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm._conv.estimates import Estimator
 from gramnorm._matrix import definite
-from gramnorm._rigour import sums
+from gramnorm._rigour import angles, sums
 from gramnorm._rigour.model import HOST_UNIT, Precision, down, precision_of, up
 
 HostArray = npt.NDArray[np.inexact]
@@ -102,7 +102,7 @@ class Squared:
         images = images[:, 0] + 1j * images[:, 1] if self._real else images[:, 0]
         angle = self.offsets @ turns
         angle = 2 * math.pi * (angle - np.round(angle))
-        image = (np.cos(angle) + 1j * np.sin(angle)) @ images.reshape(count, p)
+        image = angles.unit_circle(angle) @ images.reshape(count, p)
         prec = precision_of(v.dtype)
         (_, size), (low, _) = sums.host_norm(v), sums.host_norm(image)
         relative = prec.kappa(count * q + count) + 2 * PHASE_ERROR
@@ -123,7 +123,7 @@ class Squared:
         """Return level I - G as block columns below the diagonal, in double precision if `wide`."""
         angle = turns @ self.lags.T
         angle = 2 * math.pi * (angle - np.round(angle))
-        even, odd = np.cos(angle), np.sin(angle[:, 1:])
+        even, odd = angles.cosine(angle), angles.sine(angle[:, 1:])
         if not self._real:
             even = odd = np.concatenate([even, odd], axis=1)
         real, imaginary = self._tables

@@ -23,7 +23,7 @@ from gramnorm._arrays.programs import compiled, compiles
 from gramnorm._arrays.types import Array, DType, HostInts
 from gramnorm._conv.flat import Autocorrelation, autocorrelation
 from gramnorm._conv.squared import Squared
-from gramnorm._rigour import sums
+from gramnorm._rigour import angles, sums
 from gramnorm._rigour.model import HOST_UNIT, precision_of, up
 
 
@@ -44,7 +44,7 @@ def phases(
         residue = (j[:, None] * steps[None, :]) % n
         residue = np.where(2 * residue > n, residue - n, residue)
         angle = 2.0 * math.pi * (residue / n)
-        result *= (np.cos(angle) + 1j * np.sin(angle))[:, which]
+        result *= angles.unit_circle(angle)[:, which]
     return result
 
 

@@ -34,7 +34,7 @@ from gramnorm._conv.gradients import Place
 from gramnorm._conv.symbol import taps_of
 from gramnorm._matrix import lanczos, ritz
 from gramnorm._results import Bounds, NormBracket, attainable, converged, result_dtype
-from gramnorm._rigour import sums
+from gramnorm._rigour import angles, sums
 from gramnorm._rigour.model import HOST_UNIT, down, precision_of, round_outward, scale_back, up
 
 HostArray = npt.NDArray[np.inexact]
@@ -197,7 +197,7 @@ class _Correlation:
         """Return F(theta) v = sum_k K_k v[d k mod s] exp(i theta . d k), shape (c_out,)."""
         groups, _, q, *_ = self.kernel.shape
         inputs = v.reshape(groups, q, *self.stride)
-        phases = np.exp(1j * (self.positions @ theta))
+        phases = angles.unit_circle(self.positions @ theta)
         at = tuple((self.positions % np.asarray(self.stride)).T)
         read = np.moveaxis(inputs[:, :, *at], -1, 0) * phases[:, None, None]
         return np.asarray(np.einsum("tgpq,tgq->gp", self.taps, read).reshape(-1))

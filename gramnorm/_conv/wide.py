@@ -25,6 +25,7 @@ from gramnorm._conv.cells import diamond_axes
 from gramnorm._conv.estimates import HostVectors
 from gramnorm._conv.sampling import Maximum
 from gramnorm._conv.squared import FINEST, Squared, snapped
+from gramnorm._rigour import angles
 from gramnorm._rigour.model import down, up
 
 FIRST_STEPS, CHILD_STEPS, MORE_STEPS = 8, 4, 12
@@ -245,7 +246,7 @@ class _Search:
 
     def _tried(self, square: Squared, cells: _Open) -> HostFloats:
         """Return bounds on the norm in cells that one factorisation closes; else inf."""
-        cosine = down(np.cos(self._width(cells.sizes)))
+        cosine = down(angles.cosine(self._width(cells.sizes)))
         self._cost += len(cells)
         norms = cells.norms * (1 + self._rtol / 8)
         return up(square.norm_bounds(cells.centres, down(self._target * cosine), norms) / cosine)
@@ -256,7 +257,7 @@ class _Search:
         excess = self._rtol
         while left.size and excess < 4:
             some = cells.take(left)
-            cosine = down(np.cos(self._width(some.sizes)))
+            cosine = down(angles.cosine(self._width(some.sizes)))
             targets = np.maximum(some.norms, self._best.bounds.lower) * (1 + excess)
             self._cost += len(left)
             upper = up(square.norm_bounds(some.centres, targets, targets) / cosine)

@@ -187,7 +187,7 @@ def weighted_row_sum(gram: Array, x: Array) -> float:
     moduli = xp.abs(gram)
     # the computed product may miss being Hermitian by its rounding; rows stand for columns as well
     moduli = xp.maximum(moduli, xp.matrix_transpose(moduli))
-    ratio = xp.max(linalg.matmul(moduli, w) / w)
     q = gram.shape[0]
-    # three roundings of w, q products and sums, a division
+    # q products and sums, what underflow may have lost of them, and a division
+    ratio = xp.max((linalg.matmul(moduli, w) + prec.underflow(q)) / w)
     return up(crossing.to_host(ratio).item() * (1 + 2 * prec.gamma(q + 8)))

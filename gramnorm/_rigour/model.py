@@ -5,7 +5,10 @@ The only assumptions about a backend (u is half the spacing of 1, K the inner le
 * a product satisfies ``|fl(X Y) - X Y| <= kappa(K) |X| |Y| + 3 K tiny`` entrywise for any order
   of summation, fused or not, with or without flush to zero;
 * ``+ - * /`` have relative error at most u, square roots at most 3 u;
-* multiplication by a power of two is exact unless the result is subnormal.
+* multiplication by a power of two is exact unless the result is subnormal;
+* sums of n numbers err by gamma_(n-1) times the sum of moduli, moduli of complex numbers by 4 u,
+  conversions to a shorter type by u of it; sines and cosines are right to four units in the last
+  place, which `angles` tries.
 
 Scalars (one per matrix) are computed on the host in float64 and nudged outward by `up` and
 `down`; no other nudge is spelled anywhere.  Reference: docs/theory.md, section 1.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -116,6 +120,17 @@ def up(x: _Scalar, roundings: int = 8) -> _Scalar:
 def down(x: _Scalar, roundings: int = 8) -> _Scalar:
     """Nudge non-negative host numbers below what 2 or more float64 roundings may have added."""
     return x * (1 - roundings * _TWO_UNITS)
+
+
+def compounded(losses: Iterable[float]) -> float:
+    """Return what relative losses make of each other, prod(1 + l) - 1, rounded up.
+
+    Sums and products of non-negative numbers alone: no logarithm has to be trusted.
+    """
+    total, roundings = 0.0, 2
+    for loss in losses:
+        total, roundings = total + loss * (1 + total), roundings + 3
+    return up(total, roundings)
 
 
 def round_outward(

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import crossing, limits, probes
+from gramnorm._arrays import crossing, dtypes, libraries, limits, probes
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._matrix.bounds import matrix_norm_bound
+from gramnorm._results import result_dtype
 from gramnorm._rigour.fractions import float_above, product_above, root_above
-from gramnorm.network import _multipliers, _steps, _unrolled
-from gramnorm.network._coupling import Chain
+from gramnorm.network import _fixed_steps, _multipliers, _steps, _unrolled
+from gramnorm.network._coupling import LARGEST, Chain
 from gramnorm.network._links import Link, links
 from gramnorm.network._search import Limits, Progress
 from gramnorm.network._steps import Layer, Step
@@ -112,6 +113,7 @@ def chain_certificate(
     See Also
     --------
     chain_bound : Finds the multipliers.
+    chain_gram_iteration : The bound by a fixed number of steps, differentiable, for training.
     product_bound : The product of the layers' norms, for any 1-Lipschitz activations.
 
     Notes
@@ -284,6 +286,134 @@ def chain_bound(
     return (bound, vectors) if return_multipliers else bound
 
 
+def chain_gram_iteration(
+    layers: Sequence[Layer],
+    multipliers: Sequence[Array],
+    /,
+    *,
+    steps: int,
+    slopes: Slopes = 1,
+    density: int = 8,
+) -> Array:
+    """Return an upper bound on the Lipschitz constant of a chain that fixed Gram steps give.
+
+    The bound of `chain_certificate` for every size of the input, with the fixed-step bound in place
+    of the norm: differentiable in weights and multipliers, usable under ``jax.jit``, never waits
+    for the device. For the loss of a training, whose multipliers are trained along or found anew
+    from time to time.
+
+    Parameters
+    ----------
+    layers : sequence of arrays and descriptions
+        As in `chain_certificate`, all of one library.
+    multipliers : sequence of arrays
+        For each layer with weights but the last, positive numbers, one per neuron or channel, as in
+        `chain_certificate`; or one array of one number more in front, for the input, and one at the
+        end, for the output. Without these two the best ones are searched for, which looks at the
+        values and costs more than the bound; they are constants for differentiation, which at the
+        best ones makes no difference.
+    steps : int
+        Number of Gram products, at least 0: the bound of the norm is at most ``n^(1 / 2^(steps +
+        1))`` times the norm for n neurons of even or of odd layers, and enters with a power.
+    slopes : float or sequence of float, optional
+        As in `chain_certificate`.
+    density : int, optional
+        Of convolutions, frequencies per tap and axis, at least 2: what may lie between them costs a
+        factor of about ``1 + 1.2 / density^2`` of the norm per axis at most.
+
+    Returns
+    -------
+    array of no axes
+        The bound, in the namespace and on the device of the layers, of their widest type, float32
+        at least. NaN or inf if a weight or multiplier is NaN or a weight inf; 0 if a layer is empty.
+
+    Raises
+    ------
+    TypeError
+        If a layer or multiplier is not an array of real floating numbers.
+    ValueError
+        If there is no layer, if sizes, axes or the order of layers do not fit, for negative `steps`
+        and a `density` below 2.
+
+    See Also
+    --------
+    chain_certificate : The same by certified norms, smaller, as a float.
+    gram_iteration, conv_gram_iteration : The fixed-step bounds of one layer.
+
+    Notes
+    -----
+    **Guarantee.** That of `chain_certificate`, for the same activations, under the rounding model
+    of the theory page in the type of the result (Theorems 25, 29, 30, 32 and 33; between
+    frequencies Theorem 10). Numbers that are no positive multipliers, or beyond 2^40 in float32 and
+    2^300 in float64, or below their inverses, are replaced by the next that is within, and any such
+    number gives a bound. The margin is a constant for differentiation, but for what is proportional
+    to the value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> layers = [np.asarray([[3.0, 0.0], [0.0, 1.0]]), np.asarray([[1.0, 4.0]])]
+    >>> bound = gn.chain_gram_iteration(layers, [np.asarray([1.0, 2.0])], steps=6)
+    >>> bool(5.0 <= bound < 6.0)
+    True
+    """
+    arrays, read = _fixed_steps.numbered(layers)
+    count = _validate.positive_int(steps, name="steps", least=0)
+    exact = _slopes(slopes, len(read) - 1)
+    frequencies = _validate.positive_int(density, name="density", least=2)
+    listed = _steps.listed(multipliers, "multipliers")
+    given = [_fixed_steps.floating(x, name=f"multipliers {i}") for i, x in enumerate(listed)]
+    _one_library([*arrays, *given])
+    inner = [(step.outputs,) for step in read[:-1]]
+    shapes = [tuple(x.shape) for x in given]
+    if shapes not in (inner, [(1,), *inner, (1,)]):
+        msg = (
+            f"multipliers must have the shapes {inner}, one number for each output of each layer "
+            f"but the last, or {[(1,), *inner, (1,)]} with input and output, got {shapes}"
+        )
+        raise ValueError(msg)
+    xp = libraries.namespace(arrays[0])
+    if any(0 in a.shape for a in arrays):
+        dtype = max(map(result_dtype, arrays), key=dtypes.bits)
+        return xp.zeros((), dtype=dtype, device=libraries.device_of(arrays[0]))
+    if shapes == inner:
+        stage = count, frequencies
+        given = _with_ends(layers, arrays, given, slopes, stage=stage)
+    chain = Chain.of(links(read, [0.5] * len(read), exact))  # norms of 1/2 scale nothing
+    return _fixed_steps.bound(arrays, chain, given, steps=count, density=frequencies)
+
+
+def _with_ends(
+    layers: Sequence[Layer],
+    arrays: list[Array],
+    multipliers: list[Array],
+    slopes: Slopes,
+    *,
+    stage: tuple[int, int],
+) -> list[Array]:
+    """Return multipliers with the numbers for input and output that are best for that many steps."""
+    if not all(map(libraries.has_values, [*arrays, *multipliers])):
+        msg = (
+            "multipliers must have a number for the input in front and one for the output at the end "
+            "where there are no values (inside jax.jit), from which they could be found"
+        )
+        raise TypeError(msg)
+    checked, ends = _checked(layers, slopes, None), [1.0, 1.0]
+    if multipliers and not checked.is_known:
+        found = checked.links()
+        chain = Chain.of(found)
+        vectors = _vectors(multipliers, checked.steps, [link.shape for link in found])
+        whole = _multipliers.with_ends(chain, vectors, stages=[(5, 8), stage])
+        logs, scales = np.log(whole), np.cumsum(chain.scales)
+        shift = np.log(vectors[0][0]) + scales[0] - logs[1]  # by which the hidden ones were moved
+        exponents = np.asarray([logs[0] + shift, logs[-1] + shift - scales[-1]])
+        ends = np.exp(np.clip(exponents, -LARGEST, LARGEST)).tolist()
+    like = arrays[0]
+    first, last = (crossing.from_host(np.asarray([x]), dtype=like.dtype, like=like) for x in ends)
+    return [first, *multipliers, last]
+
+
 def coupled(
     layers: Sequence[Layer], multipliers: Sequence[Array] | None, *, time_limit: float | None
 ) -> tuple[Chain, list[Link], HostFloats]:
@@ -298,6 +428,14 @@ def coupled(
     chain = Chain.of(found)
     vectors = _vectors(multipliers, checked.steps, [link.shape for link in found])
     return chain, found, _multipliers.with_ends(chain, vectors)
+
+
+def _one_library(arrays: Sequence[Array]) -> None:
+    """Check that arrays are of one library."""
+    spaces = sorted({libraries.namespace(a).__name__ for a in arrays})
+    if len(spaces) > 1:
+        msg = f"layers and multipliers must be of one library, got {', '.join(spaces)}"
+        raise TypeError(msg)
 
 
 def _work(effort: object) -> float:

@@ -79,8 +79,13 @@ def descend(search: Search, *, work: float) -> None:
         search.offer(logs)
 
 
-def with_ends(chain: Chain, vectors: Sequence[HostFloats]) -> HostFloats:
-    """Return all multipliers: the given ones, and the best numbers for the two ends."""
+def with_ends(
+    chain: Chain,
+    vectors: Sequence[HostFloats],
+    *,
+    stages: Sequence[tuple[int, int]] = _END_STAGES,
+) -> HostFloats:
+    """Return all multipliers: the given ones, and for the two ends the best numbers of a stage."""
     scales = np.cumsum(chain.scales[:-1])
     hidden = np.concatenate([np.log(x) + s for x, s in zip(vectors, scales, strict=True)] or [[]])
     if hidden.size:
@@ -89,7 +94,7 @@ def with_ends(chain: Chain, vectors: Sequence[HostFloats]) -> HostFloats:
     if chain.depth > 1:
         ends = np.asarray([0, len(logs) - 1])
         logs[ends] = _first_ends(chain, logs)
-        for stage in _END_STAGES:
+        for stage in stages:
             lower = itertools.islice(_descent(chain, logs, ends, stage=stage), _ITERATIONS)
             logs = functools.reduce(lambda _, last: last, lower, logs)
     return multipliers(logs)

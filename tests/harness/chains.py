@@ -151,7 +151,13 @@ def bounds(
 ) -> list[float]:
     """Return what must not be below."""
     if "given" in kind:
-        return [gn.chain_certificate(layers, vectors(rng, layers), **known)]
+        x, slopes = vectors(rng, layers), known.get("slopes", 1)
+        steps, ends = int(rng.integers(9)), np.exp(rng.standard_normal((2, 1)))
+        fixed = [
+            float(gn.chain_gram_iteration(layers, given, steps=steps, slopes=slopes, density=3))
+            for given in (x, [ends[0], *x, ends[1]])
+        ]
+        return [gn.chain_certificate(layers, x, **known), *fixed]
     if "found" in kind:
         bound, multipliers = gn.chain_bound(layers, **known, return_multipliers=True)
         return [bound, gn.chain_certificate(layers, multipliers, **known)]

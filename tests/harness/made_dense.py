@@ -44,7 +44,14 @@ NO_ARRAY = {
 }  # descriptions of layers, results, and a module whose methods are listed
 
 # Drawn by `tests.harness.chains`, and in test_tracking and test_torch, without arrays of every make.
-ELSEWHERE = {"NormTracker", "chain_bound", "chain_certificate", "start_tracking", "track_norm"}
+ELSEWHERE = {
+    "NormTracker",
+    "chain_bound",
+    "chain_certificate",
+    "chain_gram_iteration",
+    "start_tracking",
+    "track_norm",
+}
 
 Made = tuple[Any, np.ndarray]
 """An array of a library, and the numbers that it holds."""

@@ -478,6 +478,25 @@ def test_rescaled_row_sums_are_sharp_for_a_positive_matrix():
         assert bound <= values[-1] * 1.01  # the weights have 1e-3 of their largest added
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("flushing", [False, True])
+@pytest.mark.parametrize("units", [1, 2**20])
+def test_rescaled_row_sums_count_what_underflows(dtype, flushing, units, monkeypatch):
+    """Each product of a least number with a weight below 1/2 is rounded to zero."""
+
+    def matmul(a, b):
+        """Multiply; lose what is subnormal if `flushing`, as some processors are told to."""
+        found = np.matmul(a, b)
+        least = np.finfo(found.dtype).smallest_normal
+        return np.where(np.abs(found) < least, 0, found) if flushing else found
+
+    monkeypatch.setattr(linalg, "matmul", matmul)
+    q = 5
+    entry = units * float(np.finfo(dtype).smallest_subnormal)
+    bound = residual.weighted_row_sum(np.full((q, q), entry, dtype), np.full((q, 1), 0.4, dtype))
+    assert bound >= q * entry
+
+
 # --------------------------------------------------------------------------- one matrix, all routes
 
 ROUTES = ["squaring", "eigenvector", "lanczos"]

@@ -25,6 +25,15 @@ def run(name: str, folder: Path) -> str:
     return done.stdout
 
 
+def imported(name: str):
+    """Return an example as a module."""
+    pytest.importorskip("matplotlib", reason="the examples draw")
+    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
+
+
 @pytest.fixture(autouse=True)
 def this_package_without_a_screen(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
@@ -92,10 +101,7 @@ def test_of_the_scalings_before_newton_schulz_only_ours_leave_no_norm_above_one(
 
 def test_optimiser_and_transformation_of_the_example_take_the_same_steps():
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
-    pytest.importorskip("matplotlib", reason="the examples draw")
-    spec = importlib.util.spec_from_file_location("muon_example", EXAMPLES / "muon.py")
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = imported("muon")
     rng = np.random.default_rng(0)
     gradients = [rng.standard_normal((2, 5, 3)).astype("float32") for _ in range(3)]
     parameter = torch.nn.Parameter(torch.zeros(2, 5, 3))
@@ -111,3 +117,15 @@ def test_optimiser_and_transformation_of_the_example_take_the_same_steps():
         tree = jax.tree.map(lambda p, step: p + step, tree, steps)
     assert np.allclose(parameter.detach().numpy(), np.asarray(tree["a"]), rtol=0, atol=1e-5)
     assert np.max(np.abs(np.asarray(tree["a"]))) > 1e-2
+
+
+def test_constant_in_the_loss_comes_down_to_its_target_and_the_product_need_not():
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    example = imported("network_constant")
+    data = example.digits()
+    run = example.trained("network", 0, data, epochs=6)
+    assert run.accuracy > 50
+    assert run.constant < run.in_loss < 1.05 * example.TARGET
+    assert run.product > 1.4 * run.constant
+    assert run.share(0.1) <= run.accuracy

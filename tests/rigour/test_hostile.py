@@ -1,0 +1,241 @@
+"""Bounds hold when every product, sum, root and modulus errs by all that the model allows.
+
+The matrices are outer products of vectors of small integers, whose norms are square roots of
+integers: with a sign that hurts, the error of a product of inner length K moves such a norm by
+K u / 2, most of what its bound allows for.  So a constant that is half of what it should be shows.
+"""
+
+import contextlib
+import math
+from fractions import Fraction
+from unittest import mock
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import gramnorm as gn
+from gramnorm._arrays import libraries, limits
+from gramnorm._conv import finite_costs
+from gramnorm._matrix import residual
+from gramnorm._rigour import model
+from tests.harness import hostile
+from tests.harness.backends import BACKENDS, Backend
+
+pytestmark = pytest.mark.no_backend
+
+TIGHT = 1e-13  # asked for where the answer should show its rounding
+
+
+def outer(m, n, dtype, *, signs=False):
+    """Return an outer product of vectors of integers, and the exact square of its norm."""
+    rng = np.random.default_rng(m * n)
+
+    def vector(size):
+        v = rng.integers(1, 4, size).astype(complex)
+        if np.dtype(dtype).kind == "c":
+            v = v * np.asarray([1, 1j, -1, -1j])[rng.integers(0, 4, size)]
+        return v * rng.choice([-1, 1], size) if signs else v
+
+    u, v = vector(m), vector(n)
+    a = np.outer(u, np.conj(v))
+    return (a if np.dtype(dtype).kind == "c" else a.real).astype(dtype), hostile.squared_norm(u, v)
+
+
+def kernel(c_out, c_in, taps, dtype):
+    """Return a kernel of positive taps in one block, and the square of its norm at all sizes."""
+    a, square = outer(c_out, c_in, dtype)
+    weights = np.random.default_rng(1).integers(1, 4, taps)
+    return a.reshape(c_out, c_in, *[1] * len(taps)) * weights.astype(a.dtype), square * int(
+        weights.sum()
+    ) ** 2
+
+
+# ---------------------------------------------------------------------------------------- routes
+# Each yields lower bounds, upper bounds and the square of the norm.
+
+
+def alone(dtype, be):
+    for shape in ((2000, 4), (4, 600), (90, 90)):
+        a, square = outer(*shape, dtype)
+        found = gn.matrix_norm_bracket(be.asarray(a), rtol=TIGHT)
+        yield found.lower, found.upper, square
+
+
+def stacked(dtype, be):
+    for shape in ((2000, 4), (300, 60)):
+        a, square = outer(*shape, dtype)
+        found = gn.matrix_norm_bracket(be.asarray(np.stack([a, 2 * a])), rtol=TIGHT)
+        yield found.lower[0], found.upper[0], square
+        yield found.lower[1], found.upper[1], 4 * square
+
+
+def fixed(dtype, be):
+    for steps in (0, 1, 5):
+        a, square = outer(800, 20, dtype)
+        yield 0, gn.gram_iteration(be.asarray(a), steps=steps), square
+    a, square = outer(5000, 3, dtype)  # of many rows, in blocks
+    with mock.patch.object(limits, "LONG_SUM", 512):
+        yield 0, gn.gram_iteration(be.asarray(a), steps=3), square
+
+
+def certified(dtype, be):
+    """Go the way of large matrices: a vector, and a proof that its quotient is the norm."""
+    small = {"SQUARING_COLUMNS": 0, "EIGENVECTOR_COLUMNS": 2, "CHOLESKY_BLOCK": 3}
+    with mock.patch.multiple(limits, **small):
+        for shape in ((2000, 4), (300, 40)):
+            a, square = outer(*shape, dtype, signs=True)
+            found = gn.matrix_norm_bracket(be.asarray(a), rtol=TIGHT)
+            yield found.lower, found.upper, square
+
+
+def by_row_sums(dtype, be):
+    """Prove it by row sums alone."""
+    with (
+        mock.patch.object(limits, "SQUARING_COLUMNS", 0),
+        mock.patch.object(limits, "DENSE_SIGNS", 10**9),
+        mock.patch.object(residual.Quotient, "kato_temple", return_value=math.inf),
+    ):
+        yield from alone(dtype, be)
+
+
+def factorised(dtype, be):
+    """Prove it by a factorisation alone."""
+    with mock.patch.object(residual, "has_non_negative_look", return_value=False):
+        yield from by_row_sums(dtype, be)
+
+
+def sparse(dtype, be):
+    if np.dtype(dtype).kind == "c":
+        return
+    a, square = outer(400, 6, dtype, signs=True)
+    for form in (scipy.sparse.csr_array, scipy.sparse.coo_matrix):
+        found = gn.matrix_norm_bracket(form(a), rtol=TIGHT)
+        yield found.lower, found.upper, square
+
+
+def symbols(dtype, be):
+    """Convolutions whose largest norm is at frequency zero, on a circle and at every size."""
+    cases = [((1, 1, (300,)), 2), ((60, 3, (3,)), 1), ((100, 60, (2,)), 2), ((200, 8, (1,)), None)]
+    for shape, size in cases:
+        k, square = kernel(*shape, dtype)
+        mode = {"padding_mode": "circular"} if size else {}
+        found = gn.conv_norm_bracket(be.asarray(k), size, rtol=TIGHT, **mode)
+        yield found.lower, found.upper, square
+        yield 0, gn.conv_gram_iteration(be.asarray(k), size or 1, steps=3), square
+
+
+def wide_symbols(dtype, be):
+    """Blocks with many columns: one factorisation for each frequency."""
+    k, square = kernel(12, 12, (3,), dtype)
+    small = {"WIDE_COLUMNS": 4, "FACTORED_COLUMNS": 4, "WIDE_LEAST": 0.0}
+    with mock.patch.multiple(limits, **small):
+        for size, rtol in ((None, 1e-2), (2, 1e-8)):
+            mode = {"padding_mode": "circular"} if size else {}
+            found = gn.conv_norm_bracket(be.asarray(k), size, rtol=rtol, **mode)
+            yield found.lower, found.upper, square
+
+
+def assembled(dtype, be):
+    """Zero padding where one output reads all samples: an outer product again."""
+    for shape in ((40, 3), (3, 90)):
+        a, square = outer(*shape, dtype)
+        k = np.repeat(a[:, :, None], 4, axis=2)
+        with mock.patch.object(finite_costs, "searched", return_value=(math.inf, math.inf)):
+            found = gn.conv_norm_bracket(be.asarray(k), 4, padding=0, rtol=TIGHT)
+        yield found.lower, found.upper, 4 * square
+
+
+def compressed(dtype, be):
+    """Zero padding by scalar compression: exact for one channel and taps [1, 2, 1]."""
+    k = np.asarray([[[1, 2, 1]]], dtype)
+    with contextlib.ExitStack() as stack:
+        for other in ("assembled", "banded"):
+            stack.enter_context(mock.patch.object(finite_costs, other, return_value=math.inf))
+        for n in (2, 5):
+            found = gn.conv_norm_bracket(be.asarray(k), n, rtol=TIGHT)
+            matrix = 2 * np.eye(n) + np.eye(n, k=1) + np.eye(n, k=-1)
+            top = np.linalg.eigvalsh(matrix)[-1]
+            square = Fraction(top * (1 - 4e-16)) ** 2  # right within a few units
+            yield 0, found.upper, square
+            yield found.lower, math.inf, Fraction(top * (1 + 4e-16)) ** 2
+
+
+def others(dtype, be):
+    """Methods of others, each a bound on one side."""
+    k, square = kernel(30, 5, (3,), dtype)
+    for method in gn.classical.METHODS.values():
+        if (method.side, method.operator) == ("upper bound", "every size"):
+            yield 0, method.function(be.asarray(k)), square
+
+
+def rescaled(dtype, be):
+    """Weights whose norm is at most one: so is the Frobenius norm, next to it for outer products."""
+    for shape in ((60, 4), (4, 200), (16, 16)):
+        a, _ = outer(*shape, dtype)
+        for steps in (1, 3):
+            w = be.to_numpy(gn.spectral_rescaling(be.asarray(a), steps=steps))
+            yield 0, 1.0, sum(Fraction(float(x)) ** 2 for x in np.stack([w.real, w.imag]).ravel())
+    k, _ = kernel(6, 50, (1,), dtype)
+    w = be.to_numpy(gn.conv_spectral_rescaling(be.asarray(k), steps=2))
+    yield 0, 1.0, sum(Fraction(float(x)) ** 2 for x in np.stack([w.real, w.imag]).ravel())
+
+
+ROUTES = [alone, stacked, fixed, certified, by_row_sums, factorised, sparse, symbols, wide_symbols]
+ROUTES += [assembled, compressed, others, rescaled]
+
+
+def backend(name):
+    library, _, fields, _ = BACKENDS[name]
+    assert library in ("numpy", "array_api_strict")
+    xp = hostile.plain if library == "numpy" else hostile.strict
+    if "device" in fields:
+        fields = fields | {"device": xp.Device(fields["device"])}
+    return Backend(name, xp, **fields)
+
+
+def wrong_sides(route, kind, dtype, name="numpy"):
+    """Return by how many units bounds of a route are on the wrong side."""
+    be, wrong = backend(name), []
+    with (
+        mock.patch.object(libraries, "HOST_WITH_NUMPY", be.with_numpy),
+        hostile.computing(kind),
+        np.errstate(all="ignore"),
+    ):
+        found = list(route(dtype, be))
+    for lower, upper, square in found:
+        for bound, side in ((lower, -1), (upper, 1)):
+            value = float(be.to_numpy(bound) if hasattr(bound, "dtype") else bound)
+            if not math.isinf(value):
+                away = float(Fraction(value) ** 2 / square - 1) / 2 / 2.0**-53
+                if not side * away >= 0 and value:
+                    wrong.append((side, away))
+            elif side < 0:
+                wrong.append((side, value))
+    return wrong
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("kind", hostile.KINDS)
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.__name__)
+def test_bounds_hold_in_the_worst_arithmetic_that_is_allowed(route, kind, dtype):
+    assert wrong_sides(route, hostile.KINDS[kind], dtype) == []
+
+
+@pytest.mark.parametrize("kind", ["low", "across", "flushing"])
+@pytest.mark.parametrize("route", [stacked, fixed, symbols], ids=lambda route: route.__name__)
+@pytest.mark.parametrize("name", ["strict-device1", "strict-float32"])
+def test_so_they_do_on_a_device_that_may_have_float32_alone(route, kind, name):
+    dtype = "float32" if name == "strict-float32" else "float64"
+    assert wrong_sides(route, hostile.KINDS[kind], dtype, name) == []
+
+
+HALVED = [alone, stacked, fixed, certified, by_row_sums, factorised, symbols, assembled]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("route", HALVED, ids=lambda route: route.__name__)
+def test_half_of_kappa_is_not_enough_in_float64(route, dtype, monkeypatch):
+    whole = model.Precision.kappa
+    monkeypatch.setattr(model.Precision, "kappa", lambda self, n: whole(self, n) / 2)
+    assert any(side > 0 for side, _ in wrong_sides(route, hostile.KINDS["low"], dtype))
