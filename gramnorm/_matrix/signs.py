@@ -46,7 +46,7 @@ def parts(b: Rows) -> Parts:
 
     Every root of a forest joins the least root that an entry leads to, and its descendants follow
     it at once, so that the number of roots falls at least by half in two rounds.  Entries come in
-    batches, to save memory.
+    batches, to save memory.  Complex ones are scaled: the inverse of a subnormal modulus overflows.
     """
     m, total = b.shape[0], sum(b.shape)
     root = np.arange(total)
@@ -58,7 +58,10 @@ def parts(b: Rows) -> Parts:
         inside = slice(b.indptr[first], b.indptr[last])
         i = np.repeat(np.arange(first, last), np.diff(b.indptr[first : last + 1]))
         j = b.indices[inside].astype(np.int64) + m
-        p = b.data[inside] / np.abs(b.data[inside])
+        p = b.data[inside]
+        if p.dtype.kind == "c":  # entries are at most about 1, and some may be subnormal
+            p = p * p.dtype.type(2.0 ** (200 if p.dtype.itemsize == 16 else 60))
+        p = p / np.abs(p)
         while i.size:
             # of the root of the row over that of the column
             _join(root, phase, root[i], root[j], over=np.conj(phase[i]) * p * phase[j])

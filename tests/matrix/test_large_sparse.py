@@ -207,6 +207,22 @@ def test_vectors_attain_the_lower_bound(name):
 # --------------------------------------------------------------- pieces against plain references
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+@pytest.mark.parametrize("units", [1, 5, 10**5])
+def test_subnormal_entries_have_phases(dtype, units):
+    """Their moduli have inverses beyond the largest number."""
+    least = float(np.finfo(dtype).smallest_subnormal) * units
+    column = np.asarray([[least * (3 - 4j)], [-7 - 1j], [-4j * least], [8 + 8j]], dtype) / 16
+    found = signs.parts(sp.csr_array(column))
+    assert abs(found.phases[0]) == pytest.approx(1, rel=1e-6)
+    x = sp.block_diag([column, np.eye(2, dtype=dtype) / 4])
+    with mock.patch.multiple(limits, SMALL_SIDE=0, STACKED=1, FIRST_STEPS=1):
+        bracket = gn.matrix_norm_bracket(x, rtol=1e-5, vectors=True)
+    attained = abs(np.vdot(bracket.left, x @ bracket.right))
+    assert attained == pytest.approx(np.linalg.norm(column), rel=1e-5)
+    assert bracket.converged
+
+
 def test_parts_are_those_of_scipy_and_phases_undo_balanced_signs():
     rng = np.random.default_rng(0)
     balanced = 0
