@@ -20,10 +20,12 @@ from gramnorm._rescaling import conv_spectral_rescaling, spectral_rescaling
 from gramnorm._results import NormBracket
 from gramnorm._tracking import Tracked, start_tracking, track_norm
 from gramnorm.network import (
+    Activation,
     AvgPool,
     ConvLayer,
     Flatten,
     MaxPool,
+    Residual,
     block_norm_bound,
     chain_bound,
     chain_certificate,
@@ -37,12 +39,14 @@ from gramnorm.network import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Activation",
     "AvgPool",
     "ConvGeometry",
     "ConvLayer",
     "Flatten",
     "MaxPool",
     "NormBracket",
+    "Residual",
     "Tracked",
     "__version__",
     "block_norm_bound",

@@ -8,13 +8,22 @@ from gramnorm.network._compose import (
     residual_bound,
     sum_bound,
 )
-from gramnorm.network._layers import AvgPool, ConvLayer, Flatten, MaxPool
+from gramnorm.network._layers import (
+    Activation,
+    AvgPool,
+    ConvLayer,
+    Flatten,
+    MaxPool,
+    Residual,
+)
 
 __all__ = [
+    "Activation",
     "AvgPool",
     "ConvLayer",
     "Flatten",
     "MaxPool",
+    "Residual",
     "block_norm_bound",
     "chain_bound",
     "chain_certificate",

@@ -5,8 +5,9 @@ entries in [0, 1].  So the Lipschitz constant of a chain is at most the supremum
 
     ||W_l D_{l-1} W_{l-1} ... D_1 W_1||,
 
-and every choice of positive multipliers gives a bound of it by one norm (Theorem 29).  Multipliers
-are found here, or come from elsewhere, and are never trusted: the norm at the end proves.
+and every choice of positive multipliers gives a bound of it by one norm (Theorem 29).  With
+shortcuts it is one factorisation for each activation instead (Theorem 36).  Multipliers are found
+here, or come from elsewhere, and are never trusted: the norm at the end proves.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._results import result_dtype
 from gramnorm._rigour.fractions import float_above, product_above, root_above
-from gramnorm.network import _fixed_steps, _multipliers, _steps, _unrolled
+from gramnorm.network import (
+    _feedforward,
+    _fixed_steps,
+    _multipliers,
+    _residuals,
+    _steps,
+    _unrolled,
+)
 from gramnorm.network._coupling import LARGEST, Chain
 from gramnorm.network._links import Link, links
 from gramnorm.network._search import Limits, Progress
@@ -80,16 +88,20 @@ def chain_certificate(
         c_in, *spatial)`` or as `ConvLayer` with stride, dilation and groups; `AvgPool` and
         `MaxPool` behind activations; `Flatten` between the last convolution and the first matrix.
         Weights are real floating. There is an activation directly behind each layer with weights
-        but the last.
+        but the last. In chains of matrices, `Residual` is a block with a shortcut, and `Activation`
+        says the slopes of an activation, or that there is none.
     multipliers : sequence of arrays
         For each layer with weights but the last, one positive number per neuron, or per channel of
         a convolution, up to a factor common to all. Of a solution ``T = diag(t)`` of LipSDP they
         are the square roots of t. At one `input_shape` a convolution may have a number per neuron,
         shape ``(c_out, *sizes)`` of its output; before a maximum over windows that do not overlap,
-        of the output of that.
+        of the output of that. With `Residual` or `Activation`, for each activation in the order in
+        which they are met, branches included, one number per entry; none for `Activation` with
+        equal slopes.
     slopes : float or sequence of float, optional
         Largest slope of all activations, or of each, as floats, or exactly as fractions: of the
-        logistic sigmoid 0.25.
+        logistic sigmoid 0.25. With `Residual` or `Activation` one number, of all that are not
+        spelled out.
     input_shape : int or sequence of int, optional
         Samples of the input per axis, for a bound at this size: each `ConvLayer` then must say its
         padding, which is of zeros, and there are at most 1500 inputs, neurons and outputs in all.
@@ -143,6 +155,12 @@ def chain_certificate(
     *At one size* each layer is a matrix, Theorem 29, flattening and averages are parts of matrices,
     and only maxima cut the chain.
 
+    *Residual blocks* and activations with slopes in any intervals, among matrices, are Theorem 36:
+    the certificate is a checked factorisation for each activation, so that its cost grows with the
+    depth alone. Multipliers are good up to a factor for each activation, which is chosen here, and
+    no bound is above what `product_bound` and `sum_bound` make of the norms. Of all activations the
+    slopes are the caller's statement.
+
     Examples
     --------
     >>> import numpy as np
@@ -152,6 +170,10 @@ def chain_certificate(
     >>> bool(5.0 <= bound < 6.0 < gn.product_bound(3.0, 17**0.5))
     True
     """
+    if _residuals.is_residual(layers):
+        graph = _graph(layers, slopes, input_shape)
+        logarithms = _residuals.logarithms(multipliers, graph)
+        return _feedforward.given(graph, logarithms) if graph.is_plain else graph.product
     checked = _checked(layers, slopes, input_shape)
     found = checked.links() if input_shape is None else checked.unrolled()
     if found is None:
@@ -186,8 +208,8 @@ def chain_bound(
     Parameters
     ----------
     layers : sequence of arrays and descriptions
-        Matrices, kernels, `ConvLayer`, `AvgPool`, `MaxPool` and `Flatten` in order, as in
-        `chain_certificate`.
+        Matrices, kernels, `ConvLayer`, `AvgPool`, `MaxPool` and `Flatten` in order, or matrices,
+        `Residual` and `Activation`, as in `chain_certificate`.
     slopes : float or sequence of float, optional
         Largest slope of all activations, or of each, as in `chain_certificate`.
     input_shape : int or sequence of int, optional
@@ -210,7 +232,8 @@ def chain_bound(
     -------
     bound : float
         The bound, rounded up, never above the product of the certified norms of layers and
-        poolings, and of slopes. Special values as in `chain_certificate`.
+        poolings, and of slopes, and with `Residual` the sums of branches and shortcuts. Special
+        values as in `chain_certificate`.
     multipliers : list of numpy arrays, if asked for
         For each layer with weights but the last, as `chain_certificate` takes them; with an
         `input_shape` per neuron where that bound is the least. Where the bound is `product_bound`
@@ -238,7 +261,8 @@ def chain_bound(
     of the number of channels; "standard" allows some 2000 neurons in layers of 100, or 16
     convolutions of 32 channels. The same for a few layers at a time, which is linear in the depth,
     for chains that are not cut. Descent on a smooth bound, from there or from the product of norms,
-    in float64 on the host as all the rest. An exception, be it of `progress` or from the keyboard,
+    in float64 on the host as all the rest. With `Residual` or `Activation` the first and the last of
+    these are taken, up to some 1000 neurons and beyond. An exception, be it of `progress` or from the keyboard,
     ends the search without a bound; `time_limit` and `progress` end it with the best so far.
 
     Examples
@@ -267,6 +291,13 @@ def chain_bound(
         seconds = _validate.positive_number(time_limit, name="time_limit")
     _callable(progress)
     start = time.monotonic()
+    if _residuals.is_residual(layers):
+        graph = _graph(layers, slopes, input_shape)
+        bound, vectors = graph.product, [np.ones(bend.size) for bend in graph.bends]
+        if graph.is_plain:
+            limits = Limits(work, start, seconds, progress)
+            bound, vectors = _feedforward.found(graph, limits=limits)
+        return (bound, vectors) if return_multipliers else bound
     checked = _checked(layers, slopes, input_shape)
     if checked.is_known:
         vectors = [np.ones(step.outputs) for step in checked.steps[:-1]]
@@ -305,7 +336,7 @@ def chain_gram_iteration(
     Parameters
     ----------
     layers : sequence of arrays and descriptions
-        As in `chain_certificate`, all of one library.
+        As in `chain_certificate`, all of one library, without `Residual` and `Activation`.
     multipliers : sequence of arrays
         For each layer with weights but the last, positive numbers, one per neuron or channel, as in
         `chain_certificate`; or one array of one number more in front, for the input, and one at the
@@ -412,6 +443,22 @@ def _with_ends(
     like = arrays[0]
     first, last = (crossing.from_host(np.asarray([x]), dtype=like.dtype, like=like) for x in ends)
     return [first, *multipliers, last]
+
+
+def _graph(
+    layers: Sequence[Layer], slopes: Slopes, input_shape: int | Sequence[int] | None
+) -> _residuals.Graph:
+    """Check a chain with residual blocks, or with activations that are spelled out."""
+    if input_shape is not None:
+        msg = "input_shape is for chains with convolutions; Residual and Activation stand in others"
+        raise ValueError(msg)
+    if isinstance(slopes, Sequence):
+        msg = (
+            "slopes must be one number in a chain with Residual or Activation, for activations that "
+            "are not spelled out: Activation(low, high) says the slopes of one"
+        )
+        raise ValueError(msg)
+    return _residuals.read(layers, slopes)
 
 
 def coupled(
@@ -539,11 +586,5 @@ def _vectors(
                 f"output of {step.name}{neurons}, got {x.shape}"
             )
             raise ValueError(msg)
-        if not np.all((x > 0) & (x < math.inf)):
-            wrong = x[~((x > 0) & (x < math.inf))][0]
-            msg = (
-                f"multipliers {i} must be positive and finite, got {wrong}; where a solver left a "
-                "zero, put a small number"
-            )
-            raise ValueError(msg)
+        _steps.all_positive(x, name=f"multipliers {i}")
     return [_each(x, shape) for x, shape in zip(vectors, shapes, strict=False)]

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
 from gramnorm._arrays import linalg
 from gramnorm._arrays.types import HostFloats
-from gramnorm.network._inequality import Inequality
 
 _NEAR = 0.5  # squared length of Newton's step in the metric of the Hessian
 _STEPS = 150
@@ -27,6 +27,23 @@ _LONGER, _ROOM = 1.5, 0.4  # Newton's steps, and the share of the way to where N
 _SHARE, _SHORTER = 0.8, 0.9  # of the way along the parabola, which is found by shortening
 _BENT = 0.5  # second term beside the first, at most
 _DIFFERENCE = 0.02  # of the distance within which log det N varies slowly
+
+
+class Inequality(Protocol):
+    """N(p) >= 0, of chains (`_inequality`) or of networks with shortcuts (`_feedforward`)."""
+
+    @property
+    def order(self) -> int:
+        """The rows of N."""
+
+    def log_determinant(self, p: HostFloats) -> float:
+        """Return that of N(p), -inf unless N(p) > 0."""
+
+    def gradient(self, p: HostFloats) -> HostFloats | None:
+        """Return that of -log det N, None unless N(p) > 0."""
+
+    def hessian(self, p: HostFloats) -> HostFloats | None:
+        """Return that of -log det N, None unless N(p) > 0."""
 
 
 def path(inequality: Inequality, p: HostFloats, *, gap: float) -> Iterator[HostFloats]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
 
 from gramnorm._arrays.types import Array
 from gramnorm._validate import Padding
@@ -146,3 +148,66 @@ class Flatten:
 
     spatial: int | Sequence[int]
     channels_last: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A function of each entry alone, with slopes in an interval, in a chain of dense layers.
+
+    Behind an array or a `Residual` it takes the place of the activation with slopes in [0, 1] that
+    is understood there; elsewhere, as at the beginning of a branch, it says that there is one.
+
+    Attributes
+    ----------
+    low, high : float or Fraction
+        The least and the largest slope: ``low <= (f(s) - f(t)) / (s - t) <= high`` for all s and t.
+        Of equal ones the activation is a factor: ``Activation(1, 1)`` says that there is none.
+
+    Examples
+    --------
+    The absolute value has slopes of both signs, and with it these two layers pass on twice what
+    they read, which no activation with slopes in [0, 1] does:
+
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> first, last = np.asarray([[1.0], [-1.0]]), np.asarray([[1.0, 1.0]])
+    >>> bool(gn.chain_bound([first, gn.Activation(-1, 1), last]) < 2.001)
+    True
+    >>> bool(gn.chain_bound([first, gn.Activation(0, 1), last]) < 1.001)
+    True
+    """
+
+    low: float | Fraction = 0
+    high: float | Fraction = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Residual:
+    """A residual block ``x -> x + F(x)`` of dense layers, as a layer of a chain.
+
+    Attributes
+    ----------
+    branch : sequence of arrays, Activation and Residual
+        The layers of F in order, as in a chain: there is an activation directly behind each array
+        but the last. Where F begins with an activation, or there is one between its last layer and
+        the sum, put `Activation` there.
+    shortcut : array, shape ``(n_out, n_in)``, optional
+        Matrix S of a block ``x -> S x + F(x)``; by default the identity.
+
+    Notes
+    -----
+    Behind the sum there is an activation if another layer follows. Where the network has none, put
+    ``Activation(1, 1)``: the bound holds without it, and is smaller with it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramnorm as gn
+    >>> rotation = np.asarray([[0.0, -1.0], [1.0, 0.0]])
+    >>> bound = gn.chain_bound([gn.Residual([rotation, -rotation.T])])
+    >>> bool(1.0 <= bound < 1.0001 < gn.residual_bound(gn.product_bound(1.0, 1.0)))  # 2
+    True
+    """
+
+    branch: Sequence[Any]
+    shortcut: Array | None = None

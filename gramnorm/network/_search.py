@@ -35,29 +35,25 @@ class Limits:
     progress: Progress | None
 
 
-class Search:
-    """What the ways to multipliers share: the least certificate so far, and whether to go on.
+class Best:
+    """The least certificate so far, and whether to go on looking for a smaller one.
 
     Attributes
     ----------
-    chain : Chain
-        Whose multipliers are searched for.
     bound : float
         The least certificate so far.
     logarithms : host floats
         Of its multipliers.
     """
 
-    def __init__(self, chain: Chain, bound: float, logarithms: HostFloats, limits: Limits) -> None:
-        self.chain, self.bound, self.logarithms = chain, bound, logarithms
+    def __init__(self, bound: float, logarithms: HostFloats, limits: Limits) -> None:
+        self.bound, self.logarithms = bound, logarithms
         self._limits, self._is_stopped = limits, False
 
-    def offer(self, logarithms: HostFloats) -> list[HostFloats | None]:
-        """Certify multipliers, keep them if they are better, and return where B is largest."""
-        bound, peaks = self.chain.certified(multipliers(logarithms))
+    def keep(self, bound: float, logarithms: HostFloats) -> None:
+        """Keep multipliers if their certificate is less."""
         if bound < self.bound:
             self.bound, self.logarithms = bound, logarithms
-        return peaks
 
     def has_ended(self) -> bool:
         """Say whether the time is over or the caller has seen enough; asked after each step."""
@@ -65,6 +61,20 @@ class Search:
         if self._limits.progress is not None and not self._is_stopped:
             self._is_stopped = bool(self._limits.progress(self.bound, seconds))
         return self._is_stopped or seconds > self._limits.seconds
+
+
+class Search(Best):
+    """What the ways to multipliers of a chain share."""
+
+    def __init__(self, chain: Chain, bound: float, logarithms: HostFloats, limits: Limits) -> None:
+        super().__init__(bound, logarithms, limits)
+        self.chain = chain
+
+    def offer(self, logarithms: HostFloats) -> list[HostFloats | None]:
+        """Certify multipliers, keep them if they are better, and return where B is largest."""
+        bound, peaks = self.chain.certified(multipliers(logarithms))
+        self.keep(bound, logarithms)
+        return peaks
 
 
 def multipliers(logarithms: HostFloats) -> HostFloats:

@@ -158,6 +158,17 @@ def floats(x: Array, *, name: str) -> Array:
     return a
 
 
+def all_positive(x: HostFloats, *, name: str) -> None:
+    """Check that multipliers are positive and finite."""
+    wrong = x[~((x > 0) & (x < math.inf))]
+    if wrong.size:
+        msg = (
+            f"{name} must be positive and finite, got {wrong[0]}; where a solver left a zero, put a "
+            "small number"
+        )
+        raise ValueError(msg)
+
+
 def _step(name: str, layer: Array | ConvLayer, waiting: Waiting) -> Step:
     """Return a layer with weights behind the poolings that wait for it."""
     conv = layer if isinstance(layer, ConvLayer) else ConvLayer(layer)

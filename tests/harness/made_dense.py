@@ -33,11 +33,13 @@ TYPES = {
     "array_api_strict": FLOATS[1:] + INTEGERS,
 }
 NO_ARRAY = {
+    "Activation",
     "AvgPool",
     "ConvLayer",
     "Flatten",
     "MaxPool",
     "NormBracket",
+    "Residual",
     "Tracked",
     "__version__",
     "classical",
