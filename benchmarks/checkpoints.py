@@ -38,11 +38,12 @@ PLACES: dict[str, list[list[str]]] = {
 }
 DIRECTIONS = 8
 _RUN = """
-import resource, runpy, sys
+import runpy, sys
+from benchmarks.memory import peak_memory
 try:
     runpy.run_module("gramnorm", run_name="__main__", alter_sys=True)
 finally:
-    sys.stderr.write(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}")
+    sys.stderr.write(f"peak {peak_memory()}")
 """
 
 
@@ -84,7 +85,7 @@ def _run(*arguments: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - spent.ru_utime - spent.ru_stime
-    peak = int(done.stderr.rpartition("peak ")[2]) * (1 if sys.platform == "darwin" else 1024)
+    peak = int(done.stderr.rpartition("peak ")[2])
     report = json.loads(done.stdout) if "--json" in arguments else {"layers": []}
     return {"wall [s]": wall, "CPU [s]": cpu, "peak [MB]": peak / 1e6, "layers": report["layers"]}
 
