@@ -28,6 +28,7 @@ from gramnorm._arrays.types import Array, DType, HostBools
 from gramnorm._conv.bounds import conv_gram_iteration
 from gramnorm._matrix.bounds import gram_iteration
 from gramnorm._results import result_dtype
+from gramnorm._rigour import angles
 from gramnorm._rigour.fractions import float_above, root_above
 from gramnorm._rigour.model import precision_of, up
 from gramnorm.network import _steps
@@ -136,8 +137,9 @@ def _norm(segment: Coupling, entries: Array, x: Array, steps: int, density: int)
     else:
         value = conv_gram_iteration(b, [density * k for k in taps], steps=steps)
         # half of the distance of two frequencies, times half of the taps but one
-        angles = (math.pi * (k - 1) / (2 * density * k) for k in taps)
-        value = value * up(math.prod(1 / math.cos(angle) for angle in angles), 8 * len(taps))
+        reaches = (math.pi * (k - 1) / (2 * density * k) for k in taps)
+        factor = math.prod(1 / float(angles.cosine(reach)) for reach in reaches)
+        value = value * up(factor, 8 * len(taps))
     relative = 3 * prec.unit * math.sqrt(count * min(rows, columns))
     lost = 1.01 * prec.tiny * math.sqrt(count * rows * columns * count) * (1 + largest)
     return xp.reshape(value, (1,)) * (1 + relative) + lost

@@ -1,0 +1,3 @@
+"""Why mutants of `mutations` may survive: a part of their keys, and the argument."""
+
+ARGUMENTS: tuple[tuple[str, str], ...] = ()
