@@ -26,7 +26,7 @@ EVERY = 100
 WARM = 40
 """Steps after which a norm is followed as cheaply as from then on."""
 
-PATIENCE = 20.0
+PATIENCE = 6.0
 
 Penalty = Callable[[], Any]
 

@@ -143,8 +143,9 @@ def track_norm(
     geometry : ConvGeometry, optional
         As for `start_tracking`.
     steps : int, optional
-        Steps of power iteration with a block of vectors, at least 0. One follows a large matrix
-        through training; the first updates of Adam, which turn it about, take four.
+        Steps of power iteration with a block of vectors, at least 0. One follows a large matrix or
+        kernel through training; the first updates of Adam, which turn it about, take a dozen of a
+        matrix and four of a kernel.
 
     Returns
     -------

@@ -36,7 +36,8 @@ _BLOCK = 2
 """Vectors at a point: where singular values cross, the second becomes the first."""
 
 _PER_AXIS = {1: 64, 2: 12, 3: 6}
-"""Most points of the grid on each of so many axes: twice as many as taps, up to this."""
+"""Most points of the grid on each of so many axes: three times as many as taps, up to this. With
+twice as many, peaks between them were lost while Adam trained: 2 % of the norm."""
 
 _FRACTIONS = np.asarray([0.0, -0.5, -0.25, 0.25, 0.5])
 """Places about a point of the grid, over its spacing, at which the symbol is looked at."""
@@ -84,7 +85,7 @@ def tables(
     counts, spacing = [], []
     for k, s, d in zip(kernel_size, stride, dilation, strict=True):
         blocks = -(-k // (s // math.gcd(s, d)))
-        counts.append(1 if blocks == 1 else min(2 * blocks, _PER_AXIS[len(kernel_size)]))
+        counts.append(1 if blocks == 1 else min(3 * blocks, _PER_AXIS[len(kernel_size)]))
         spacing.append(2 * math.pi / math.lcm(s, d) / counts[-1])
     points, neighbours = _half(counts, whole=is_complex)
     some = [_FRACTIONS if n > 1 else _FRACTIONS[:1] for n in counts]

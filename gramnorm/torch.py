@@ -58,8 +58,8 @@ _GEOMETRY = (  # what the modules and `conv_norm_bound` call by the same names
 _SMALL = 2**14
 """Entries of a weight up to which `_MANY` steps cost no more than a few with more of them."""
 _MANY = 4
-_EARLY = 32
-"""Accesses with `_MANY` steps whatever the size: the first steps of Adam turn a weight about."""
+_EARLY, _MOST = 32, 12
+"""Accesses with `_MANY` steps, or with so many for a matrix: the first of Adam turn a weight about."""
 _LOOSE = 1e-2
 """Gap of a norm in a training step: the direction of a gradient needs no more."""
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -416,9 +416,10 @@ class _Followed(nn.Module):
         vector = self.vector.to(_working(weight))
         vector = torch.view_as_complex(vector) if self.is_complex else vector
         state = Tracked(self.frequency.to(_working(weight)), vector)
-        if weight.numel() <= _SMALL or self.age <= _EARLY:
-            return state, _MANY
-        return state, 1 if self.geometry is None else 2
+        is_small = weight.numel() <= _SMALL
+        if not is_small and self.age > _EARLY:
+            return state, 1
+        return state, _MANY if is_small or self.geometry is not None else _MOST
 
     def _keep(self, state: Tracked) -> None:
         """Write to the buffers, once their values have been used."""
