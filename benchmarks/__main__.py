@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import (
     arithmetic,
+    chains,
     checkpoints,
     chunks,
     convolutions,
@@ -44,6 +45,7 @@ SECTIONS = {
         methods.methods,
         network.network,
         network.report,
+        chains.network_sdp,
         checkpoints.checkpoints,
         training.training_steps,
         training.followed_norms,

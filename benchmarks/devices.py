@@ -19,7 +19,10 @@ BUDGET = 16 * 2**30
 """Bytes of a GPU's memory."""
 
 NAMES = ("numpy", "torch", "torch-cuda", "cupy")
-PACKAGES = ("gramnorm", "numpy", "scipy", "torch", "cupy-cuda13x", "orthogonium", "deel-torchlip")
+PACKAGES = (
+    *("gramnorm", "numpy", "scipy", "torch", "cupy-cuda13x", "orthogonium", "deel-torchlip"),
+    *("cvxpy", "clarabel", "eclipse-nn"),
+)
 
 
 class AbsentError(Exception):

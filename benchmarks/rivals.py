@@ -4,9 +4,11 @@ The published Gram iteration is arXiv:2305.16173 as one would write it: a Fourie
 steps for every frequency of the image, and the largest result.
 """
 
+import contextlib
 import importlib
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,6 +169,42 @@ def norm_on_all_frequencies(kernel: Any, stride: int = 1, groups: int = 1) -> fl
                 best, -optimize.minimize(value, angle, method="Nelder-Mead", options=options).fun
             )
     return best
+
+
+def lipsdp_neuron(weights: Sequence[Any]) -> float:
+    """Return the optimum of LipSDP-Neuron (arXiv:1906.04893) as Clarabel finds it, to its tolerance.
+
+    The least c with ``diag(c, 2 t_1, ..., 2 t_{l-1}, c) - M - M^T`` positive semidefinite, where M has the blocks
+    ``diag(t_i) W_i`` below the diagonal, and W_l the last of them.
+    """
+    cvxpy = library("cvxpy")
+    library("clarabel")
+    sizes = [*(w.shape[1] for w in weights), weights[-1].shape[0]]
+    level = cvxpy.Variable(nonneg=True)
+    multipliers = [cvxpy.Variable(n, nonneg=True) for n in sizes[1:-1]]
+    scaled = [cvxpy.diag(t) @ w for t, w in zip(multipliers, weights, strict=False)]
+    blocks = [[np.zeros((m, n)) for n in sizes] for m in sizes]
+    for i, block in enumerate([*scaled, weights[-1]]):
+        blocks[i + 1][i] = block
+    below = cvxpy.bmat(blocks)
+    first, last = (level * np.ones(n) for n in (sizes[0], sizes[-1]))
+    diagonal = cvxpy.diag(cvxpy.hstack([first, *(2 * t for t in multipliers), last]))
+    problem = cvxpy.Problem(cvxpy.Minimize(level), [diagonal - below - below.T >> 0])
+    return float(problem.solve(solver="CLARABEL"))
+
+
+def eclipse(weights: Sequence[Any], way: str) -> float:
+    """Return an estimate of eclipse-nn for a network of dense layers in double precision."""
+    torch = library("torch")
+    estimator = library("eclipse_nn", "eclipse-nn").LipConstEstimator
+    modules = []
+    for w in weights:
+        layer = torch.nn.Linear(w.shape[1], w.shape[0], dtype=torch.float64)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(w))
+        modules += [layer, torch.nn.ReLU()]
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does
+        return float(estimator(model=torch.nn.Sequential(*modules[:-1])).estimate(way))
 
 
 def library(name: str, package: str | None = None) -> Any:

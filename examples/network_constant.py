@@ -17,7 +17,7 @@ every change of Euclidean length below ``m / (sqrt(2) L)``.
 
 Under a penalty on the product the layers line up until it is nearly attained. That costs accuracy:
 of two networks with the same constant, the one whose layers need not line up has the larger
-margins, by some percent here, more with more layers. The step costs no more with either bound.
+margins, by some percent here, more with more layers. A step costs about the same with either bound.
 """
 
 import argparse

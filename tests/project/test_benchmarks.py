@@ -11,10 +11,11 @@ import gramnorm as gn
 pytest.importorskip("benchmarks", reason="the benchmarks are not beside the tests")
 pytest.importorskip("scipy")
 
-from benchmarks import chunks, figures, kernels, methods, network, rivals, tables, training
+from benchmarks import chains, chunks, figures, kernels, methods, network, rivals, tables, training
 from benchmarks.devices import Device
 from benchmarks.timing import race
 from gramnorm.report.files import readers
+from tests.harness.chains import dense_chain, largest_jacobian
 
 pytestmark = pytest.mark.extra
 
@@ -192,3 +193,44 @@ def test_tables_of_the_page_are_those_of_its_numbers():
     assert len(kept) > 15
     for table in kept:
         assert (folder / f"{table.name}.md").read_text() == tables.markdown(table) + "\n"
+
+
+def test_patterns_that_a_climb_finds_are_those_of_a_jacobian_and_mostly_the_best():
+    rng, best = np.random.default_rng(0), 0
+    for _ in range(20):
+        layers = dense_chain(rng)
+        net = chains.dense("small", layers)
+        found, truth = net.largest_jacobian(), largest_jacobian(layers)
+        assert found <= truth * (1 + 1e-12)
+        best += found > truth * (1 - 1e-6)
+    assert best > 15
+
+
+def test_maps_of_networks_have_their_adjoints():
+    rng = np.random.default_rng(1)
+    shapes = (2, 1, 3), (3, 2, 3), (6, 96), (5, 6)
+    nets = [
+        chains.of_ecg("ecg", [rng.standard_normal(s) for s in shapes]),
+        chains.convolutions("conv", [rng.standard_normal(s) for s in ((2, 1, 3, 3), (3, 2, 3, 3))]),
+    ]
+    for net in nets:
+        x = rng.standard_normal(net.input_shape)
+        for forward, adjoint in net.maps:
+            image = forward(x)
+            y = rng.standard_normal(image.shape)
+            assert np.sum(image * y) == pytest.approx(np.sum(x * adjoint(y)), rel=1e-9)
+            x = image
+
+
+def test_random_networks_are_those_of_the_published_generator():
+    net = chains.of_eclipse(2, 80)
+    assert [w.shape for w in net.layers] == [(80, 4), (1, 80)]
+    assert net.product == pytest.approx(0.4271, abs=1e-4)
+
+
+def test_programs_of_others_come_close_to_ours_on_a_small_network():
+    pytest.importorskip("cvxpy")
+    pytest.importorskip("clarabel")
+    rng = np.random.default_rng(2)
+    layers = [rng.standard_normal(s) for s in ((4, 3), (4, 4), (2, 4))]
+    assert rivals.lipsdp_neuron(layers) == pytest.approx(gn.chain_bound(layers), rel=1e-5)
