@@ -128,13 +128,15 @@ def runs(network: Network) -> list[Run]:
 def walked(network: Network, uppers: Mapping[str, float], chains: Sequence[Chain] = ()) -> float:
     """Return the constant of all outputs together."""
     constants = dict.fromkeys(network.inputs, 1.0)
-    by_end = {chain.end: chain for chain in chains}
+    by_end: dict[str, list[Chain]] = {}
+    for chain in chains:
+        by_end.setdefault(chain.end, []).append(chain)
     for step in network.steps:
         join = largest if step.either else length_above if step.stacked else sum_above
         joined = join(product_above([constants[name], factor]) for name, factor in step.terms)
         layer = 1.0 if step.layer is None else uppers[step.layer]
         found = product_above([joined, layer])
-        if chain := by_end.get(step.output):
+        for chain in by_end.get(step.output, []):
             whole = product_above([constants[chain.start], chain.upper])
             found = whole if whole < found else found
         constants[step.output] = found

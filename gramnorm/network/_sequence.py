@@ -43,22 +43,27 @@ Values = npt.NDArray[Any]
 class Entrywise:
     """A function of each entry alone, with slopes in [0, slope], times the numbers `scale`.
 
-    The scale has as many axes as the tensor, and is broadcast to it.
+    The scale has as many axes as the tensor, and is broadcast to it.  Slopes in [-slope, 0] are as
+    good within a chain; beside a shortcut signs matter, and there `ends` are the least and the
+    largest slope, if they are known.
     """
 
     slope: float = 1.0
     scale: Values | None = None
+    ends: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weighted:
     """A layer: a matrix along the last axis (geometry None), or a kernel along the second.
 
-    The geometry is that of `gramnorm.conv_norm_bound`.
+    The geometry is that of `gramnorm.conv_norm_bound`.  What it is multiplied by, with its sign, is
+    `times`, whose modulus stands beside it as well.
     """
 
     weight: Values
     geometry: dict[str, Any] | None = None
+    times: float = 1.0
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -168,7 +173,14 @@ class Flattened:
     spatial: tuple[int, ...]
 
 
-Part = Entrywise | Weighted | Pooled | Flattened
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """A sum of two tensors of one shape, with these signs: where a residual block may end."""
+
+    signs: tuple[float, float]
+
+
+Part = Entrywise | Weighted | Pooled | Flattened | Joined
 
 
 def goes_on(run: Sequence[Part], part: Part | None) -> bool:
@@ -181,6 +193,8 @@ def goes_on(run: Sequence[Part], part: Part | None) -> bool:
         return part.can_be_linked() and _fits(last, flattened, part)
     if isinstance(part, Entrywise):
         return _commutes(last, behind, part)
+    if isinstance(part, Joined):
+        return False
     axes = len(part.spatial if isinstance(part, Flattened) else part.pool.window)
     return last.geometry is not None and axes == last.weight.ndim - 2 and not flattened
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gramnorm.network._graph import Chain, Network, Run, runs
+from gramnorm.network._shortcuts import ResidualRun, residual_runs
 from gramnorm.report.files.contents import one_line
 from gramnorm.report.limits import CHAIN_WORK
 from gramnorm.report.network import Constant
@@ -41,7 +42,7 @@ def bounded(
     tuple of Chain
         In the order of the network.
     """
-    found = runs(network)
+    found: list[Run | ResidualRun] = [*runs(network), *residual_runs(network)]
     chains = [run.by_norms(uppers) for run in found]
     order = sorted(range(len(found)), key=lambda i: found[i].work)
     until = None if seconds is None else time.monotonic() + seconds
@@ -64,7 +65,7 @@ def bounded(
     return tuple(chains)
 
 
-def _refused(run: Run, left: float) -> str | None:
+def _refused(run: Run | ResidualRun, left: float) -> str | None:
     """Return why no bound of a chain is looked for in so many seconds."""
     if run.work > CHAIN_WORK:
         return _LARGE

@@ -853,6 +853,51 @@ def chained(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
     return [last]
 
 
+def residual(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Add layers and functions of entries to what they read, or to a layer of that."""
+    if not shape:
+        raise UnusableError
+    known, n, last = dict(b.shapes), shape[-1], x
+    for i in range(int(b.rng.integers(1, 4))):
+        before = (list(b.nodes), dict(b.arrays), list(b.open_arrays))
+        inner = (multiplied, residual) if b.maybe(0.2) else (multiplied,)
+        makers = (*inner, entrywise, entrywise, clipped, with_constant, normalised, prelu)
+        try:
+            outputs = b.pick(*makers[: 1 if i == 0 and b.maybe(0.7) else None])(
+                b, last, b.shapes[last]
+            )
+            b._measure(outputs, before)
+            last = outputs[0]
+        except UnusableError:
+            b.nodes, b.arrays, b.open_arrays = before
+    back, end, kept = b.name(), b.name(), x
+    size = b.shapes[last][-1:] or (1,)
+    w = b.array(b.rng.standard_normal((*size, n)))
+    if len(b.shapes[last]) == 2 and b.maybe(0.4):
+        b.make("Gemm", [last, w, b.array(0.0)], [back], alpha=float(b.pick(1.0, -1.0, -0.5)))
+    else:
+        b.make("MatMul", [last, w], [back])
+    if b.maybe(0.3):
+        b._measure([back], (list(b.nodes), dict(b.arrays), list(b.open_arrays)))
+        back = b.pick(entrywise, with_constant, normalised)(b, back, b.shapes[back])[0]
+    if b.maybe(0.2):
+        kept = b.name()
+        b.make("MatMul", [x, b.array(b.rng.standard_normal((n, n)))], [kept])
+    terms = [kept, back] if b.maybe(0.5) else [back, kept]
+    b.make(b.pick("Add", "Add", "Sub", "Sum"), terms, [end])
+    b.shapes = known  # nobody else reads what stands within
+    return [end]
+
+
+def prelu(b: Builder, x: str, shape: tuple[int, ...]) -> list[str]:
+    """Slopes of each channel."""
+    if not shape:
+        raise UnusableError
+    y = b.name()
+    b.make("PRelu", [x, b.array(np.abs(b.rng.standard_normal(shape[-1])))], [y])
+    return [y]
+
+
 MAKERS: tuple[Maker, ...] = (
     *(entrywise, entrywise, entrywise, clipped, gated, written_out, written_out, cast, chained),
     *(with_constant, with_constant, together, together),
@@ -876,6 +921,9 @@ SHAPES = (
 
 CHAINS = (chained, chained, chained, together, entrywise)
 """Of graphs that are mostly chains."""
+
+RESIDUALS = (residual, residual, residual, chained, entrywise)
+"""Of graphs that are mostly residual blocks of dense layers."""
 
 
 def random_graph(
@@ -1138,6 +1186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first graph")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--chains", action="store_true", help="graphs that are mostly chains")
+    parser.add_argument("--residuals", action="store_true", help="mostly residual blocks")
     parser.add_argument(
         "--collection",
         action="store_true",
@@ -1145,10 +1194,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     start = time.perf_counter()
+    makers = RESIDUALS if args.residuals else CHAINS if args.chains else None
     report = (
         survey_collection()
         if args.collection
-        else survey(args.count, args.seed, args.jobs, args.first, CHAINS if args.chains else None)
+        else survey(args.count, args.seed, args.jobs, args.first, makers)
     )
     for line in report.lines():
         sys.stdout.write(f"{line}\n")

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from gramnorm.network import _graph
-from gramnorm.network._sequence import Entrywise, Flattened
+from gramnorm.network import _graph, _shortcuts
+from gramnorm.network._sequence import Entrywise, Flattened, Joined, Weighted
 from gramnorm.report import bound_layer, chains, cli, limits
 from gramnorm.report.network import Constant, constant_of
 from gramnorm.report.onnx.nodes import Effect, Fixed, Node, NotUnderstoodError, Varying
@@ -84,6 +85,11 @@ def assert_slopes_within(x: np.ndarray, y: np.ndarray, entrywise: Any) -> None:
         by = scale if np.ndim(scale) == 0 else scale[..., apart:]
         turned = rise * np.sign(by) if entrywise.scale is not None else rise
         turned = -turned if entrywise.scale is None and turned.mean() < 0 else turned
+        if entrywise.ends is not None:
+            ends = np.multiply.outer(entrywise.ends, by)
+            assert np.all(
+                (rise >= np.min(ends, axis=0) - noise) & (rise <= np.max(ends, axis=0) + noise)
+            )
         assert np.all(turned >= -noise)
         assert np.all(turned <= entrywise.slope * np.abs(by) + noise)
 
@@ -286,9 +292,212 @@ def test_a_residual_block_has_a_chain_in_its_branch(read: Any) -> None:
     nodes = [
         node("MatMul", "x a", "t"), node("Relu", "t", "u"), node("MatMul", "u b", "v"), node("Add", "x v"),
     ]  # fmt: skip
-    found = assert_between(read, model_of(nodes, shape=(1, 6), a=some(6, 9), b=some(9, 6)), (1, 6))
-    (chain,) = found.chains
-    assert found.upper == pytest.approx(1 + chain.upper, rel=1e-12)
+    w = {"a": some(6, 9), "b": some(9, 6)}
+    found = assert_between(read, model_of(nodes, shape=(1, 6), **w), (1, 6))
+    branch, block = found.chains
+    assert (branch.start, branch.end, block.start, block.end) == ("x", "v", "x", "y")
+    assert found.upper == pytest.approx(gn.chain_bound([gn.Residual([w["a"].T, w["b"].T])]))
+    assert found.upper < 0.99 * (1 + branch.upper)
+
+
+def residual(
+    depth: int, *, act: str = "Relu", norm: bool = False, sub: bool = False, alpha: float = 1.0
+) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """Return dense residual blocks behind one another, activations behind every second sum."""
+    nodes, weights, at = [node("MatMul", "x first", "b0")], {"first": some(6, 7)}, "b0"
+    for i in range(depth):
+        weights |= {f"h{i}": some(5, 7), f"g{i}": some(7, 5)}
+        nodes += [
+            node("Gemm", f"{at} h{i}", f"t{i}", transB=1), node(act, f"t{i}", f"u{i}"),
+            node("Gemm", f"u{i} g{i}", f"v{i}", transB=1, alpha=alpha),
+        ]  # fmt: skip
+        if norm:
+            names = [f"{kind}{i}" for kind in ("scale", "shift", "mean", "variance")]
+            weights |= {name: some(7) for name in names}
+            weights[names[3]] = np.abs(weights[names[3]]) + 0.5
+            nodes.append(node("BatchNormalization", " ".join([f"v{i}", *names]), f"w{i}"))
+        terms = [at, f"{'w' if norm else 'v'}{i}"]
+        nodes.append(node("Sub" if sub else "Add", " ".join(terms[:: 1 if i % 2 else -1]), f"s{i}"))
+        at = f"s{i}"
+        if i % 2:
+            nodes.append(node("Tanh", at, f"b{i + 1}"))
+            at = f"b{i + 1}"
+    weights["last"] = some(3, 7)
+    return [*nodes, node("Gemm", f"{at} last", "y", transB=1)], weights
+
+
+def layers_of(
+    w: dict[str, np.ndarray], depth: int, slopes: Any, *, sub: bool = False, alpha: float = 1.0
+) -> list[Any]:
+    none, layers = gn.Activation(1, 1), [w["first"].T.astype(float), gn.Activation(1, 1)]
+    for i in range(depth):
+        own = -alpha if sub and i % 2 else alpha
+        shortcut = -np.eye(7) if sub and not i % 2 else None
+        branch = [w[f"h{i}"].astype(float), gn.Activation(*slopes), own * w[f"g{i}"].astype(float)]
+        layers += [gn.Residual(branch, shortcut), gn.Activation() if i % 2 else none]
+    return [*layers, w["last"].astype(float)]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize(
+    ("act", "slopes", "sub", "alpha"),
+    [
+        ("Relu", (0, 1), False, 1.0),
+        ("Sigmoid", (0, 0.25), False, 1.0),
+        ("Relu", (0, 1), True, 1.0),
+        ("Relu", (0, 1), False, -1.0),
+        ("Neg", (-1, -1), False, 1.0),
+        ("LeakyRelu", (np.float32(0.01), 1), True, -0.5),
+    ],
+)
+def test_a_dense_residual_network_has_the_bound_of_the_whole(
+    read: Any, depth: int, act: str, slopes: Any, sub: bool, alpha: float
+) -> None:
+    nodes, w = residual(depth, act=act, sub=sub, alpha=alpha)
+    found = assert_between(read, model_of(nodes, shape=(1, 6), **w), (1, 6))
+    whole = gn.chain_bound(layers_of(w, depth, slopes, sub=sub, alpha=alpha))
+    assert found.upper == pytest.approx(whole, rel=1e-3)
+    chain = found.chains[-1]
+    assert (chain.start, chain.end, chain.reason) == ("x", "y", None)
+    between = [name for i in range(depth) for name in (f"h{i}", f"g{i}")]
+    assert chain.layers == ("first", *between, "last")
+
+
+@pytest.mark.parametrize("sub", [False, True])
+def test_norms_within_residual_blocks_are_multiplied_in(read: Any, sub: bool) -> None:
+    nodes, w = residual(2, norm=True, sub=sub)
+    found = assert_between(read, model_of(nodes, shape=(1, 6), **w), (1, 6))
+    folded = dict(w)
+    for i in range(2):
+        scale = w[f"scale{i}"].astype(float) / np.sqrt(w[f"variance{i}"].astype(float) + 1e-5)
+        folded[f"g{i}"] = scale[:, None] * w[f"g{i}"]
+    assert found.upper == pytest.approx(gn.chain_bound(layers_of(folded, 2, (0, 1), sub=sub)), 1e-3)
+    assert found.product is not None
+    assert found.upper < 0.9 * found.product
+
+
+@pytest.mark.parametrize("order", ["x p", "p x", "q p", "p q"])
+def test_shortcuts_may_be_a_layer_or_nothing(read: Any, order: str) -> None:
+    nodes = [
+        node("Relu", "x", "a"), node("MatMul", "a f", "t"), node("Tanh", "t", "u"), node("MatMul", "u g", "p"),
+        *([node("MatMul", "x s", "q")] if "q" in order else []),
+        node("Add", order, "z"), node("MatMul", "z l"),
+    ]  # fmt: skip
+    w = {"f": some(4, 5), "g": some(5, 4), "l": some(4, 4)} | (
+        {"s": some(4, 4)} if "q" in order else {}
+    )
+    found = assert_between(read, model_of(nodes, shape=(2, 4), **w), (2, 4))
+    shortcut = w["s"].T.astype(float) if "q" in order else None
+    block = gn.Residual([gn.Activation(), w["f"].T, w["g"].T], shortcut)
+    whole = gn.chain_bound([block, gn.Activation(1, 1), w["l"].T])
+    assert found.upper == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize("alpha", [1.0, -1.0])
+@pytest.mark.parametrize("terms", ["p q", "q p"])
+def test_signs_of_a_layer_on_the_shortcut_are_kept(read: Any, terms: str, alpha: float) -> None:
+    nodes = [
+        node("MatMul", "x f", "t"), node("Relu", "t", "u"), node("MatMul", "u g", "p"),
+        node("Gemm", "x s", "q", transB=1, alpha=alpha), node("Sub", terms, "y"),
+    ]  # fmt: skip
+    w = {"f": some(3, 4), "g": some(4, 3), "s": 2 * some(3, 3)}
+    found = assert_between(read, model_of(nodes, shape=(1, 3), **w), (1, 3))
+    sign = -alpha  # of one beside the other
+    whole = gn.chain_bound([gn.Residual([w["f"].T, w["g"].T], sign * w["s"].astype(float))])
+    assert found.upper == pytest.approx(whole, rel=1e-3)
+    other = gn.chain_bound([gn.Residual([w["f"].T, w["g"].T], -sign * w["s"].astype(float))])
+    assert abs(whole - other) > 0.01 * whole
+
+
+def test_a_shortcut_with_an_activation_or_another_factor_is_none(read: Any) -> None:
+    for act, alpha in (("Relu", 1.0), ("Identity", 0.5)):
+        nodes = [
+            node("MatMul", "x f", "t"), node("Relu", "t", "u"), node("MatMul", "u g", "p"),
+            node(act, "x", "r"), node("Gemm", "r s", "q", alpha=alpha), node("Add", "p q", "y"),
+        ]  # fmt: skip
+        w = {"f": some(3, 4), "g": some(4, 3), "s": some(3, 3)}
+        found = assert_between(read, model_of(nodes, shape=(1, 3), **w), (1, 3))
+        assert all(chain.end != "y" for chain in found.chains)
+
+
+def test_two_tensors_join_in_a_sum_of_one_shape_alone() -> None:
+    for shapes, op, signs in (
+        (((2, 3), (2, 3)), "Add", (1.0, 1.0)),
+        (((2, 3), (2, 3)), "Sub", (1.0, -1.0)),
+        (((None, 3), (None, 3)), "Add", None),  # which may not be equal
+        (((2, 3), (1, 3)), "Add", None),
+        (((3,), (2, 3)), "Sum", None),
+    ):
+        inputs = tuple(Varying(f"x{i}", s) for i, s in enumerate(shapes))
+        try:
+            part = apply_rule(Node(op, {}, inputs, 1, VERSION)).part
+        except NotUnderstoodError:
+            part = None
+        assert (part.signs if isinstance(part, Joined) else part) == signs
+
+
+def test_inexact_scales_are_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = _shortcuts.Layered("a", Weighted(np.asarray([[3.0]])))
+    for divisor in (3.0, 7.0, 1.1, 1e-5):
+        scale = np.nextafter(1 / np.float64(divisor), np.inf)
+        scaled = _shortcuts.Scaled(np.asarray([scale]))
+        off = 3 * (Fraction(scale) - 1 / Fraction(divisor))
+        assert 0 < off <= _shortcuts._error((layer, scaled))
+        block = _shortcuts.Block((layer, scaled), None, (1.0, 1.0))
+        assert 3 * off <= _shortcuts._error((layer, block))
+    assert _shortcuts._error((layer,)) == 0
+    run = _shortcuts.ResidualRun("x", "y", (_shortcuts.Block((layer,), None, (1.0, -1.0)),))
+    before = run.by_norms({"a": 4.0})
+    plain = run.as_whole(before, time_limit=None).upper
+    assert 2 <= plain < 2.001
+    monkeypatch.setattr(_shortcuts, "_error", lambda _: Fraction(1))
+    assert run.as_whole(before, time_limit=None).upper == plain + 1
+
+
+def test_a_block_within_a_block_is_one_chain(read: Any) -> None:
+    nodes = [
+        node("MatMul", "x a", "t"), node("Relu", "t", "u"), node("MatMul", "u b", "v"), node("Relu", "v", "w"),
+        node("MatMul", "w c", "z"), node("Add", "u z", "s"), node("MatMul", "s d", "e"), node("Add", "e x"),
+    ]  # fmt: skip
+    w = {"a": some(4, 5), "b": some(5, 3), "c": some(3, 5), "d": some(5, 4)}
+    found = assert_between(read, model_of(nodes, shape=(1, 4), **w), (1, 4))
+    inner = gn.Residual([w["b"].T, w["c"].T])
+    block = gn.Residual([w["a"].T, gn.Activation(), inner, gn.Activation(1, 1), w["d"].T])
+    assert found.upper == pytest.approx(gn.chain_bound([block]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("extra", "output"),
+    [
+        ([], ["y", "x2"]),  # the fork has a third reader
+        ([], ["y", "u"]),  # a tensor within the branch is an output
+        ([("Relu", "v", "z")], ["y", "z"]),
+        ([("Softmax", "v", "z")], None),
+        ([("Abs", "v", "z")], None),
+        ([("Transpose", "v", "z")], None),
+    ],
+)
+def test_what_others_read_or_what_is_no_function_of_entries_makes_no_block(
+    read: Any, extra: Any, output: Any
+) -> None:
+    end = "z" if extra and output is None else "v"
+    nodes = [
+        node("Relu", "x", "x2"), node("MatMul", "x2 a", "t"), node("Relu", "t", "u"),
+        node("MatMul", "u b", "v"), *(node(op, *names) for op, *names in extra),
+        node("Add", f"x2 {end}", "y"),
+    ]  # fmt: skip
+    w = {"a": some(4, 3), "b": some(3, 4)}
+    more = {} if output is None else {"output": output}
+    found = assert_between(read, model_of(nodes, shape=(4, 4), **more, **w), (4, 4))
+    assert all(chain.end != "y" for chain in found.chains)
+
+
+def test_sums_that_repeat_entries_are_no_blocks(read: Any) -> None:
+    nodes = [node("MatMul", "x a", "t"), node("Relu", "t", "u"), node("MatMul", "u b", "v"),
+             node("Add", "x v", "y")]  # fmt: skip
+    w = {"a": some(1, 3), "b": some(3, 4)}
+    found = assert_between(read, model_of(nodes, shape=(2, 1), **w), (2, 1))
+    assert all(chain.end != "y" for chain in found.chains)
 
 
 def test_the_same_tensor_twice_is_two_readers(read: Any) -> None:
@@ -568,3 +777,14 @@ def test_small_chains_have_their_turn_first_and_the_time_is_shared(
     assert asked[0][1] == pytest.approx(5, abs=0.5)
     assert asked[1][1] == pytest.approx(10, abs=1)
     assert limits.CHAIN_SECONDS < 60
+
+
+@pytest.mark.slow
+def test_no_random_graph_of_residual_blocks_exceeds_its_constant() -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.harness import graphs  # noqa: PLC0415
+
+    report = graphs.survey(150, seed=11, makers=graphs.RESIDUALS)
+    assert report.failures == []
+    assert report.violations == []
+    assert report.attained > 20

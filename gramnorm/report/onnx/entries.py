@@ -12,10 +12,11 @@ from fractions import Fraction
 import numpy as np
 
 from gramnorm._rigour.fractions import float_above, root_above
-from gramnorm.network._sequence import Entrywise
+from gramnorm.network._sequence import Entrywise, Joined
 from gramnorm.network._slopes import (
     FIXED,
     GELU,
+    RISING,
     Slopes,
     in_chain,
     lipschitz,
@@ -74,12 +75,12 @@ def between(slopes: Slopes | Callable[[Node], Slopes]) -> Callable[[Node], Effec
 def _entrywise(slopes: Slopes) -> Entrywise | None:
     """Return what slopes of one sign are in a chain."""
     largest = in_chain(slopes)
-    return None if largest is None else Entrywise(largest)
+    return None if largest is None else Entrywise(largest, ends=slopes)
 
 
 def leaky_relu(node: Node) -> Slopes:
     """Return the slopes of LeakyRelu."""
-    return of_leaky_relu(node.number("alpha", 0.01))
+    return of_leaky_relu(node.number("alpha", float(np.float32(0.01))))
 
 
 def elu(node: Node) -> Slopes:
@@ -199,14 +200,18 @@ def add(node: Node) -> Effect:
     """Rule of Add, Sub and Sum."""
     factors, shape = _joined(node)
     effect = Effect(factors, (shape,))
-    return replace(effect, part=Entrywise() if _keeps(node) else None)
+    sign = -1.0 if node.op == "Sub" else 1.0  # of the second
+    if len(node.inputs) == 2 and list(factors.values()) == [1.0, 1.0]:
+        return replace(effect, part=Joined((1.0, sign)))
+    own = sign if 0 not in factors else 1.0
+    return replace(effect, part=Entrywise(ends=(own, own)) if _keeps(node) else None)
 
 
 def extremum(node: Node) -> Effect:
     """Rule of Max and Min."""
     factors, shape = _joined(node)
     effect = Effect(factors, (shape,), stacked=True)
-    return replace(effect, part=Entrywise() if _keeps(node) else None)
+    return replace(effect, part=Entrywise(ends=RISING) if _keeps(node) else None)
 
 
 def multiply(node: Node) -> Effect:
@@ -247,7 +252,8 @@ def _multiplied(factor: Values, rank: int) -> Entrywise | None:
     """Return what numbers are in a chain, which broadcasting brings to so many axes."""
     if factor.ndim > rank or factor.size == 0 or not np.all(np.isfinite(factor)):
         return None
-    return Entrywise(scale=factor.reshape(*[1] * (rank - factor.ndim), *factor.shape))
+    along = factor.reshape(*[1] * (rank - factor.ndim), *factor.shape)
+    return Entrywise(scale=along, ends=FIXED["identity"])
 
 
 def _keeps(node: Node) -> bool:

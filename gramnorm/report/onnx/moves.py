@@ -60,7 +60,7 @@ def in_order(rule: Callable[[Node], Effect]) -> Callable[[Node], Effect]:
         after = effect.shapes[0]
         part: Part | None = None
         if before is not None and None not in before and after == before:
-            part = Entrywise()
+            part = Entrywise(ends=(1.0, 1.0))
         elif before is not None and after is not None and len(before) > len(after) == 2:
             inner = [n for n in before[1:] if isinstance(n, int)]
             if len(inner) == len(before) - 1 and after[1] == math.prod(inner):

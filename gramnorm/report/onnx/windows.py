@@ -185,8 +185,9 @@ def gemm(node: Node) -> Effect:
     require(not node.attributes.get("transA", 0), "transA")
     weight = weight if node.attributes.get("transB", 0) else weight.T
     rows = x.shape[0] if x.shape is not None and len(x.shape) == 2 else None
-    shape, factor = (rows, weight.shape[0]), abs(node.number("alpha", 1.0))
-    return _layer(node, 1, weight, None, shape=shape, factor=factor, linked=True)
+    shape, alpha = (rows, weight.shape[0]), node.number("alpha", 1.0)
+    effect = _layer(node, 1, weight, None, shape=shape, factor=abs(alpha))
+    return replace(effect, part=Weighted(weight, times=alpha))
 
 
 def matmul(node: Node) -> Effect:
