@@ -175,6 +175,6 @@ def scale_back(
     with np.errstate(over="ignore", under="ignore"):
         high = np.ldexp(upper, e)
         low = np.ldexp(lower, e)
-    high = np.where(high < 2.0**-1020, np.nextafter(high, np.inf), high)
-    low = np.where(low < 2.0**-1020, np.maximum(np.nextafter(low, -np.inf), 0.0), low)
+        high = np.where(high < 2.0**-1020, np.nextafter(high, np.inf), high)
+        low = np.where(low < 2.0**-1020, np.maximum(np.nextafter(low, -np.inf), 0.0), low)
     return np.minimum(low, np.finfo(np.float64).max), high

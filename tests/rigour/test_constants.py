@@ -84,6 +84,11 @@ def test_lemma_3_covers_sums_in_two_stages(u):
         assert lost >= 2 * m * n * prec.tiny
         low, high = sums.enclosure(np.ones(1), m, n, prec)
         assert Fraction(low[0]) * (1 + two) <= 1 <= Fraction(high[0]) * (1 - two)
+    for m, n in ((200, 100), (3, 2**14)):  # in two stages, since there are many
+        two = (1 + product(2 * n, u)) * (1 + summed(m, u)) - 1
+        below, over, _ = sums.factors(m, n, prec)
+        if math.isfinite(over):
+            assert Fraction(below) * (1 + two) <= 1 <= Fraction(over) * (1 - two)
     few = sums.loss(1, 60, prec) / 2  # a row of complex numbers takes more than half
     assert not above(few, product(120, u))
 
@@ -159,6 +164,21 @@ def test_theorem_7_covers_image_and_residual():
             # z errs by the image's error, and by its own product
             least = (backward * (true - forward) + forward) * (1 - 3 * loss) + 8 * u * true
             assert Fraction(found.residual) >= least
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_images_of_a_kernel_count_what_their_products_add(dtype):
+    """One output of ones: too large by all that its product may be."""
+    c, k = 50, 4
+    kernel, x = np.ones((1, c, k), dtype), np.ones((c, k), dtype)
+    kappa = model.precision_of(kernel.dtype).kappa(c * k)
+    y = np.full((1, 1), c * k * (1 + kappa * (1 - 1e-6)), dtype)
+    found = sums.image_quotient(kernel, x, y, copies=1)
+    assert 0 < Fraction(found) ** 2 <= c * k
+    # what underflows: an image that is nothing but that
+    least = float(np.finfo(dtype).smallest_normal)
+    tiny = np.full((1, 1), 2 * c * k * least, dtype)
+    assert sums.image_quotient(kernel * 0, x, tiny, copies=1) == 0.0
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

@@ -6,6 +6,7 @@ it is, and with balls of 400 bits, where `up` and `down` do nothing.
 """
 
 import contextlib
+import itertools
 import math
 import sys
 from types import SimpleNamespace
@@ -212,6 +213,14 @@ def test_constants_are_what_the_theory_page_says(prec):
         assert near(lost, 6 * n * flint.arb(prec.tiny))
 
 
+def test_sums_of_too_many_terms_have_no_bound():
+    for prec in (SINGLE, DOUBLE):
+        assert math.isinf(prec.gamma(int(0.6 / prec.unit)))
+        assert prec.gamma(int(0.4 / prec.unit)) < 1
+        _, above, _ = sums.factors(2**26, 2**26, model.Precision(2.0**-20, 1e-30, complex=False))
+        assert math.isinf(above)
+
+
 def test_nudges_restore_what_so_many_roundings_lose():
     u = 2.0**-53
     for k in (2, 4, 8, 16, 64):
@@ -256,8 +265,9 @@ def test_results_are_rounded_outward():
 
 
 def test_scaling_back_is_outward_where_bits_are_lost():
-    ends = np.asarray([1.0 + 2.0**-52])
-    for e in (0.0, -1000.0, -1021.0, -1050.0, -1074.0, -1080.0, 1000.0, 1023.0, 1030.0):
+    exponents = (0.0, -1000.0, -1021.0, -1050.0, -1074.0, -1080.0, 1000.0, 1023.0, 1030.0)
+    for end, e in itertools.product((1.0 + 2.0**-52, 2.0 - 2.0**-52), exponents):
+        ends = np.asarray([end])
         low, high = model.scale_back(ends, ends, np.asarray([e]))
         with flint.ctx.workprec(400):
             exact = flint.arb(ends[0]) * flint.arb(2) ** int(e)
