@@ -33,7 +33,14 @@ from gramnorm._rigour.fractions import float_above, root_above
 from gramnorm._rigour.model import precision_of, up
 from gramnorm.network import _steps
 from gramnorm.network._coupling import LARGEST, Chain, Coupling
-from gramnorm.network._layers import AvgPool, ConvLayer, Flatten, MaxPool
+from gramnorm.network._layers import (
+    Activation,
+    AvgPool,
+    ConvLayer,
+    Flatten,
+    MaxPool,
+    Residual,
+)
 from gramnorm.network._steps import Layer, Step
 
 _ROUNDINGS = 16
@@ -52,6 +59,10 @@ def numbered(layers: Sequence[Layer]) -> tuple[list[Array], list[Step]]:
         if isinstance(layer, AvgPool | MaxPool | Flatten):
             described.append(layer)
             continue
+        if isinstance(layer, Activation | Residual):
+            kind = type(layer).__name__
+            msg = f"layer {i} is a {kind}, which chain_certificate and chain_bound take, not this function"
+            raise TypeError(msg)
         kernel = layer.kernel if isinstance(layer, ConvLayer) else layer
         array = floating(kernel, name=f"layer {i}")
         shape = tuple(int(n) for n in array.shape)

@@ -275,6 +275,8 @@ def test_wrong_arguments_are_named() -> None:
         gn.chain_gram_iteration(layers, x, steps=-1)
     with pytest.raises(TypeError, match="layer 0 must hold real floating numbers"):
         gn.chain_gram_iteration([np.ones((3, 2), dtype=int), layers[1]], x, steps=1)
+    with pytest.raises(TypeError, match="layer 0 is a Residual"):
+        gn.chain_gram_iteration([gn.Residual(layers), layers[0]], x, steps=1)
     with pytest.raises(ValueError, match="must be positive and finite"):
         gn.chain_gram_iteration(layers, [np.zeros(3)], steps=1)
 
