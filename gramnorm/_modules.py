@@ -28,6 +28,7 @@ from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._rigour.fractions import float_above, root_above
 from gramnorm.network import _slopes
+from gramnorm.network._chain import work_of
 from gramnorm.network._graph import Chain, Network, Step, runs, walked
 from gramnorm.network._layers import AvgPool, MaxPool
 from gramnorm.network._sequence import Entrywise, Flattened, Part, Pooled, Values, Weighted
@@ -47,6 +48,7 @@ def network_bound(
     *,
     input_shape: Sequence[int] | None = None,
     method: str = "sdp",
+    effort: str = "standard",
     time_limit: float | None = None,
 ) -> float:
     """Return an upper bound on the Lipschitz constant of a model that is a chain of modules.
@@ -65,6 +67,8 @@ def network_bound(
     method : {"sdp", "product"}, optional
         Whether layers that follow each other have a bound as a whole, as `gramnorm.chain_bound`
         finds it, where that is smaller than the product of their norms; or always the product.
+    effort : {"fast", "standard", "high"}, optional
+        How much work the search for each of these bounds may be, as in `gramnorm.chain_bound`.
     time_limit : float, optional
         Seconds after which the search for smaller bounds stops where it is.
 
@@ -122,22 +126,25 @@ def network_bound(
     if method not in ("sdp", "product"):
         msg = f"method must be 'sdp' or 'product', got {method!r}"
         raise ValueError(msg)
+    work_of(effort)
     if time_limit is not None:
         time_limit = _validate.positive_number(time_limit, name="time_limit")
     check_model(model)
     network, norms = _network(model, example)
-    chains = [] if method == "product" else _chains(network, norms, time_limit)
+    chains = [] if method == "product" else _chains(network, norms, effort, time_limit)
     return walked(network, norms, chains)
 
 
-def _chains(network: Network, norms: dict[str, float], seconds: float | None) -> list[Chain]:
+def _chains(
+    network: Network, norms: dict[str, float], effort: str, seconds: float | None
+) -> list[Chain]:
     """Return the chains with their bounds, as far as the time goes."""
     until = None if seconds is None else time.monotonic() + seconds
     found = []
     for run in runs(network):
         left = None if until is None else until - time.monotonic()
         if left is None or left > 0:
-            found.append(run.as_whole(run.by_norms(norms), time_limit=left))
+            found.append(run.as_whole(run.by_norms(norms), time_limit=left, effort=effort))
     return found
 
 

@@ -210,6 +210,9 @@ def test_no_jacobian_exceeds_the_bound_nor_the_bound_the_product(name: str) -> N
 def test_dense_models_have_the_bound_of_their_weights() -> None:
     model = MODELS["dense"][0]()
     assert network_bound(model) == gn.chain_bound([model[i].weight.detach() for i in (0, 2, 4)])
+    with pytest.raises(ValueError, match="effort must be one of"):
+        network_bound(model, effort="highest", method="product")
+    assert network_bound(model, effort="fast") <= network_bound(model, method="product")
     norms = [norm.item() for norm in layer_norms(model).values()]
     assert network_bound(model, method="product") == pytest.approx(math.prod(norms), rel=1e-6)
 

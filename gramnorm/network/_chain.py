@@ -286,7 +286,7 @@ def chain_bound(
     >>> bool(gn.chain_bound(layers) < 0.9 * product)
     True
     """
-    work, seconds = _work(effort), math.inf
+    work, seconds = work_of(effort), math.inf
     if time_limit is not None:
         seconds = _validate.positive_number(time_limit, name="time_limit")
     _callable(progress)
@@ -485,7 +485,7 @@ def _one_library(arrays: Sequence[Array]) -> None:
         raise TypeError(msg)
 
 
-def _work(effort: object) -> float:
+def work_of(effort: object) -> float:
     """Return the operations that an effort allows."""
     if not isinstance(effort, str):
         msg = f"effort must be a string, got {type(effort).__name__}"

@@ -90,9 +90,11 @@ class Run:
         product = product_above([*factors, *(uppers[name] for name in names)])
         return Chain(names, self.steps[0].terms[0][0], self.steps[-1].output, product, product)
 
-    def as_whole(self, chain: Chain, *, time_limit: float | None) -> Chain:
+    def as_whole(
+        self, chain: Chain, *, time_limit: float | None, effort: str = "standard"
+    ) -> Chain:
         """Return the chain with the bound of the whole where that is smaller."""
-        return self._least(chain, run_bound(self.parts, time_limit=time_limit))
+        return self._least(chain, run_bound(self.parts, time_limit=time_limit, effort=effort))
 
     def by_scaled_norms(self, chain: Chain) -> Chain:
         """Return the chain with the norms of its layers with scales multiplied in, if smaller."""

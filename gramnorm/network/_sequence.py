@@ -263,7 +263,9 @@ def _work(segment: Sequence[tuple[Weighted, tuple[int, ...]]]) -> float:
     return float(one * math.prod(_DENSITY * k for k in taps) * (2 if taps else 1))
 
 
-def run_bound(run: Sequence[Part], *, time_limit: float | None = None) -> float:
+def run_bound(
+    run: Sequence[Part], *, time_limit: float | None = None, effort: str = "standard"
+) -> float:
     """
     Return an upper bound on the Lipschitz constant of parts in order.
 
@@ -272,6 +274,7 @@ def run_bound(run: Sequence[Part], *, time_limit: float | None = None) -> float:
     run : sequence of Part
         As `goes_on` allows them.
     time_limit : float or None
+    effort : str
         As in `gramnorm.chain_bound`.
 
     Returns
@@ -288,7 +291,7 @@ def run_bound(run: Sequence[Part], *, time_limit: float | None = None) -> float:
     if _loses(layers):
         return math.inf
     described = [part for link in layers for part in (*link.before, link.layer)]
-    bound = float(chain_bound(described, time_limit=time_limit))
+    bound = float(chain_bound(described, time_limit=time_limit, effort=effort))
     return product_above([*slopes, _with_errors(bound, layers)])
 
 

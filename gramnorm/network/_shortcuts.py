@@ -93,12 +93,15 @@ class ResidualRun:
         """Return the chain as it is: scales are not multiplied in."""
         return chain
 
-    def as_whole(self, chain: Chain, *, time_limit: float | None) -> Chain:
+    def as_whole(
+        self, chain: Chain, *, time_limit: float | None, effort: str = "standard"
+    ) -> Chain:
         """Return the chain with the bound of the whole where that is smaller."""
         probe = np.zeros(1)
         if not math.isfinite(chain.product) or probes.flushes_subnormals(probe, probe.dtype):
             return chain
-        found = float(chain_bound(_described(self.elements), time_limit=time_limit))
+        described = _described(self.elements)
+        found = float(chain_bound(described, time_limit=time_limit, effort=effort))
         if not found < chain.upper:
             return chain
         upper = float_above(Fraction(found) + _error(self.elements))

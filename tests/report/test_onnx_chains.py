@@ -759,9 +759,11 @@ def test_small_chains_have_their_turn_first_and_the_time_is_shared(
     read: Any, monkeypatch: Any
 ) -> None:
     asked: list[tuple[int, float | None]] = []
+    efforts = []
 
-    def noted(parts: Any, *, time_limit: float | None) -> float:
+    def noted(parts: Any, *, time_limit: float | None, effort: str) -> float:
         asked.append((len(parts), time_limit))
+        efforts.append(effort)
         return math.inf
 
     monkeypatch.setattr(_graph, "run_bound", noted)
@@ -777,6 +779,8 @@ def test_small_chains_have_their_turn_first_and_the_time_is_shared(
     assert asked[0][1] == pytest.approx(5, abs=0.5)
     assert asked[1][1] == pytest.approx(10, abs=1)
     assert limits.CHAIN_SECONDS < 60
+    found_in(read, model, seconds=None)  # as with --network sdp
+    assert efforts == ["standard", "standard", "high", "high"]
 
 
 @pytest.mark.slow
