@@ -16,7 +16,8 @@ import scipy.sparse
 
 import gramnorm as gn
 from gramnorm._arrays import libraries, limits
-from gramnorm._conv import finite_costs
+from gramnorm._conv import finite_costs, finite_matrix
+from gramnorm._conv.squared import Squared
 from gramnorm._matrix import residual
 from gramnorm._rigour import model
 from tests.harness import hostile
@@ -137,6 +138,15 @@ def symbols(dtype, be):
         yield 0, gn.conv_gram_iteration(be.asarray(k), size or 1, steps=3), square
 
 
+def flat_symbols(dtype, be):
+    """One input, whose outputs read one tap or the other: the norm is the same at all frequencies."""
+    a, square = outer(200, 1, dtype)
+    k = np.zeros((200, 1, 2), dtype)
+    k[:100, :, 0], k[100:, :, 1] = a[:100], a[100:]
+    found = gn.conv_norm_bracket(be.asarray(k), rtol=TIGHT)
+    yield found.lower, found.upper, square
+
+
 def wide_symbols(dtype, be):
     """Blocks with many columns: one factorisation for each frequency."""
     k, square = kernel(12, 12, (3,), dtype)
@@ -156,6 +166,16 @@ def assembled(dtype, be):
         with mock.patch.object(finite_costs, "searched", return_value=(math.inf, math.inf)):
             found = gn.conv_norm_bracket(be.asarray(k), 4, padding=0, rtol=TIGHT)
         yield found.lower, found.upper, 4 * square
+
+
+def paired(dtype, be):
+    """Do the same by Gram matrices of pairs of taps, and by a band of their blocks."""
+    for dear in ("banded", "assembled"):
+        with (
+            mock.patch.object(finite_matrix, "is_gathered", return_value=False),
+            mock.patch.object(finite_costs, dear, return_value=math.inf),
+        ):
+            yield from assembled(dtype, be)
 
 
 def compressed(dtype, be):
@@ -193,8 +213,8 @@ def rescaled(dtype, be):
     yield 0, 1.0, sum(Fraction(float(x)) ** 2 for x in np.stack([w.real, w.imag]).ravel())
 
 
-ROUTES = [alone, stacked, fixed, certified, by_row_sums, factorised, sparse, symbols, wide_symbols]
-ROUTES += [assembled, compressed, others, rescaled]
+ROUTES = [alone, stacked, fixed, certified, by_row_sums, factorised, sparse, symbols, flat_symbols]
+ROUTES += [wide_symbols, assembled, paired, compressed, others, rescaled]
 
 
 def backend(name):
@@ -270,3 +290,28 @@ def test_bounds_have_to_spare_what_one_nudge_gives(route):
     low, high = (distances(route, hostile.KINDS[kind], "float64") for kind in ("low", "high"))
     assert min(away for side, away in low if side > 0) >= 16
     assert min((away for side, away in high if side < 0), default=math.inf) >= 16
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("kind", ["low", "high"])
+def test_squares_of_wide_symbols_count_what_their_sums_lose(kind, dtype):
+    """All entries one: at frequency zero the square is T^2 p times the matrix of ones."""
+    count, p, q = 5, 40, 16
+    taps, offsets = np.ones((count, p, q), dtype), np.arange(count)[:, None]
+    exact = count**2 * p * q
+    with hostile.computing(hostile.KINDS[kind]):
+        square = Squared(taps, offsets)
+        below = square.quotient(np.zeros(1), np.ones(q, dtype))
+        columns = square.formed(np.zeros((1, 1)), np.zeros(1), wide=True)
+    assert Fraction(below) ** 2 <= exact
+    total = Fraction(0)
+    for column in columns:
+        width = column.shape[2]
+        block = [Fraction(float(x)) for x in -column[0, :width].real.ravel()]
+        rest = [Fraction(float(x)) for x in -column[0, width:].real.ravel()]
+        total += sum(block) + 2 * sum(rest)
+    quotient = total / q  # of the vector of ones, for what was formed
+    assert abs(quotient - exact) <= Fraction(square.error)
+    assert Fraction(square.sum_bound) ** 2 >= exact
+    if kind == "low":  # nor would much less do
+        assert exact - quotient > Fraction(square.error) / 8
