@@ -40,7 +40,7 @@ from torch.nn import functional
 import gramnorm as gn
 
 SIZES = (64, *[64] * 6, 10)
-EPOCHS, BATCH, RATE = 20, 64, 4e-3
+EPOCHS, BATCH, RATE = 14, 64, 4e-3
 SEEDS = 2
 TARGET = 4.0
 STEPS = 5
