@@ -266,14 +266,14 @@ def _working_dtype(taps: Array, box: tuple[int, ...], phases: int, *, steps: int
     box = tuple(k for k in box if k > 1)
     is_complex = dtypes.is_complex(taps.dtype)
     prec = precision_of(xp.complex64 if is_complex or box else xp.float32)
-    units = 0.0
+    margin = 0.0
     for step in range(steps):
         count = math.prod(box)
         loss = _relative_error(count, p, q, box, prec, half=not is_complex)
-        units += loss * math.sqrt(p * min(p, q)) / (2 ** (step + 1) * prec.unit)
+        margin += loss * math.sqrt(p * min(p, q)) / 2 ** (step + 1)
         q, box = p, tuple(2 * k - 1 for k in box)
     slack = (p * math.prod(box)) ** (0.5 ** (steps + 1)) - 1
-    return working_dtype(taps, units, slack)
+    return working_dtype(taps, margin * 2**24, slack)
 
 
 def row_scales(x: Array, box: tuple[int, ...], *, steps: int) -> tuple[Array, Array]:
