@@ -217,6 +217,15 @@ def assert_between(
     return found
 
 
+def test_a_number_times_a_number_has_no_axes_and_a_constant(read: Any) -> None:
+    nodes = [
+        node("MatMul", "x w", "t"), node("ReduceMax", "t", "u", keepdims=0), node("Mul", "u a"),
+    ]  # fmt: skip
+    arrays = {"w": np.eye(3, dtype="f4"), "a": np.asarray(-2.0, "f4")}
+    found = assert_between(read, model_of(nodes, shape=(2, 3), **arrays), (2, 3))
+    assert 2 <= found.upper < 2.001
+
+
 def dense(between: str = "Relu", **attributes: Any) -> tuple[list[Any], dict[str, np.ndarray]]:
     """Return a network of three layers, and its weights."""
     nodes = [

@@ -252,7 +252,7 @@ def _multiplied(factor: Values, rank: int) -> Entrywise | None:
     """Return what numbers are in a chain, which broadcasting brings to so many axes."""
     if factor.ndim > rank or factor.size == 0 or not np.all(np.isfinite(factor)):
         return None
-    along = factor.reshape(*[1] * (rank - factor.ndim), *factor.shape)
+    along = factor.reshape((*[1] * (rank - factor.ndim), *factor.shape))
     return Entrywise(scale=along, ends=FIXED["identity"])
 
 
