@@ -180,7 +180,14 @@ class Joined:
     signs: tuple[float, float]
 
 
-Part = Entrywise | Weighted | Pooled | Flattened | Joined
+@dataclasses.dataclass(frozen=True)
+class Curved:
+    """A function of each entry alone with slopes of both signs, the least and the largest of them."""
+
+    ends: tuple[float, float]
+
+
+Part = Entrywise | Weighted | Pooled | Flattened | Joined | Curved
 
 
 def goes_on(run: Sequence[Part], part: Part | None) -> bool:
@@ -193,7 +200,7 @@ def goes_on(run: Sequence[Part], part: Part | None) -> bool:
         return part.can_be_linked() and _fits(last, flattened, part)
     if isinstance(part, Entrywise):
         return _commutes(last, behind, part)
-    if isinstance(part, Joined):
+    if isinstance(part, Joined | Curved):
         return False
     axes = len(part.spatial if isinstance(part, Flattened) else part.pool.window)
     return last.geometry is not None and axes == last.weight.ndim - 2 and not flattened

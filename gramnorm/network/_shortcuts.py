@@ -25,7 +25,7 @@ from gramnorm._rigour.fractions import float_above
 from gramnorm.network._chain import chain_bound
 from gramnorm.network._graph import Chain, Network, Step
 from gramnorm.network._layers import Activation, Residual
-from gramnorm.network._sequence import Entrywise, Joined, Weighted
+from gramnorm.network._sequence import Curved, Entrywise, Joined, Weighted
 
 _NONE = Activation(1, 1)
 _INEXACT = Fraction(1, 2**50)  # of a scale: a rounded root or quotient, and the next number above
@@ -70,7 +70,7 @@ class _Way:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidualRun:
-    """A chain with residual blocks in it, from one tensor to another."""
+    """A chain with residual blocks or the like in it, from one tensor to another."""
 
     start: str
     end: str
@@ -109,7 +109,7 @@ class ResidualRun:
 
 
 def residual_runs(network: Network) -> list[ResidualRun]:
-    """Return the longest chains with blocks in them, in order."""
+    """Return the longest chains with blocks, or activations with slopes of both signs, in order."""
     readers = Counter(name for step in network.steps for name, _ in step.terms)
     readers.update(network.outputs)
     ways: dict[str, _Way] = {}
@@ -121,8 +121,13 @@ def residual_runs(network: Network) -> list[ResidualRun]:
     return [
         ResidualRun(way.start, end, way.elements)
         for end, way in ways.items()
-        if any(isinstance(x, Block) for x in way.elements)
+        if len(_layers(way.elements)) > 1 and any(map(_is_beyond, way.elements))
     ]
+
+
+def _is_beyond(x: Element) -> bool:
+    """Say whether an element is none of the chains that are bounded by one norm."""
+    return isinstance(x, Block) or (isinstance(x, Activation) and x.low < 0 < x.high)
 
 
 def _go_on(step: Step, ways: dict[str, _Way], readers: Counter[str]) -> None:
@@ -139,6 +144,8 @@ def _go_on(step: Step, ways: dict[str, _Way], readers: Counter[str]) -> None:
             added, size = (Layered(step.layer, part),), part.channels[0]
     elif isinstance(part, Entrywise):
         added = _entrywise(part, size)
+    elif isinstance(part, Curved):
+        added = (Activation(*part.ends),)
     if added is not None:
         if way.start != before:
             del ways[before]

@@ -65,6 +65,11 @@ def of_hard_sigmoid(alpha: float) -> Slopes:
     return min(0.0, alpha), max(0.0, alpha)
 
 
+def of_gate(largest: float) -> Slopes:
+    """Return the slopes of x g(x) with g(x) + g(-x) = 1: those at x and -x add up to 1."""
+    return -float_above(Fraction(largest) - 1), largest
+
+
 def lipschitz(slopes: Slopes) -> float:
     """Return the Lipschitz constant."""
     return max(-slopes[0], slopes[1])

@@ -15,7 +15,7 @@ import pytest
 
 import gramnorm as gn
 from gramnorm.network import _graph, _shortcuts
-from gramnorm.network._sequence import Entrywise, Flattened, Joined, Weighted
+from gramnorm.network._sequence import Curved, Entrywise, Flattened, Joined, Weighted, goes_on
 from gramnorm.report import bound_layer, chains, cli, limits
 from gramnorm.report.network import Constant, constant_of
 from gramnorm.report.onnx.nodes import Effect, Fixed, Node, NotUnderstoodError, Varying
@@ -56,6 +56,10 @@ def effect(
     inputs: list[Any] = [Fixed(f"c{i}", np.asarray(c)) for i, c in enumerate(constants)]
     inputs.insert(at, Varying("x", shape))
     return apply_rule(Node(op, more, tuple(inputs), 1, VERSION))
+
+
+def effect_since(version: int, op: str, **attributes: Any) -> Effect:
+    return apply_rule(Node(op, attributes, (Varying("x", (2, 3)),), 1, version))
 
 
 def evaluated(
@@ -126,7 +130,36 @@ def test_operators_that_go_into_chains_are_these_and_no_others() -> None:
 
 @pytest.mark.parametrize(("op", "attributes"), BREAKING)
 def test_operators_with_slopes_of_both_signs_break_a_chain(op: str, attributes: Any) -> None:
-    assert effect(op, **attributes).part is None
+    part = effect(op, **attributes).part
+    assert part is None or isinstance(part, Curved)
+    assert not goes_on([Weighted(np.eye(3))], part)
+    assert not goes_on([], part)
+
+
+CURVED: list[tuple[str, dict[str, Any]]] = [
+    *((op, {}) for op in ("Abs", "Sin", "Cos", "HardSwish", "Swish")),
+    *(("Gelu", {"approximate": how}) for how in ("none", "tanh")),
+    ("LeakyRelu", {"alpha": -0.1}),
+    ("LeakyRelu", {"alpha": -1.7}),
+    ("Elu", {"alpha": -0.1}),
+    ("Selu", {"alpha": -0.1, "gamma": -2.0}),
+]
+
+
+@pytest.mark.parametrize(("op", "attributes"), CURVED)
+def test_no_slope_of_both_signs_lies_outside(op: str, attributes: Any) -> None:
+    stored = {k: float(np.float32(v)) if k != "approximate" else v for k, v in attributes.items()}
+    written = {k: v.encode() if isinstance(v, str) else v for k, v in stored.items()}
+    found = effect_since(24, op, **written).part if op == "Swish" else effect(op, **written).part
+    assert isinstance(found, Curved)
+    low, high = found.ends
+    assert low < 0 < high
+    y = GRID / (1 + np.exp(-GRID)) if op == "Swish" else evaluated(op, GRID, **attributes)
+    slopes = np.diff(y) / np.diff(GRID)
+    noise = 2.0**-22 if op == "Gelu" else 2.0**-44 * (np.abs(y).max() + 1) / np.diff(GRID)
+    assert np.all((slopes >= low - noise) & (slopes <= high + noise))
+    assert np.min(slopes) < 0.7 * low  # and they come near
+    assert np.max(slopes) > 0.7 * high
 
 
 ROW = np.asarray([[0.5], [-2.0], [0.0]])
@@ -177,7 +210,8 @@ def test_slopes_of_batch_norm_keep_their_sign_and_are_rounded_up() -> None:
 def test_what_repeats_entries_or_moves_axes_breaks_a_chain(
     op: str, constants: Any, shape: Any
 ) -> None:
-    assert effect(op, *constants, shape=shape).part is None
+    part = effect(op, *constants, shape=shape).part
+    assert part is None or isinstance(part, Curved)
 
 
 def test_flattening_what_is_flat_stands_in_a_chain_and_a_turn_does_not() -> None:
@@ -253,16 +287,30 @@ def test_a_network_of_dense_layers_has_the_bound_of_its_chain(
 
 
 @pytest.mark.parametrize(
-    ("between", "attributes"),
-    [("Abs", {}), ("LeakyRelu", {"alpha": -0.2}), ("Softmax", {"axis": -1}), ("HardSwish", {})],
+    ("between", "attributes", "ends"),
+    [
+        ("Abs", {}, (-1, 1)),
+        ("LeakyRelu", {"alpha": -0.2}, (-0.2, 1)),
+        ("HardSwish", {}, (-0.5, 1.5)),
+        ("Gelu", {}, (-0.129, 1.129)),
+        ("Softmax", {"axis": -1}, None),
+    ],
 )
-def test_a_function_with_falling_slopes_leaves_the_product(
-    read: Any, between: str, attributes: Any
+def test_falling_slopes_between_dense_layers_are_another_chain(
+    read: Any, between: str, attributes: Any, ends: Any
 ) -> None:
     nodes, w = dense(between, **attributes)
-    found = found_in(read, model_of(nodes, shape=(1, 6), **w))
-    assert found.chains == ()
-    assert found.upper == found.product
+    version = 20 if between == "Gelu" else 17
+    found = assert_between(read, model_of(nodes, shape=(1, 6), version=version, **w), (1, 6))
+    if ends is None:
+        assert found.chains == ()
+        return
+    (chain,) = found.chains
+    assert (chain.start, chain.end, chain.layers) == ("x", "y", ("a", "b", "c"))
+    act = gn.Activation(*ends)
+    layers = [w["a"].astype(float), act, w["b"].T.astype(float), act, -0.5 * w["c"].astype(float)]
+    assert found.upper == pytest.approx(gn.chain_bound(layers), rel=1e-3)
+    assert found.upper < found.product
 
 
 def test_the_absolute_value_between_layers_exceeds_what_a_chain_would_give(read: Any) -> None:
@@ -482,7 +530,6 @@ def test_a_block_within_a_block_is_one_chain(read: Any) -> None:
         ([], ["y", "u"]),  # a tensor within the branch is an output
         ([("Relu", "v", "z")], ["y", "z"]),
         ([("Softmax", "v", "z")], None),
-        ([("Abs", "v", "z")], None),
         ([("Transpose", "v", "z")], None),
     ],
 )
@@ -778,7 +825,7 @@ def test_small_chains_have_their_turn_first_and_the_time_is_shared(
     monkeypatch.setattr(_graph, "run_bound", noted)
     nodes = [
         node("MatMul", "x a", "t0"), node("Relu", "t0", "t1"), node("MatMul", "t1 b", "t2"),
-        node("Relu", "t2", "t3"), node("MatMul", "t3 b", "t4"), node("Abs", "t4", "u0"),
+        node("Relu", "t2", "t3"), node("MatMul", "t3 b", "t4"), node("Softmax", "t4", "u0"),
         node("MatMul", "u0 b", "u1"), node("Relu", "u1", "u2"), node("MatMul", "u2 c", "y"),
     ]  # fmt: skip
     model = model_of(nodes, shape=(1, 9), a=some(9, 9), b=some(9, 9), c=some(9, 9))

@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 
 from gramnorm._rigour.fractions import float_above, root_above
-from gramnorm.network._sequence import Entrywise, Joined
+from gramnorm.network._sequence import Curved, Entrywise, Joined
 from gramnorm.network._slopes import (
     FIXED,
     GELU,
@@ -22,6 +22,7 @@ from gramnorm.network._slopes import (
     lipschitz,
     of_celu,
     of_elu,
+    of_gate,
     of_hard_sigmoid,
     of_leaky_relu,
     of_selu,
@@ -72,10 +73,12 @@ def between(slopes: Slopes | Callable[[Node], Slopes]) -> Callable[[Node], Effec
     return rule
 
 
-def _entrywise(slopes: Slopes) -> Entrywise | None:
-    """Return what slopes of one sign are in a chain."""
+def _entrywise(slopes: Slopes) -> Entrywise | Curved | None:
+    """Return what slopes are in a chain: of both signs, in one of dense layers alone."""
     largest = in_chain(slopes)
-    return None if largest is None else Entrywise(largest, ends=slopes)
+    if largest is not None:
+        return Entrywise(largest, ends=slopes)
+    return Curved(slopes) if all(map(math.isfinite, slopes)) else None
 
 
 def leaky_relu(node: Node) -> Slopes:
@@ -108,12 +111,12 @@ def clip(node: Node) -> Slopes:
     return FIXED["clip"]
 
 
-def gelu(node: Node) -> float:
-    """Return the largest slope of Gelu."""
+def gelu(node: Node) -> Slopes:
+    """Return the slopes of Gelu."""
     approximation = node.attributes.get("approximate", b"none")
     found = GELU.get(approximation.decode(errors="replace"))
     require(found is not None, f"approximate is {readable(approximation)}")
-    return found or math.inf
+    return of_gate(found or math.inf)
 
 
 def dropout(node: Node) -> Slopes:

@@ -10,7 +10,7 @@ to be 1.
 
 from collections.abc import Callable
 
-from gramnorm.network._slopes import FIXED, HARD_SWISH, MISH, SOFTMAX, SWISH
+from gramnorm.network._slopes import FIXED, HARD_SWISH, MISH, SOFTMAX, SWISH, of_gate
 from gramnorm.report.onnx import entries, moves, resizing, windows
 from gramnorm.report.onnx.entries import between, slope
 from gramnorm.report.onnx.moves import rearranged
@@ -79,9 +79,9 @@ RULES: dict[str, Rule] = {
     "Sin": between(FIXED["sin"]),
     "Cos": between(FIXED["cos"]),
     # by their largest slopes alone, and softmax
-    "Gelu": slope(entries.gelu),
-    "HardSwish": slope(HARD_SWISH),
-    "Swish": slope(SWISH),
+    "Gelu": between(entries.gelu),
+    "HardSwish": between(of_gate(HARD_SWISH)),
+    "Swish": between(of_gate(SWISH)),
     "Mish": slope(MISH),
     "Softmax": slope(SOFTMAX),
     "LogSoftmax": slope(entries.log_softmax),
