@@ -208,9 +208,11 @@ def rescaled(dtype, be):
         for steps in (1, 3):
             w = be.to_numpy(gn.spectral_rescaling(be.asarray(a), steps=steps))
             yield 0, 1.0, sum(Fraction(float(x)) ** 2 for x in np.stack([w.real, w.imag]).ravel())
-    k, _ = kernel(6, 50, (1,), dtype)
-    w = be.to_numpy(gn.conv_spectral_rescaling(be.asarray(k), steps=2))
-    yield 0, 1.0, sum(Fraction(float(x)) ** 2 for x in np.stack([w.real, w.imag]).ravel())
+    for taps in ((1,), (3,), (2, 2)):  # positive, so that the norm is that of their sum
+        k, _ = kernel(6, 50, taps, dtype)
+        w = be.to_numpy(gn.conv_spectral_rescaling(be.asarray(k), steps=2))
+        entries = np.stack([w.real, w.imag]).reshape(2 * 6 * 50, -1).tolist()
+        yield 0, 1.0, sum(sum(map(Fraction, entry)) ** 2 for entry in entries)
 
 
 ROUTES = [alone, stacked, fixed, certified, by_row_sums, factorised, sparse, symbols, flat_symbols]
