@@ -74,7 +74,10 @@ class Family:
 
 @dataclass
 class Counts:
-    """What all rounds have found."""
+    """What all rounds have found.
+
+    What was mended is moved by hand from `failures` to `mended`, in words.
+    """
 
     rounds: int = 0
     seconds: float = 0.0
@@ -83,6 +86,7 @@ class Counts:
     families: dict[str, Family] = field(default_factory=dict)
     libraries: dict[str, dict[str, int]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    mended: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> "Counts":
@@ -263,6 +267,9 @@ def page(counts: Counts) -> str:
         numbers = [_grouped(tried.get(kind, 0)) for kind in ("matrix", "conv", "sparse", "made")]
         lines.append(f"| {name} | " + " | ".join(numbers) + " |")
     lines += ["", "`-device`: computed with the library itself, as on a device, and not with NumPy.", ""]  # fmt: skip
+    if counts.mended:
+        lines += ["What the search found, and what was mended then:", ""]
+        lines += [*(f"- {text}" for text in counts.mended), ""]
     for kind, title in KINDS.items():
         of_kind = {n: f for n, f in counts.families.items() if n.startswith(kind)}
         lines += ["", f"## {title.capitalize()}", TABLE.rstrip()] if of_kind else []

@@ -43,7 +43,10 @@ def test_what_was_wrong_stays_wrong(tmp_path, monkeypatch):
     status, counts = run(path)
     assert status == 1
     assert counts.total("lower") == 1
-    assert "**1 bounds on the wrong side**" in campaign.page(counts)
+    counts.mended.append("what was found")
+    text = campaign.page(counts)
+    assert "**1 bounds on the wrong side**" in text
+    assert "- what was found\n" in text
 
 
 def test_a_verdict_of_the_checker_counts(monkeypatch):
