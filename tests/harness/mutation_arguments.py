@@ -38,6 +38,11 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
     (SUMS + r"(enclosure|one_square|image_quotient): off `(lost|prec\.(tiny|underflow))", SCALED),
     (r"^_conv/\w+\.py .*" + LOST, SCALED),
     (r"^_matrix/residual\.py quotient: off `prec\.(kappa\(p\)|unit)`", RESIDUAL),
+    (r"^_matrix/definite\.py expected_loss", CHOICE),
+    (
+        r"^_conv/symbol\.py Symbol\._evaluation_error: off `prec\.gamma",
+        "It is a factor of the error itself: of second order, and less than the nudge that follows.",
+    ),
     (r"^_matrix/gram\.py GramChain\._climb: off `2\.0\*\*-48`", CHOICE),
     (
         r"^_conv/every_size\.py _if_flat: off `np\.nextafter",

@@ -303,9 +303,10 @@ def test_bounds_have_to_spare_what_one_nudge_gives(route):
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 @pytest.mark.parametrize("kind", ["low", "high"])
-def test_squares_of_wide_symbols_count_what_their_sums_lose(kind, dtype):
+@pytest.mark.parametrize("shape", [(5, 40, 16), (2, 400, 8), (3, 2, 150)])
+def test_squares_of_wide_symbols_count_what_their_sums_lose(shape, kind, dtype):
     """All entries one: at frequency zero the square is T^2 p times the matrix of ones."""
-    count, p, q = 5, 40, 16
+    count, p, q = shape
     taps, offsets = np.ones((count, p, q), dtype), np.arange(count)[:, None]
     exact = count**2 * p * q
     with hostile.computing(hostile.KINDS[kind]):
@@ -322,5 +323,5 @@ def test_squares_of_wide_symbols_count_what_their_sums_lose(kind, dtype):
     quotient = total / q  # of the vector of ones, for what was formed
     assert abs(quotient - exact) <= Fraction(square.error)
     assert Fraction(square.sum_bound) ** 2 >= exact
-    if kind == "low":  # nor would much less do
+    if kind == "low" and p > q:  # nor would much less do
         assert exact - quotient > Fraction(square.error) / 8
