@@ -215,7 +215,7 @@ def test_subnormal_entries_have_phases(dtype, units):
     column = np.asarray([[least * (3 - 4j)], [-7 - 1j], [-4j * least], [8 + 8j]], dtype) / 16
     found = signs.parts(sp.csr_array(column))
     assert abs(found.phases[0]) == pytest.approx(1, rel=1e-6)
-    x = sp.block_diag([column, np.eye(2, dtype=dtype) / 4])
+    x = sp.block_diag([sp.csr_array(column), sp.csr_array(np.eye(2, dtype=dtype) / 4)])
     with mock.patch.multiple(limits, SMALL_SIDE=0, STACKED=1, FIRST_STEPS=1):
         bracket = gn.matrix_norm_bracket(x, rtol=1e-5, vectors=True)
     attained = abs(np.vdot(bracket.left, x @ bracket.right))
