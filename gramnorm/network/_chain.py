@@ -97,7 +97,7 @@ def chain_certificate(
         shape ``(c_out, *sizes)`` of its output; before a maximum over windows that do not overlap,
         of the output of that. With `Residual` or `Activation`, for each activation in the order in
         which they are met, branches included, one number per entry; none for `Activation` with
-        equal slopes.
+        equal slopes that are floats.
     slopes : float or sequence of float, optional
         Largest slope of all activations, or of each, as floats, or exactly as fractions: of the
         logistic sigmoid 0.25. With `Residual` or `Activation` one number, of all that are not

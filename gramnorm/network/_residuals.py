@@ -239,14 +239,22 @@ def _slopes(layer: Activation, own: str) -> Bend:
         if isinstance(end, bool) or not isinstance(end, numbers.Real):
             msg = f"{name} of {own} must be a number, got {end!r}"
             raise TypeError(msg)
-        if not math.isfinite(end):
-            msg = f"{name} of {own} must be finite, got {end!r}"
+        if not _is_finite(end):
+            msg = f"{name} of {own} must be finite, as a float is, got {end!r}"
             raise ValueError(msg)
         ends.append(_exact(end))
     if ends[0] > ends[1]:
         msg = f"low of {own} must not be above high, got {layer.low!r} and {layer.high!r}"
         raise ValueError(msg)
     return Bend(-float_above(-ends[0]), float_above(ends[1]), 0)
+
+
+def _is_finite(number: Any) -> bool:
+    """Say whether a real number is, and not beyond all floats."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # of a whole number or a fraction
+        return False
 
 
 def _exact(number: Any) -> Fraction:

@@ -196,6 +196,8 @@ def test_multipliers_that_are_not_positive_are_refused(wrong: float) -> None:
         ([gn.Activation(1, 0), np.eye(2)], {}, "low of layer 0 must not be above high"),
         ([gn.Activation(0, math.inf), np.eye(2)], {}, "high of layer 0 must be finite"),
         ([gn.Activation(math.nan, 1), np.eye(2)], {}, "low of layer 0 must be finite"),
+        ([gn.Activation(0, 10**309), np.eye(2)], {}, "high of layer 0 must be finite"),
+        ([gn.Activation(-Fraction(10**309)), np.eye(2)], {}, "low of layer 0 must be finite"),
         ([gn.Residual([np.eye(2)])], {"slopes": [1.0]}, "slopes must be one number"),
         ([gn.Residual([np.eye(2)])], {"slopes": 0.0}, "slopes must be a positive"),
         ([gn.Residual([np.eye(2)])], {"input_shape": 4}, "input_shape is for chains"),
