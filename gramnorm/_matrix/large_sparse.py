@@ -207,12 +207,13 @@ def _connected(
     # that of the moduli is no less
     size = float(np.linalg.norm(m.forward(w)) / np.linalg.norm(w))
     found = Found(Bounds(lower_bound(b, x, upper), upper, 1), x)
-    if found.bounds.lower < size * (1 - 1e-9):  # the phases are not those of all entries
+    has_phases = found.bounds.lower >= size * (1 - 1e-9)  # of all entries
+    if not has_phases:
         y = leading_vector(b, rtol=rtol)
         lower = lower_bound(b, y, upper)
         if lower > found.bounds.lower:
             found = Found(Bounds(lower, upper, 2), y)
-    if size <= found.bounds.lower * (1 + rtol):
+    if has_phases or size <= found.bounds.lower * (1 + rtol):
         most, w, cost = leading(m, w, rtol=0.9 * rtol)
         y = x / np.abs(x) * w
         lower = lower_bound(b, y, min(most, upper))

@@ -223,6 +223,15 @@ def test_subnormal_entries_have_phases(dtype, units):
     assert bracket.converged
 
 
+@pytest.mark.parametrize("rtol", [1e-11, 1e-6])
+def test_vectors_attain_the_bound_where_less_is_asked_than_rounding_leaves(rtol):
+    x = np.asarray([[-5e-3 - 6e-3j, 0], [1.5e5 + 1.7e5j, 1.2e5 + 5e4j], [6 + 16j, 1.6 + 3.5j]])
+    x = sp.csr_array(x.astype("complex64"))
+    with mock.patch.multiple(limits, SMALL_SIDE=0, STACKED=1, FIRST_STEPS=1):
+        found = gn.matrix_norm_bracket(x, rtol=rtol, vectors=True)
+    assert abs(np.vdot(found.left, x @ found.right)) >= found.lower * (1 - 1e-6)
+
+
 def test_parts_are_those_of_scipy_and_phases_undo_balanced_signs():
     rng = np.random.default_rng(0)
     balanced = 0
