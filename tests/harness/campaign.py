@@ -267,6 +267,9 @@ def page(counts: Counts) -> str:
         numbers = [_grouped(tried.get(kind, 0)) for kind in ("matrix", "conv", "sparse", "made")]
         lines.append(f"| {name} | " + " | ".join(numbers) + " |")
     lines += ["", "`-device`: computed with the library itself, as on a device, and not with NumPy.", ""]  # fmt: skip
+    if counts.failures:
+        lines += ["What the search found, and what is open:", ""]
+        lines += [*(f"- {text.splitlines()[0]}" for text in counts.failures), ""]
     if counts.mended:
         lines += ["What the search found, and what was mended then:", ""]
         lines += [*(f"- {text}" for text in counts.mended), ""]
