@@ -8,12 +8,14 @@ singular values of Dask are asked of the same worker, and those of NumPy of this
 
 import contextlib
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -72,6 +74,7 @@ def worker() -> Iterator[Any]:
     """Yield a client of one process with one thread and little memory."""
     distributed = library("distributed")
     with (
+        mock.patch.dict(os.environ),  # Dask leaves OMP_NUM_THREADS=1 behind
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=1, memory_limit=MEMORY, dashboard_address=None
         ) as cluster,
