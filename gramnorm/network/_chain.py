@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import crossing, dtypes, libraries, limits, probes
+from gramnorm._arrays import compiling, crossing, dtypes, libraries, limits, probes
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._conv.bounds import conv_norm_bound
 from gramnorm._matrix.bounds import matrix_norm_bound
@@ -67,6 +67,7 @@ class _Checked:
         return _unrolled.links(self.steps, self.norms, self.slopes, self.places)
 
 
+@compiling.graph_break
 def chain_certificate(
     layers: Sequence[Layer],
     multipliers: Sequence[Array],
@@ -189,6 +190,7 @@ def chain_certificate(
     return chain.certificate(_multipliers.with_ends(chain, vectors))
 
 
+@compiling.graph_break
 def chain_bound(
     layers: Sequence[Layer],
     /,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import autodiff, crossing, dtypes, libraries
+from gramnorm._arrays import autodiff, compiling, crossing, dtypes, libraries
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm._matrix.bounds import matrix_norm_bound
 from gramnorm._results import NormBracket, result_dtype, upper_array
@@ -53,6 +53,7 @@ _LENGTH = _Rule(length_above, lambda norms, i, value: norms[i] / value if value 
 _LARGEST = _Rule(largest, lambda norms, i, _: float(norms.index(max(norms)) == i))
 
 
+@compiling.graph_break
 def product_bound(*norms: Norm) -> Any:
     """Return an upper bound on the norm of a composition, from upper bounds of its parts.
 
@@ -102,6 +103,7 @@ def product_bound(*norms: Norm) -> Any:
     return _combine(norms, _PRODUCT)
 
 
+@compiling.graph_break
 def sum_bound(*norms: Norm) -> Any:
     """Return an upper bound on the norm of a sum of operators, from upper bounds of its terms.
 
@@ -137,6 +139,7 @@ def sum_bound(*norms: Norm) -> Any:
     return _combine(norms, _SUM)
 
 
+@compiling.graph_break
 def residual_bound(norm: Norm) -> Any:
     """Return an upper bound on the norm of the identity plus an operator: one more than its own.
 
@@ -169,6 +172,7 @@ def residual_bound(norm: Norm) -> Any:
     return _combine((1.0, norm), _SUM)
 
 
+@compiling.graph_break
 def block_norm_bound(norms: Array, /) -> Array:
     """Return an upper bound on the norm of a block operator, from upper bounds of its blocks.
 
@@ -219,6 +223,7 @@ def block_norm_bound(norms: Array, /) -> Array:
     return matrix_norm_bound(norms)
 
 
+@compiling.graph_break
 def network_bound(graph: Any, norms: Mapping[str, Norm], /, *, ignore: Collection[str] = ()) -> Any:
     """Return an upper bound on the Lipschitz constant of a network described by nested data.
 
