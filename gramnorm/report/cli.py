@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    options = parser().parse_args(argv)
     try:
+        options = parser().parse_args(argv)
         return _verify(options) if options.command == "verify" else _report(options)
     except (ReadError, MissingPackageError) as error:
         return _fail(str(error))
