@@ -117,6 +117,7 @@ def outcomes(
     at_work: dict[Any, int] = {}
     running = _distributed().as_completed(loop=client.loop)
     session = uuid.uuid4().hex
+    blamed: list[int] = []
     try:
         left = iter(sent)
         while True:
@@ -129,6 +130,14 @@ def outcomes(
                 break
             future = next(running)
             which = at_work.pop(future)
+            if _is_blamed(future):
+                blamed.append(which)
+            else:
+                yield which, _result(future, layers[which])
+        # a task is blamed for workers that were lost while it waited there: each once more, alone
+        for which in blamed:
+            future = _submitted(client, layers[which], how, known, f"{session}-{which}-alone")
+            at_work[future] = which
             yield which, _result(future, layers[which])
     finally:
         client.cancel(list(at_work))
@@ -162,6 +171,11 @@ def _on_worker(layer: Layer, how: How, known: Known | None, versions: dict[str, 
         raise ClusterError(msg)
     (found,) = threads.shared(lambda one: outcome(one, how, known), [layer])
     return found
+
+
+def _is_blamed(future: Any) -> bool:
+    """Say whether several workers were lost that had a task, at work or waiting."""
+    return future.status == "error" and isinstance(future.exception(), _distributed().KilledWorker)
 
 
 def _result(future: Any, layer: Layer) -> Outcome:
