@@ -33,6 +33,18 @@ def array_argument(x: object, *, name: str) -> Array:
     return a
 
 
+def real_floating(x: object, *, name: str) -> Array:
+    """Return `x`, once it is an array of real floating numbers, which need not have values."""
+    a = array_argument(x, name=name)
+    if not dtypes.is_floating(a.dtype) or dtypes.is_complex(a.dtype):
+        msg = (
+            f"{name} must hold real floating numbers, got dtype {a.dtype}; integers must be "
+            "converted first"
+        )
+        raise TypeError(msg)
+    return a
+
+
 def concrete_argument(x: object, *, name: str, instead: str) -> Array:
     """Return the values of `x` for a function that looks at the values."""
     a = array_argument(x, name=name)

@@ -396,7 +396,7 @@ def chain_gram_iteration(
     exact = _slopes(slopes, len(read) - 1)
     frequencies = _validate.positive_int(density, name="density", least=2)
     listed = _steps.listed(multipliers, "multipliers")
-    given = [_fixed_steps.floating(x, name=f"multipliers {i}") for i, x in enumerate(listed)]
+    given = [_validate.real_floating(x, name=f"multipliers {i}") for i, x in enumerate(listed)]
     _one_library([*arrays, *given])
     inner = [(step.outputs,) for step in read[:-1]]
     shapes = [tuple(x.shape) for x in given]

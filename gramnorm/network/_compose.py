@@ -325,7 +325,7 @@ def _combine(norms: Sequence[Norm], rule: _Rule) -> Any:
         if isinstance(value, int | float):
             numbers.append(_number(value, name=name))
         else:
-            arrays.append(_array(value, name=name))
+            arrays.append(_validate.real_floating(value, name=name))
     return rule.value(numbers) if not arrays else _combined(numbers, arrays, rule)
 
 
@@ -366,15 +366,6 @@ def _number(value: float, *, name: str) -> float:
     if value < 0:
         raise ValueError(_negative(name, repr(value)))
     return float_above(Fraction(value)) if isinstance(value, int) else float(value)
-
-
-def _array(value: Any, *, name: str) -> Array:
-    """Return an array of real floating numbers."""
-    a = _validate.array_argument(value, name=name)
-    if not dtypes.is_floating(a.dtype) or dtypes.is_complex(a.dtype):
-        msg = f"{name} must hold real floating numbers, as bounds do, got dtype {a.dtype}"
-        raise TypeError(msg)
-    return a
 
 
 def _rows(x: Array) -> list[list[float]]:

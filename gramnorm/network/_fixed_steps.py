@@ -64,7 +64,7 @@ def numbered(layers: Sequence[Layer]) -> tuple[list[Array], list[Step]]:
             msg = f"layer {i} is a {kind}, which chain_certificate and chain_bound take, not this function"
             raise TypeError(msg)
         kernel = layer.kernel if isinstance(layer, ConvLayer) else layer
-        array = floating(kernel, name=f"layer {i}")
+        array = _validate.real_floating(kernel, name=f"layer {i}")
         shape = tuple(int(n) for n in array.shape)
         size = math.prod(shape)
         numbers = np.arange(count, count + size, dtype=np.float64).reshape(shape)
@@ -73,15 +73,6 @@ def numbered(layers: Sequence[Layer]) -> tuple[list[Array], list[Step]]:
         arrays.append(array)
         count += size
     return arrays, _steps.read(described)
-
-
-def floating(x: object, *, name: str) -> Array:
-    """Return an array of real floating numbers, which need not have values."""
-    a = _validate.array_argument(x, name=name)
-    if not dtypes.is_floating(a.dtype) or dtypes.is_complex(a.dtype):
-        msg = f"{name} must hold real floating numbers, got dtype {a.dtype}"
-        raise TypeError(msg)
-    return a
 
 
 def bound(

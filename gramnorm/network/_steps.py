@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 
 from gramnorm import _validate
-from gramnorm._arrays import crossing, dtypes
+from gramnorm._arrays import crossing
 from gramnorm._arrays.types import Array, HostFloats
 from gramnorm.network._layers import AvgPool, ConvLayer, Flatten, MaxPool
 
@@ -149,13 +149,7 @@ def listed(arrays: object, name: str) -> list[Array]:
 def floats(x: Array, *, name: str) -> Array:
     """Return an array of real floating numbers that has values."""
     a = _validate.concrete_argument(x, name=name, instead=INSTEAD)
-    if not dtypes.is_floating(a.dtype) or dtypes.is_complex(a.dtype):
-        msg = (
-            f"{name} must hold real floating numbers, got dtype {a.dtype}; the theorem is about "
-            "real activations, and integers must be converted first"
-        )
-        raise TypeError(msg)
-    return a
+    return _validate.real_floating(a, name=name)
 
 
 def all_positive(x: HostFloats, *, name: str) -> None:

@@ -10,6 +10,7 @@ import argparse
 import itertools
 import math
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -167,27 +168,43 @@ def bounds(
     return [chain.certificate(guess(rng, chain)) for chain in chains]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def search(
+    about: str | None,
+    kinds: Mapping[str, float],
+    drawn: Callable[[np.random.Generator, str], tuple[list[Any], float, list[float]]],
+) -> int:
+    """Draw networks of all kinds, each a share of the count, and say where a bound is below the truth.
+
+    `drawn` returns the layers, what no bound may be below, and bounds; 1 is returned if one is.
+    """
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     violations = 0
-    for number, (kind, share) in enumerate(KINDS.items()):
+    for number, (kind, share) in enumerate(kinds.items()):
         rng = np.random.default_rng([options.seed, number])
-        closest, count = math.inf, math.ceil(share * options.count)
+        closest, proved, count = math.inf, 0, math.ceil(share * options.count)
         for _ in range(count):
-            layers, known, truth = drawn(rng, kind)
-            for bound in bounds(rng, kind, layers, known):
+            layers, truth, found = drawn(rng, kind)
+            for bound in found:
+                proved += math.isfinite(bound)
                 closest = min(closest, bound / truth if truth else math.inf)
                 if not truth <= exactly(bound):  # NaN as well
                     violations += 1
                     sys.stdout.write(f"{kind}: {bound!r} is below {truth!r} for {layers!r}\n")
-        sys.stdout.write(f"{kind}: {count} chains, least bound / truth {closest!r}\n")
+        sys.stdout.write(
+            f"{kind}: {count} networks, {proved} finite bounds, least / truth {closest!r}\n"
+        )
         sys.stdout.flush()
     sys.stdout.write(f"{violations} bounds below\n")
     return int(violations > 0)
 
 
+def _drawn(rng: np.random.Generator, kind: str) -> tuple[list[Any], float, list[float]]:
+    layers, known, truth = drawn(rng, kind)
+    return layers, truth, bounds(rng, kind, layers, known)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(search(__doc__, KINDS, _drawn))
