@@ -335,14 +335,10 @@ def test_torch_leaves_its_graph_for_a_search():
 
 
 SEARCHES = {
-    function.__name__: function
-    for function in (
-        gn.classical.aol_upper_bound,
-        gn.classical.norm2toep_upper_bound,
-        gn.conv_norm_bound,
-        gn.matrix_norm_bound,
-    )
-}
+    name: method.function
+    for name, method in gn.classical.METHODS.items()
+    if method.operator == "every size"
+} | {function.__name__: function for function in (gn.conv_norm_bound, gn.matrix_norm_bound)}
 
 
 @pytest.mark.parametrize("inside", [False, True])

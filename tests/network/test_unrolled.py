@@ -207,7 +207,7 @@ def test_sizes_that_do_not_fit_are_explained(
 
 @needs_networks
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["12_42", "03_07_16_30"])
+@pytest.mark.parametrize("name", ["12_42", "13_15", "11_35", "12_27", "03_07_16_30"])
 def test_public_networks_of_one_axis_come_from_their_layers_as_stored(name: str) -> None:
     full = name if "03_07" in name else f"03_08_{name}"
     (first, second, hidden, last), best = public(f"ecg_CNN_23_{full}")
