@@ -26,7 +26,7 @@ from tests.harness.chains import (
     vectors,
 )
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def test_theorem_holds_for_any_multipliers_of_dense_chains() -> None:

@@ -21,7 +21,7 @@ from tests.harness.residuals import bounds, largest_jacobian, largest_quotient, 
 
 pytestmark = pytest.mark.no_backend
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 ROTATION = np.asarray([[0.0, -1.0], [1.0, 0.0]])
 NONE = gn.Activation(1, 1)
 
