@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -49,19 +49,13 @@ KINDS = {
 
 
 @dataclass
-class Family:
-    """What happened to one family of cases."""
+class Family(soundness.Tally):
+    """What happened to one family of cases, and the widest of its gaps."""
 
-    tried: int = 0
-    upper: int = 0
-    lower: int = 0
-    undecided: int = 0
-    unconverged: int = 0
     worst: float = 0.0
 
-    def add(self, other: "Family") -> None:
-        for name in ("tried", "upper", "lower", "undecided", "unconverged"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+    def add(self, other: Self) -> None:
+        super().add(other)
         self.worst = max(self.worst, other.worst)
 
     @classmethod

@@ -21,7 +21,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 import numpy as np
@@ -100,19 +100,28 @@ def way_of(name: str) -> contextlib.AbstractContextManager[Any]:
 
 
 @dataclass
-class Count:
-    """What happened to one family."""
+class Tally:
+    """How often something happened."""
 
     tried: int = 0
     upper: int = 0
     lower: int = 0
     undecided: int = 0
     unconverged: int = 0
+
+    def add(self, other: Self) -> None:
+        for name in Tally.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass
+class Count(Tally):
+    """What happened to one family, and by how much its bounds are apart."""
+
     over: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, other: "Count") -> None:
-        for name in ("tried", "upper", "lower", "undecided", "unconverged"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+    def add(self, other: Self) -> None:
+        super().add(other)
         self.over += other.over
 
 
