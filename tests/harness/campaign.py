@@ -28,7 +28,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tests.harness import chains, records, soundness
+from tests.harness import chains, fixed_steps, records, soundness
 from tests.harness.made_dense import dense_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,10 @@ COUNTS = ROOT / "docs" / "campaign" / "counts.json"
 PAGE = ROOT / "docs" / "campaign.md"
 
 MATRICES, KERNELS, SPARSE, DENSE, CHAINS, RECORDS = 12_000, 120, 600, 300, 200, 12  # of a round
-COMPILED = 8  # one round of so many has the tasks in which JAX compiles, which take minutes
+FIXED = 600  # matrices by fixed steps, and as many kernels
+COMPILED = (
+    8  # one round of so many has the tasks that are compiled step by step, which take minutes
+)
 KINDS = {
     "matrix": "matrices",
     "conv": "kernels",
@@ -172,13 +175,17 @@ def tasks_of(number: int, share: float, present: Sequence[str]) -> Iterator[tupl
     def count(usual: int) -> int:
         return math.ceil(usual * share)
 
-    eager = [name for name in present if name != "jax-device" or number % COMPILED == 0]
+    is_long = number % COMPILED == 0
+    eager = [name for name in present if name != "jax-device" or is_long]
     whole = [name for name in eager if not name.endswith("-device")]
     made = {
         "matrix": soundness.matrix_tasks(count(MATRICES), number, 0.0, eager),
         "conv": soundness.kernel_tasks(count(KERNELS), number, 0.0, eager),
         "sparse": soundness.sparse_tasks(count(SPARSE), number, 0.0),
         "made": dense_tasks(count(DENSE), number, whole),
+        "fixed": fixed_steps.tasks(
+            count(FIXED), count(FIXED), number, 0.0, fixed_steps.ways(eager, compiled=is_long)
+        ),
         "chain": [ChainTask(number, count(CHAINS))],
         "record": [RecordTask(number, count(RECORDS))],
     }

@@ -175,7 +175,7 @@ class Report:
         )
 
 
-def _exactly(a: np.ndarray) -> str:
+def exactly(a: np.ndarray) -> str:
     """Return an expression that makes the array again, bit for bit."""
     raw = np.ascontiguousarray(a)
     return f"np.frombuffer(bytes.fromhex('{raw.tobytes().hex()}'), '{raw.dtype}').reshape{a.shape}"
@@ -260,7 +260,7 @@ class MatrixTask:
             report.failures.append(
                 f"{side} violated: {self.library} {self.names[i]} {self.dtype} {self.shape} "
                 f"rtol={self.rtol} [{i}] of {len(stack)} {how}: "
-                f"lower={float(lower[i]).hex()} upper={float(upper[i]).hex()} {_exactly(stack[i])}  ({self})"
+                f"lower={float(lower[i]).hex()} upper={float(upper[i]).hex()} {exactly(stack[i])}  ({self})"
                 if math.prod(self.shape) <= 40
                 else f"{side} violated in [{i}] of {self}"
             )
@@ -525,7 +525,7 @@ def check_case(case: Case, lib: Library, library: str, inject: float) -> Report:
     if high or low:
         report.failures.append(
             f"{'upper' if high else 'lower'} violated: {library} {case.family} {case.options} "
-            f"lower={lower.hex()} upper={upper.hex()} {_exactly(case.kernel)}"
+            f"lower={lower.hex()} upper={upper.hex()} {exactly(case.kernel)}"
         )
     if case.is_circle:
         report.add(_check_fixed_steps(case, lib, library, inject))
@@ -553,7 +553,7 @@ def _check_fixed_steps(case: Case, lib: Library, library: str, inject: float) ->
     if high:
         report.failures.append(
             f"upper violated: {library} {case.family} {case.options}, {steps} steps, "
-            f"upper={upper.hex()} {_exactly(case.kernel)}"
+            f"upper={upper.hex()} {exactly(case.kernel)}"
         )
     return report
 
@@ -724,7 +724,7 @@ def sparse_tasks(total: int, seed: int, inject: float) -> Iterator[Any]:
 # ---------------------------------------------------------------------------------- the survey
 
 
-def _run(task: MatrixTask | KernelTask | SparseTask) -> Report:
+def run(task: MatrixTask | KernelTask | SparseTask) -> Report:
     try:
         with np.errstate(all="ignore"), way_of(getattr(task, "library", "numpy")):
             return task.run()
@@ -755,11 +755,11 @@ def survey(
     report = Report()
     if jobs == 1:
         for task in tasks:
-            report.add(_run(task))
+            report.add(run(task))
         return report
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for part in pool.imap_unordered(_run, tasks, chunksize=2):
+        for part in pool.imap_unordered(run, tasks, chunksize=2):
             report.add(part)
     return report
 

@@ -8,7 +8,7 @@ import pytest
 import gramnorm as gn
 from gramnorm._arrays import linalg
 from gramnorm._rigour import model
-from tests.harness import soundness
+from tests.harness import fixed_steps, soundness
 
 pytestmark = pytest.mark.no_backend
 
@@ -41,6 +41,26 @@ def test_no_violation_in_sparse_matrices_as_they_stand():
     assert report.failures == []
     assert report.violations == 0
     assert report.total("tried", "sparse") == 300
+
+
+def fixed_survey(inject=0.0):
+    report = soundness.Report()
+    for task in fixed_steps.tasks(400, 400, 3, inject, fixed_steps.ways(["numpy"])):
+        report.add(soundness.run(task))
+    return report
+
+
+def test_no_violation_by_fixed_steps_as_they_stand():
+    report = fixed_survey()
+    assert report.failures == []
+    assert report.total("tried", "matrix, fixed") == 400
+    assert report.total("tried", "fixed steps, conv") == 400
+
+
+def test_falsified_fixed_steps_are_found():
+    report = fixed_survey(inject=1e-6)
+    assert report.total("upper", "matrix, fixed") > 20
+    assert report.total("upper", "fixed steps, conv") > 20
 
 
 def with_values_sorted(x, values):
