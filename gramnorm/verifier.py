@@ -63,8 +63,7 @@ def need(holds: object, reason: str, verdict: str = "rejected") -> bool:
 # ------------------------------------------------------------------- 1. Reading records strictly
 def documents(text: bytes) -> list[Any]:
     """Return the records of a document: JSON with nothing twice, missing or unknown."""
-    twice = "a key stands twice in one object"
-    unique = lambda pairs: need(len(dict(pairs)) == len(pairs), twice) and dict(pairs)
+    unique = lambda pairs: need(len(dict(pairs)) == len(pairs), "repeated key") and dict(pairs)
     try:
         found = json.loads(text.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
@@ -327,12 +326,13 @@ def cells(symbol: Symbol, listed: Any) -> Iterator[tuple[list[Fraction], Fractio
     ends = [Fraction(1, 2 if symbol.is_real and a == 0 else 1) for a in range(len(symbol.spans))]
     side = functools.partial(items, length=2, read=fraction)
     boxes = [items(cell, "a cell", len(ends), side) for cell in items(listed, "cells", None)]
-    boxes.sort()
+    most = max(range(len(ends)), key=lambda a: len({box[a][0] for box in boxes}))  # often cut
+    boxes.sort(key=lambda box: box[most])
     for i, box in enumerate(boxes):
         inside = all(a < b <= end for (a, b), end in zip(box, ends, strict=True))
         need(inside, f"a cell is empty or not among the frequencies: {box}")
-        for other in boxes[i + 1 :]:
-            if other[0][0] >= box[0][1]:
+        for other in itertools.islice(boxes, i + 1, None):
+            if other[most][0] >= box[most][1]:
                 break  # and so are all that follow, in this order
             apart = any(b <= c or d <= a for (a, b), (c, d) in zip(box, other, strict=True))
             need(apart, f"cells overlap: {box} and {other}")

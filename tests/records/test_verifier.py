@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +188,20 @@ class TestCells:
         for side in (["1/2", "5/8"], ["3/8", "5/8"], ["1/4", "1/4"], ["1/4", "1/8"]):
             record = edited(CONV, lambda r, side=side: r["upper"]["cells"].append([side]))
             assert_rejected(record, "empty or not among the frequencies|overlap")
+
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_cells_cut_along_either_axis_are_compared_with_few_others(self, monkeypatch, axis):
+        symbol, count, asked = SimpleNamespace(is_real=False, spans=(0, 0)), 512, []
+        need = verifier.need
+        monkeypatch.setattr(verifier, "need", lambda *args: asked.append(args) or need(*args))
+        parts = [[f"{i}/{count}", f"{i + 1}/{count}"] for i in range(count)]
+        listed = [[["0/1", "1/4"], part][:: 1 - 2 * axis] for part in parts]
+        listed += [[["1/4", "1/1"], part][:: 1 - 2 * axis] for part in parts]
+        assert len(list(verifier.cells(symbol, listed))) == 2 * count
+        assert len(asked) < 40 * count
+        listed[3] = listed[4]
+        with pytest.raises(verifier.Refusal, match="overlap"):
+            list(verifier.cells(symbol, listed))
 
     def test_cells_that_are_too_large_are_rejected(self):
         assert_rejected(put(CONV, [[["0/1", "1/2"]]], "upper", "cells"), "cosine|above upper")
