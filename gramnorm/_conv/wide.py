@@ -30,7 +30,7 @@ from gramnorm._rigour.model import down, up
 
 FIRST_STEPS, CHILD_STEPS, MORE_STEPS = 8, 4, 12
 """Lanczos steps at samples, at centres, and where norms must be known sharply: at samples where they
-are high and where a factorisation failed."""
+are high and where a factorisation failed, unless the tolerance is loose."""
 
 HIGH = 0.9
 """Share of the largest estimate from which on a sample is high: cells are small there."""
@@ -100,6 +100,9 @@ class _Search:
         self, squares: Sequence[Squared], kernel_size: tuple[int, ...], half: bool, rtol: float
     ) -> None:
         self._squares, self._rtol = squares, rtol
+        # interpolated norms are right enough, and a smaller cell costs less than an estimate
+        self._is_loose = rtol >= limits.WIDE_LOOSE
+        self._more = CHILD_STEPS if self._is_loose else MORE_STEPS
         self._samples = cover.samples(kernel_size, half=half)
         self._lattice = cover.lattice(kernel_size, half=half)
         shape = np.asarray(self._lattice.shape)
@@ -124,10 +127,9 @@ class _Search:
         hopeless = lower == 0 or (self._looks_flat(first) and is_flat(lower))
         covers = [] if hopeless else [self._cover(cells) for cells in first]
         if covers and self._expected(covers) <= most:
-            closed = (
-                self._close(block, covers[block].estimated(square), 2 * most)
-                for block, square in enumerate(self._squares)
-            )
+            if not self._is_loose:
+                covers = [c.estimated(s) for c, s in zip(covers, self._squares, strict=True)]
+            closed = (self._close(block, cells, 2 * most) for block, cells in enumerate(covers))
             if all(closed):
                 return self._found(max(self._upper, self._best.bounds.lower))
         return self._found(max(square.sum_bound for square in self._squares))
@@ -136,7 +138,7 @@ class _Search:
         """Return estimates at the samples, sharper ones where the norm is large."""
         found = _Open(turns, np.ones(len(turns)), *square.estimator.at(turns, FIRST_STEPS))
         large = np.flatnonzero(found.norms > HIGH * np.max(found.norms))
-        return found.again(square, large, MORE_STEPS)
+        return found.again(square, large, self._more)
 
     def _found(self, upper: float) -> Maximum:
         """Return what is known; the cost counts frequencies, a factorisation of each block."""
@@ -165,7 +167,8 @@ class _Search:
         norms = self._samples.interpolated(samples.norms, self._lattice.shape)
         norms = np.minimum(norms, self._best.bounds.lower)  # where it overshoots
         small = float(self._width(1.0))
-        points, sizes = self._lattice.blocks(limits.WIDE_MARGIN * self._need(norms), small)
+        margin = limits.WIDE_MARGIN[self._is_loose]
+        points, sizes = self._lattice.blocks(margin * self._need(norms), small)
         found = norms[tuple((points % norms.shape).T)]
         turns = snapped(points / self._lattice.shape)
         nearest, opposite = self._samples.nearest(turns)
@@ -226,7 +229,7 @@ class _Search:
             closed[tried] = upper < np.inf
             self._upper = max(self._upper, float(np.max(upper[upper < np.inf], initial=0.0)))
             failed = tried[~(upper < np.inf)]
-            cells = cells.again(square, failed, MORE_STEPS)  # the estimates were too low
+            cells = cells.again(square, failed, self._more)  # the estimates were too low
             # cells this small are open because of rounding, which splitting does not mend
             small = ~closed & (
                 (np.cos(w) * (1 + self._rtol / 16) >= 1) | (self._width(0.0) > w / 2)
