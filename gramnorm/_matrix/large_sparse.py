@@ -34,6 +34,9 @@ Given are known bounds on it, and an upper bound on the norm of the moduli, by w
 counted.
 """
 
+_UNSEEN = 1e-9
+"""Share of the norm that entries of other phases than the rest may have before they are seen."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -207,12 +210,9 @@ def _connected(
     # that of the moduli is no less
     size = float(np.linalg.norm(m.forward(w)) / np.linalg.norm(w))
     found = Found(Bounds(lower_bound(b, x, upper), upper, 1), x)
-    has_phases = found.bounds.lower >= size * (1 - 1e-9)  # of all entries
+    has_phases = found.bounds.lower >= size * (1 - _UNSEEN)  # of all entries
     if not has_phases:
-        y = leading_vector(b, rtol=rtol)
-        lower = lower_bound(b, y, upper)
-        if lower > found.bounds.lower:
-            found = Found(Bounds(lower, upper, 2), y)
+        found = _by_lanczos(b, found, upper, rtol=rtol)
     if has_phases or size <= found.bounds.lower * (1 + rtol):
         most, w, cost = leading(m, w, rtol=0.9 * rtol)
         y = x / np.abs(x) * w
@@ -221,6 +221,8 @@ def _connected(
         found = Found(
             found.bounds.narrowed(Bounds(lower, most, cost)), y if better else found.vector
         )
+    if has_phases and rtol < _UNSEEN and not found.bounds.is_within(rtol):
+        found = _by_lanczos(b, found, upper, rtol=rtol)
     for road in roads:
         if found.bounds.is_within(rtol):
             break
@@ -228,6 +230,15 @@ def _connected(
         if one is not None:
             found = Found(found.bounds.narrowed(one), found.vector)
     return found
+
+
+def _by_lanczos(b: Rows, found: Found, upper: float, *, rtol: float) -> Found:
+    """Return what is known with the lower bound of the leading vector, if that is higher."""
+    y = leading_vector(b, rtol=rtol)
+    lower = lower_bound(b, y, upper)
+    if lower <= found.bounds.lower:
+        return found
+    return Found(found.bounds.narrowed(Bounds(lower, upper, 1)), y)
 
 
 def leading_vector(b: Rows, *, rtol: float) -> HostNumbers:

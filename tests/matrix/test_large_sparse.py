@@ -232,6 +232,16 @@ def test_vectors_attain_the_bound_where_less_is_asked_than_rounding_leaves(rtol)
     assert abs(np.vdot(found.left, x @ found.right)) >= found.lower * (1 - 1e-6)
 
 
+def test_vectors_attain_what_is_below_the_phases_that_are_seen():
+    """Entries of other signs that change the norm by 1e-10 of itself, and 1e-14 is asked for."""
+    x = np.asarray([[-3e-3, 0, -1e-8, -1, -4e-7], [0, -2.5e-3, 0, -0.37, 5e-5]])
+    x = sp.csr_array(np.concatenate([x, [[7e-6, 9e-3, -5e-4, 1.3e-7, -3.7e-4]]]))
+    steps = {"LONG_LANCZOS_STEPS": 400, "BASIS": 2**10}
+    with mock.patch.multiple(limits, SMALL_SIDE=0, STACKED=1, FIRST_STEPS=2, **steps):
+        found = gn.matrix_norm_bracket(x, rtol=1e-14, vectors=True)
+    assert abs(found.left @ (x @ found.right)) >= found.lower * (1 - 2e-14)
+
+
 def test_parts_are_those_of_scipy_and_phases_undo_balanced_signs():
     rng = np.random.default_rng(0)
     balanced = 0
