@@ -216,8 +216,21 @@ def rescaled(dtype, be):
         yield 0, 1.0, sum(sum(map(Fraction, entry)) ** 2 for entry in entries)
 
 
+def chained(dtype, be):
+    """Chains of layers: one, non-negative ones of rank one, and a block with a shortcut."""
+    if np.dtype(dtype).kind == "c":
+        return
+    (a, square), (b, _) = outer(30, 5, dtype), outer(4, 30, dtype)
+    yield 0, gn.chain_certificate([be.asarray(a)], []), square
+    yield 0, gn.chain_bound([be.asarray(a)]), square
+    both = (b @ a).astype(int).ravel().tolist()  # all active where the input is positive
+    yield 0, gn.chain_bound([be.asarray(a), be.asarray(b)]), Fraction(sum(x * x for x in both))
+    branch = [be.asarray(np.eye(3, dtype=dtype)), be.asarray(2 * np.eye(3, dtype=dtype))]
+    yield 0, gn.chain_bound([gn.network.Residual(branch)]), Fraction(9)
+
+
 ROUTES = [alone, stacked, fixed, certified, by_row_sums, factorised, sparse, symbols, flat_symbols]
-ROUTES += [wide_symbols, assembled, paired, compressed, others, rescaled]
+ROUTES += [wide_symbols, assembled, paired, compressed, others, rescaled, chained]
 
 
 def backend(name):
@@ -287,10 +300,7 @@ def test_half_of_kappa_is_not_enough_in_float64(route, dtype, monkeypatch):
     assert any(side > 0 for side, _ in wrong_sides(route, hostile.KINDS["low"], dtype))
 
 
-SPARE = [alone, stacked, fixed, certified, by_row_sums, factorised, symbols, assembled]
-
-
-@pytest.mark.parametrize("route", SPARE, ids=lambda route: route.__name__)
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.__name__)
 def test_bounds_have_to_spare_what_one_nudge_gives(route):
     """A nudge restores eight roundings by 16 units and covers one to four: one of many may go.
 
