@@ -217,6 +217,7 @@ OTHERS = {  # where tests of a module are that are not called after it
     "_rigour/scaling.py": ("tests/matrix/test_matrix.py",),
     "_rigour/model.py": ("tests/test_bracket.py",),
 }
+FIRST: Stage = ("tests/rigour/test_terms.py",)
 LAST: Stage = ("tests/harness/test_soundness_teeth.py", "-k", "as_it or as_they")
 
 
@@ -228,7 +229,7 @@ def stages(module: str) -> list[Stage]:
         for path in sorted(ROOT.glob(f"tests/*/test_{stem}.py"))
     ]
     others = [(name,) for name in OTHERS.get(module, ())]
-    return list(dict.fromkeys([*ROOMS.get(room, ()), *own, *others, LAST]))
+    return list(dict.fromkeys([FIRST, *ROOMS.get(room, ()), *own, *others, LAST]))
 
 
 def worst_arithmetic(module: str) -> Iterator[str]:
