@@ -315,7 +315,7 @@ def change(mutant: Mutant) -> None:
 def _swap(old: Any, new: Any) -> None:
     if isinstance(old, type):
         for name, part in vars(old).items():
-            if name in vars(new):
+            if name in vars(new) and not isinstance(part, type):  # PyTorch's point to each other
                 _swap(part, vars(new)[name])
         return
     for inner in ("__wrapped__", "__func__", "fget", "func"):

@@ -10,11 +10,26 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.sparse
 
+from gramnorm._arrays import limits
 from gramnorm._conv import factored, finite_lower, finite_upper, flat, squared, vectors, wide
 from gramnorm._conv.sampling import Maximum
-from gramnorm._matrix import cholesky, definite, fixed_steps, gram
-from gramnorm._rigour import model
+from gramnorm._matrix import (
+    cholesky,
+    definite,
+    fixed_steps,
+    gram,
+    non_negative,
+    operators,
+    residual,
+    single,
+    sparse,
+    summed,
+    windows,
+)
+from gramnorm._results import Bounds
+from gramnorm._rigour import model, sums
 from tests.harness import hostile
 
 pytestmark = pytest.mark.no_backend
@@ -212,3 +227,142 @@ def test_results_of_fixed_steps_count_what_is_subnormal():
     with np.errstate(all="ignore"):
         found = fixed_steps.restored(value, peak, np.ones((1, 1), np.float32), gain=4.0)
     assert np.all(found.astype(np.float64) >= value * float(fixed_steps.divisor(peak)[0]))
+
+
+def test_a_rayleigh_quotient_counts_a_long_product(monkeypatch):
+    """A row of ones, whose only image comes out too large."""
+    n = 400
+    high = np.full((1, 1), n * (1 + real(n) * ALMOST))
+    monkeypatch.setattr(residual.linalg, "images", lambda b, _: (high, b.T @ high))
+    found = residual.quotient(np.ones((1, n)), np.ones((n, 1)), frobenius=math.sqrt(n) * (1 + U))
+    assert 0 < found.lower <= n
+
+
+def test_a_rayleigh_quotient_in_single_precision_counts_its_pieces(monkeypatch):
+    n = limits.QUOTIENT_PIECE
+    high = n * (1 + real(n, U32) * ALMOST)
+    monkeypatch.setattr(residual, "_image", lambda c, _: np.full(len(c), high))
+    ones = np.ones((1, n), np.float32)
+    found = residual.single_quotient(ones, ones[0], frobenius=math.sqrt(n) * (1 + U))
+    assert 0 < found.lower <= n
+
+
+def test_row_sums_count_what_their_products_lose():
+    q = 400
+    with hostile.computing(hostile.KINDS["low"]):
+        ones = hostile.plain.ones((q, q))
+        assert residual.weighted_row_sum(ones, ones[:, :1]) >= q
+
+
+def test_non_negative_products_count_all_their_terms():
+    """A row of 200 entries and a column of 100: two images that are too small, and a quotient."""
+    m = non_negative.NonNegative(np.asarray, np.asarray, 200, 100, 200, 300)
+    lost = (1 - Fraction(U)) ** (200 + 5 + 100 + 5 + 1)
+    assert Fraction(float(m.above(np.asarray([float(lost)]))[0])) ** 2 >= 1
+
+
+def test_an_attained_norm_counts_the_sum_of_a_row(monkeypatch):
+    n = 1000
+
+    class High:
+        def __matmul__(self, _):
+            return np.full(1, n * (1 + real(n) * ALMOST))
+
+    monkeypatch.setattr(non_negative.linalg, "in_double", lambda _: [High()])
+    monkeypatch.setattr(sums, "host_norm", lambda x: (np.linalg.norm(x),) * 2)
+    found = non_negative.attained(np.ones((1, n)), np.ones(n), math.sqrt(n) * (1 + U), in_row=n)
+    assert 0 < Fraction(found) ** 2 <= n
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_bounds_on_an_operator_of_subnormal_norm_are_on_their_sides(rows):
+    """Twice the roots of 2 and of 3 are no whole numbers: one is rounded up, one down."""
+    entry = 2 * 2.0**-1074
+    operator = SimpleNamespace(
+        shape=(rows, 1),
+        matvec=lambda x: np.full(rows, x[0] * entry),
+        rmatvec=lambda y: np.asarray([float(np.sum(y)) * entry]),
+    )
+    exact = rows * Fraction(entry) ** 2
+    low, high, _ = operators._bracket_non_negative(operator, 1e-6)
+    assert Fraction(low) ** 2 <= exact <= Fraction(high) ** 2
+    assert Fraction(operators.operator_norm_lower_bound(operator)) ** 2 <= exact
+
+
+def test_a_narrowed_matrix_counts_the_rounding_of_its_entries():
+    b = np.full((3, 40), 1 + 2.0**-24)  # half way between two floats
+    square = float(np.sum(b * b)) * (1 + 8 * U)
+    c, scale, off = single._narrowed(b, square)
+    exact = Fraction(1) + Fraction(1, 2**24)
+    error = abs(Fraction(float(c[0, 0])) - Fraction(scale) * exact)
+    assert 0 < 120 * error**2 <= Fraction(off) ** 2
+
+
+def test_gram_matrices_in_pieces_count_both_sums():
+    c = np.zeros((1024, 8), np.float32)
+    found = {single._longest_pieces(c, 1.0, 1e-9, room) for room in 10.0 ** np.arange(-6, 2, 0.1)}
+    lengths = {inner for inner, _ in found if inner}
+    assert len(lengths) > 1
+    for inner, error in found:
+        if inner:
+            pieces = -(-1024 // inner)
+            assert error >= (1 + real(inner, U32)) * (1 + real(pieces - 1, U32)) - 1
+
+
+def test_a_level_that_is_added_counts_its_rounding(monkeypatch):
+    monkeypatch.setattr(definite, "shortfalls", lambda *_, **__: (np.zeros(1), np.full(1, 3.0)))
+    found = single._eigenvalue_bound(np.eye(4, dtype=np.float32), 2.0, 4)
+    assert found >= 2 + 3 * U32
+
+
+def test_values_in_one_place_count_the_additions_of_all():
+    count = 500
+    place = np.zeros(count, np.int64)
+    x = scipy.sparse.coo_array((np.ones(count), (place, place)), shape=(1, 1))
+    assert sparse._sum_loss(x, merged=1) >= count * real(count - 1)
+
+
+def test_a_cluster_of_a_sparse_matrix_counts_the_rounding_of_its_gram_matrix(monkeypatch):
+    seen = []
+
+    def iterated(_, *, error, size, rtol):
+        seen.append((error, size))
+        return Bounds(0.0, math.inf, 1)
+
+    open_ = Bounds(0.0, math.inf, 1)
+    monkeypatch.setattr(sparse, "matrix_certificate", lambda *_, **__: open_)
+    monkeypatch.setattr(sparse, "gram_iterated", iterated)
+    sparse._by_dense_gram(scipy.sparse.csr_array(np.ones((300, 2))), rtol=1e-9)
+    ((error, size),) = seen
+    assert size >= 600
+    assert error >= 600 * real(300)
+
+
+def test_sums_of_gram_matrices_count_products_and_sums():
+    rows = np.ones((300, 4))
+    part = summed.of_piece(rows)
+    square = 300 * 4 * 4.0**-part.exponent
+    assert part.square >= square
+    assert part.error >= real(300) * square
+    many = [part] * 200
+    exact = 200 * part.square * real(199)
+    assert summed.sum_error(many, part.gram) >= exact
+    assert summed._times(1.0, -3000) > 0
+
+
+def test_a_window_counts_the_products_of_its_gram_matrix(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        windows, "_by_moduli", lambda _, error, *__, **___: seen.append(error) or 9.0
+    )
+    ones = scipy.sparse.csr_array(np.ones((300, 2)))
+    windows.bracket(ones, Bounds(math.sqrt(600), 25.0, 1), 25.0, rtol=1.0)
+    assert seen[0] >= 625 * real(300)
+
+
+def test_a_factorisation_in_a_window_counts_its_sums_of_squares(monkeypatch):
+    window = windows.Window(64, np.asarray([64, 512]))
+    monkeypatch.setattr(windows, "_factorise", lambda *_: (1.0, 0.0))
+    s = SimpleNamespace(dtype=np.dtype(np.float64), order=512)
+    found = windows.eigenvalue_bound(s, window, 1.0)
+    assert found >= 1 + math.sqrt(2 / (1 - real(2 * window.side * 64)))
