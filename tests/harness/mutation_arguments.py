@@ -25,6 +25,32 @@ SPARE = (
     "A difference of two floats errs by u of itself, so that the product under the root is right "
     "within three units without it: the term is spare."
 )
+SECOND = (
+    "Of second order: a factor 1 + c u of a constant that is itself a few u. Sums of n terms are "
+    "counted with gamma_n, of which the worst order attains n - 1 roundings: more is to spare."
+)
+TWICE = (
+    "The sums of this quotient are counted with Lemma 3, (2 (m + n) + 14) u each and both ends of "
+    "the ratio, where the worst order of summation attains (m + n) u: more is to spare than the "
+    "term, which for its own is at most 4 (q + 4) u."
+)
+NARROW = (
+    "A unit of double precision beside products in single precision: 2^-29 of the term beside it."
+)
+PHASES = (
+    "Phases are right within 20 u where 4 u are attained (probed in each process), and real taps "
+    "attain n u of the 3.2 (n + 4) u that is counted for complex products."
+)
+FEW = (
+    "A few u of a quotient or a root, beside the loss of a sum of squares of all entries, which the "
+    "worst order attains by half: bounds stay above without it in the worst arithmetic "
+    "(test_no_arithmetic_of_the_model_ends_below)."
+)
+MOMENTS = (
+    "The bound is moved by 1 % of its distance from the mean beyond the fixed point, to which "
+    "Newton's steps come from above: more than roundings of the centred sums change, also where "
+    "nothing but them is left (test_the_moment_bound_holds_when_its_sums_err_by_all_they_may)."
+)
 LOST = r"(underflow\(|\.tiny`|off `lost`)"
 SUMS = r"^_rigour/sums\.py "
 PROOFS = (
@@ -40,6 +66,25 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
     (r"^_conv/\w+\.py .*" + LOST, SCALED),
     (r"^_matrix/residual\.py quotient: off `prec\.(kappa\(p\)|unit)`", RESIDUAL),
     (r"^_matrix/definite\.py expected_loss", CHOICE),
+    (r"^_conv/(factored\.py _heights|wide\.py _Search\._settle): off `excess`", CHOICE),
+    (r"^network/_program\.py .*: off `excess`", CHOICE),
+    (r"^_matrix/large_sparse\.py _connected: off `1e-9`", CHOICE),
+    (r"^_matrix/choose\.py _bracket_unscaled: off `dtypes", SCALED),
+    (r"^_matrix/definite\.py _collatz: off `2\.0", SCALED),
+    (
+        r"^_matrix/(fixed_steps\.py (norm_bound|gram_values)|summed\.py|sparse\.py) ?.*" + LOST,
+        SCALED,
+    ),
+    (r"^_matrix/non_negative\.py attained.*" + LOST, SCALED),
+    (r"^_matrix/non_negative\.py NonNegative\.above: off `HOST_UNIT`( #2)?$", SECOND),
+    (r"^_conv/flat\.py autocorrelation: off `prec\.kappa\(p\)` #1", SECOND),
+    (r"^_matrix/fixed_steps\.py gram_values: off `prec\.gamma", SECOND),
+    (r"^_matrix/fixed_steps\.py (gram_values|frobenius_above): off `prec\.unit", FEW),
+    (r"^_conv/squared\.py Squared\.\w+: off `PHASE_ERROR`", PHASES),
+    (r"^_matrix/residual\.py hermitian_quotient: off `(sums|prec)", TWICE),
+    (r"^_matrix/residual\.py single_quotient: off `(double|sums\.loss)", NARROW),
+    (r"^_matrix/residual\.py single_quotient: off `prec\.unit`", RESIDUAL),
+    (r"^_matrix/moments\.py upper_bound: off `(precision|sums)", MOMENTS),
     (
         r"^_conv/symbol\.py Symbol\._evaluation_error: off `prec\.gamma",
         "It is a factor of the error itself: of second order, and less than the nudge that follows.",

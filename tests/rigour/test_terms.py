@@ -276,8 +276,8 @@ def test_an_attained_norm_counts_the_sum_of_a_row(monkeypatch):
 
 @pytest.mark.parametrize("rows", [2, 3])
 def test_bounds_on_an_operator_of_subnormal_norm_are_on_their_sides(rows):
-    """Twice the roots of 2 and of 3 are no whole numbers: one is rounded up, one down."""
-    entry = 2 * 2.0**-1074
+    """4096 times the roots of 2 and of 3 are no whole numbers: one is rounded up, one down."""
+    entry = 4096 * 2.0**-1074
     operator = SimpleNamespace(
         shape=(rows, 1),
         matvec=lambda x: np.full(rows, x[0] * entry),
@@ -286,7 +286,7 @@ def test_bounds_on_an_operator_of_subnormal_norm_are_on_their_sides(rows):
     exact = rows * Fraction(entry) ** 2
     low, high, _ = operators._bracket_non_negative(operator, 1e-6)
     assert Fraction(low) ** 2 <= exact <= Fraction(high) ** 2
-    assert Fraction(operators.operator_norm_lower_bound(operator)) ** 2 <= exact
+    assert 0 < Fraction(operators.operator_norm_lower_bound(operator)) ** 2 <= exact
 
 
 def test_a_narrowed_matrix_counts_the_rounding_of_its_entries():
