@@ -51,6 +51,23 @@ MOMENTS = (
     "Newton's steps come from above: more than roundings of the centred sums change, also where "
     "nothing but them is left (test_the_moment_bound_holds_when_its_sums_err_by_all_they_may)."
 )
+SIXTEEN = (
+    "A product that is rounded up takes three roundings, and 16 are counted; that it needs some is "
+    "seen (test_fixed_steps_of_a_chain_count_the_rounding_of_entries_and_products)."
+)
+SPREAD = (
+    "What two transforms lose is counted once for each lag, where the worst sums of a row attain "
+    "the root of their number: rescaled rows have tens of units to spare in the worst arithmetic "
+    "(test_bounds_have_to_spare_what_one_nudge_gives)."
+)
+SHORT = (
+    "A subnormal number of float16 loses 2^-24, beside the 2^-11 of its other roundings; in other "
+    "types it is next to nothing."
+)
+TOGETHER = (
+    "Both are for products that underflow, which lose a fraction of either; that one of them is "
+    "needed is seen (test_an_energy_behind_a_matrix_counts_what_underflows)."
+)
 LOST = r"(underflow\(|\.tiny`|off `lost`)"
 SUMS = r"^_rigour/sums\.py "
 PROOFS = (
@@ -68,6 +85,21 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
     (r"^_matrix/definite\.py expected_loss", CHOICE),
     (r"^_conv/(factored\.py _heights|wide\.py _Search\._settle): off `excess`", CHOICE),
     (r"^network/_program\.py .*: off `excess`", CHOICE),
+    (r"^network/_energies\.py _pulled_back: off `_PRECISION\.(underflow|tiny)", TOGETHER),
+    (
+        r"^_rescaling\.py _relative_error(\.stages)?: off `(HOST_UNIT|prec\.kappa\(n\)|prec\.unit`$)",
+        SPREAD,
+    ),
+    (r"^_rescaling\.py (_relative_error: off `prec\.gamma|_shrinkage: off `unit`$)", SECOND),
+    (r"^_rescaling\.py row_scales: off `prec\.gamma", SPREAD),
+    (r"^_rescaling\.py row_scales: off `prec\.unit`", FEW),
+    (r"^_rescaling\.py _row_error.*" + LOST, SCALED),
+    (r"^_rescaling\.py _shrinkage: off `lost`", SHORT),
+    (r"^network/_interior\.py path: off `unit`", CHOICE),
+    (r"^network/_fixed_steps\.py module: halved `16`", SIXTEEN),
+    (r"^network/_energies\.py _at_the_input.*" + LOST, SCALED),
+    (r"^network/_sequence\.py _rounding: off `lost`$", SCALED),
+    (r"^network/_unrolled\.py _of_sums: off `HOST_UNIT` #1", SECOND),
     (r"^_matrix/large_sparse\.py _connected: off `1e-9`", CHOICE),
     (r"^_matrix/choose\.py _bracket_unscaled: off `dtypes", SCALED),
     (r"^_matrix/definite\.py _collatz: off `2\.0", SCALED),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from gramnorm import _rescaling
 from gramnorm._arrays import limits
 from gramnorm._conv import factored, finite_lower, finite_upper, flat, squared, vectors, wide
 from gramnorm._conv.sampling import Maximum
@@ -30,6 +31,11 @@ from gramnorm._matrix import (
 )
 from gramnorm._results import Bounds
 from gramnorm._rigour import model, sums
+from gramnorm.network import _coupling as coupling
+from gramnorm.network import _energies as energies
+from gramnorm.network import _fixed_steps as chain_steps
+from gramnorm.network import _sequence as sequence
+from gramnorm.network import _unrolled as unrolled
 from tests.harness import hostile
 
 pytestmark = pytest.mark.no_backend
@@ -366,3 +372,137 @@ def test_a_factorisation_in_a_window_counts_its_sums_of_squares(monkeypatch):
     s = SimpleNamespace(dtype=np.dtype(np.float64), order=512)
     found = windows.eigenvalue_bound(s, window, 1.0)
     assert found >= 1 + math.sqrt(2 / (1 - real(2 * window.side * 64)))
+
+
+# ------------------------------------------------------------------------------------- networks
+
+
+def test_the_joined_operator_of_a_chain_counts_the_rounding_of_its_entries(monkeypatch):
+    """The identity, each entry too small by the two roundings of its scale."""
+    n = 400
+    joined = SimpleNamespace(doubts=None, scaled=lambda _: np.eye(n))
+    monkeypatch.setattr(coupling, "matrix_norm_bound", lambda *_, **__: np.float64(1.0))
+    found, _ = coupling.Coupling.norm_and_peak(joined, np.ones(1), total=1)
+    assert found >= 1 + ((1 + U) ** 2 - 1 + 2 * U) * math.sqrt(n) / 1.01
+
+
+def test_an_energy_behind_a_matrix_counts_both_products():
+    rows, columns = 300, 3
+    with hostile.computing(hostile.KINDS["low"]):
+        found = energies._pulled_back(np.ones((rows, rows)), np.ones((rows, columns)))
+    total = sum(Fraction(float(x)) for x in found.ravel())
+    assert total >= (rows * columns) ** 2
+
+
+def test_a_step_of_an_energy_counts_the_entries_of_its_matrix(monkeypatch):
+    n = 20
+    known = np.zeros((n, n)), np.zeros((n, n)), np.eye(n)
+    monkeypatch.setattr(energies, "blocks", lambda *_: known)
+    moduli = np.full((2 * n, 2 * n), 1.0)
+    monkeypatch.setattr(energies, "without_unit", lambda *_: (np.zeros((2 * n,) * 2), moduli))
+    below = 1 - 8 * U * n  # less than what 2 n entries may have lost
+    monkeypatch.setattr(energies, "eigenvalue_bound", lambda *_: below)
+    bend = SimpleNamespace(size=n)
+    ones = np.ones(n)
+    assert not energies._is_proved(np.eye(n), np.eye(n), bend, ones, ones, margin=0.0)
+
+
+def test_the_constant_of_an_energy_counts_the_last_product(monkeypatch):
+    n = 400
+    monkeypatch.setattr(energies, "_root", lambda _: np.ones((1, n)))
+    monkeypatch.setattr(energies, "matrix_norm_bound", lambda a, **_: float(np.abs(a)[0, 0]))
+    with hostile.computing(hostile.KINDS["low"]):
+        assert energies._at_the_input(np.eye(n), np.ones((n, 1)), 0) >= n
+
+
+@pytest.mark.parametrize(("n", "margin"), [(1, 2 * U), (400, 150 * U)])
+def test_a_root_of_an_energy_counts_the_product_that_checks_it(monkeypatch, n, margin):
+    """The product looks exact, and may have hidden n units of n."""
+    monkeypatch.setattr(energies, "_MARGIN", margin)
+    monkeypatch.setattr(energies, "_TRIES", 1)
+    monkeypatch.setattr(energies.linalg, "matmul", lambda a, _: a @ a.T)
+    monkeypatch.setattr(energies, "host_norm", lambda _: (0.0, 0.0))
+    assert energies._root(np.eye(n)) is None
+
+
+def test_fixed_steps_of_a_chain_count_the_rounding_of_entries_and_products(monkeypatch):
+    n, rng = 16, np.random.default_rng(5)
+    b = np.full((n, n), np.float32(1 - 2 * U32))
+    monkeypatch.setattr(chain_steps, "_coupling", lambda *_: (b, np.float32(1.0)))
+
+    def exactly(a, **_):
+        return np.float32(np.linalg.norm(a.astype(float), 2))
+
+    monkeypatch.setattr(chain_steps, "gram_iteration", exactly)
+    found = chain_steps._norm(SimpleNamespace(), b, b, 1, 8)
+    assert found.dtype == np.float32
+    assert float(found[0]) >= n
+    value, factor = (rng.uniform(1, 2, 3000).astype(np.float32) for _ in range(2))
+    exact = value.astype(np.float64) * factor.astype(np.float64)
+    assert np.all(chain_steps._times(value, factor) >= exact)
+
+
+def test_short_products_are_no_smaller_than_what_they_stand_for():
+    """1.5 (1 + 2^-54) is rounded to 1.5, which is short already."""
+    e = 2.0**-18
+    a, b = 1 + e, 1.5 * (1 - e + e**2)
+    assert a * b == 1.5
+    found = sequence._product(np.asarray([a]), np.asarray([b]))
+    assert Fraction(float(found[0])) >= Fraction(a) * Fraction(b)
+
+
+def test_products_that_are_subnormal_count_what_each_may_have_lost():
+    quantum = 2.0**-1074
+    assert sequence._rounding(np.full((100, 100), quantum)) >= 50 * quantum
+
+
+def test_sums_of_weights_count_their_additions():
+    count = 300
+    ones = np.ones(count)
+    _, doubts = unrolled._of_sums(lambda w: np.sum(w, keepdims=True), ones, None, terms=count)
+    assert doubts[0] >= count * real(count - 1)
+
+
+def test_fixed_steps_of_a_chain_count_what_underflows(monkeypatch):
+    small, least = np.float32(2.0**-80), np.float32(2.0**-149)
+    with np.errstate(all="ignore"):
+        assert float(chain_steps._times(small, small)) >= 2.0**-160
+        large = np.full(1, 2.0**120, np.float32)
+        found = chain_steps._times_power(large, np.full(1, least), 1)
+        assert float(found[0]) >= 2.0**120 * 2.0**-150
+    n, tiny = 16, float(np.finfo(np.float32).smallest_normal)
+    zeros = np.zeros((n, n), np.float32)  # of entries just below the smallest normal number
+    monkeypatch.setattr(chain_steps, "_coupling", lambda *_: (zeros, np.float32(1.0)))
+    monkeypatch.setattr(chain_steps, "gram_iteration", lambda *_, **__: np.float32(0.0))
+    assert float(chain_steps._norm(SimpleNamespace(), zeros, zeros, 1, 8)[0]) >= n * tiny
+
+
+def test_an_energy_behind_a_matrix_counts_what_underflows():
+    """K = (1, 2^-600) and E = 2^-480, a matrix of rank one of which one entry is left."""
+    e, k = 2.0**-480, np.asarray([[1.0, 2.0**-600]])
+    found = energies._pulled_back(np.asarray([[e]]), k)
+    exact = [[Fraction(e) * Fraction(a) * Fraction(b) for b in k[0]] for a in k[0]]
+    (a, b), (_, d) = [
+        [Fraction(float(x)) - y for x, y in zip(*rows, strict=True)]
+        for rows in zip(found, exact, strict=True)
+    ]
+    assert a >= 0
+    assert d >= 0
+    assert a * d >= b * b
+
+
+# ------------------------------------------------------------------------------------ rescaling
+
+
+@pytest.mark.parametrize("q", [1, 50])
+def test_rows_of_a_gram_matrix_count_products_and_the_scaling(q):
+    prec = model.Precision(U32, 2.0**-126, complex=False)
+    found = _rescaling._relative_error(1, 3, q, (), prec, half=True)
+    assert found >= (1 + real(q, U32)) * (1 + U32) - 1
+
+
+def test_rescaled_entries_leave_room_for_their_last_rounding():
+    double, single = np.dtype(np.float64), np.dtype(np.float32)
+    for out, unit in ((double, U), (single, U32)):
+        room = _rescaling._shrinkage((1, 1, 10**4, 10**4), double, out)
+        assert Fraction(room) * (1 + 100 * Fraction(unit)) <= 1
