@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -780,3 +781,26 @@ def test_item_of_a_norm_with_a_gradient_does_not_warn() -> None:
         bracket = gn.matrix_norm_bracket(torch.eye(3, requires_grad=True))
         assert "norm" in repr(bracket)
         assert "norm" in f"{bracket:.3g}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_divisor_counts_every_rounding_of_what_is_divided(dtype):
+    """Ones, whose norm and whose moduli's norm are n: each entry of the result errs by half a unit."""
+    n, unit = 100, Fraction(torch.finfo(dtype).eps) / 2
+    lost = n * Fraction(1, 2**25) if dtype is torch.float16 else 0  # of numbers that are subnormal
+    bounded = SpectralBound(nn.Linear(n, n), bound=3.0)
+    weight = torch.ones(n, n, dtype=dtype)
+    for norm in np.random.default_rng(0).uniform(n, n + 1, 300).astype(np.float32):
+        divisor, _ = bounded._divisor(weight, torch.tensor(norm))
+        assert Fraction(float(divisor)) * (3 - lost) >= Fraction(float(norm)) + n * unit
+
+
+def test_scale_of_a_batch_norm_that_underflows_is_rounded_up():
+    """1.4 smallest numbers are rounded to one of them."""
+    norm = nn.BatchNorm1d(1).eval()
+    with torch.no_grad():
+        norm.weight.fill_(3 * 2.0**-149)
+        norm.running_var.fill_(4.6)
+    exact = 3 * 2.0**-149 / math.sqrt(4.6)
+    chain = nn.Sequential(norm)
+    assert float(layer_norms(chain)["0"].detach()) >= exact

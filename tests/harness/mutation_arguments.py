@@ -93,6 +93,11 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
     (r"^_rescaling\.py (_relative_error: off `prec\.gamma|_shrinkage: off `unit`$)", SECOND),
     (r"^_rescaling\.py row_scales: off `prec\.gamma", SPREAD),
     (r"^_rescaling\.py row_scales: off `prec\.unit`", FEW),
+    (r"^torch\.py SpectralBound\._divisor: off `(unit`$|precision\.gamma)", SECOND),
+    (
+        r"^torch\.py SpectralBound\._divisor: off `precision\.(tiny`|unit`( #1)?$)",
+        "It is part of a condition: without it more is counted, or a bound so small is refused later.",
+    ),
     (r"^_rescaling\.py _row_error.*" + LOST, SCALED),
     (r"^_rescaling\.py _shrinkage: off `lost`", SHORT),
     (r"^network/_interior\.py path: off `unit`", CHOICE),
@@ -100,7 +105,6 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
     (r"^network/_energies\.py _at_the_input.*" + LOST, SCALED),
     (r"^network/_sequence\.py _rounding: off `lost`$", SCALED),
     (r"^network/_unrolled\.py _of_sums: off `HOST_UNIT` #1", SECOND),
-    (r"^_matrix/large_sparse\.py _connected: off `1e-9`", CHOICE),
     (r"^_matrix/choose\.py _bracket_unscaled: off `dtypes", SCALED),
     (r"^_matrix/definite\.py _collatz: off `2\.0", SCALED),
     (

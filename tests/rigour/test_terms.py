@@ -30,7 +30,7 @@ from gramnorm._matrix import (
     windows,
 )
 from gramnorm._results import Bounds
-from gramnorm._rigour import model, sums
+from gramnorm._rigour import model, scaling, sums
 from gramnorm.network import _coupling as coupling
 from gramnorm.network import _energies as energies
 from gramnorm.network import _fixed_steps as chain_steps
@@ -506,3 +506,13 @@ def test_rescaled_entries_leave_room_for_their_last_rounding():
     for out, unit in ((double, U), (single, U32)):
         room = _rescaling._shrinkage((1, 1, 10**4, 10**4), double, out)
         assert Fraction(room) * (1 + 100 * Fraction(unit)) <= 1
+
+
+# -------------------------------------------------------------------------------------- scaling
+
+
+def test_scaling_counts_entries_that_may_have_been_read_as_zeros(monkeypatch):
+    monkeypatch.setattr(scaling.probes, "flushes_subnormals", lambda *_: True)
+    tiny = float(np.finfo(np.float32).smallest_normal)
+    a = np.ones((1, 3, 5), np.float32)
+    assert scaling.normalise(a, dtype=np.dtype(np.float32)).excess >= tiny * math.sqrt(15)
