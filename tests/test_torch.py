@@ -788,11 +788,12 @@ def test_divisor_counts_every_rounding_of_what_is_divided(dtype):
     """Ones, whose norm and whose moduli's norm are n: each entry of the result errs by half a unit."""
     n, unit = 100, Fraction(torch.finfo(dtype).eps) / 2
     lost = n * Fraction(1, 2**25) if dtype is torch.float16 else 0  # of numbers that are subnormal
-    bounded = SpectralBound(nn.Linear(n, n), bound=3.0)
     weight = torch.ones(n, n, dtype=dtype)
-    for norm in np.random.default_rng(0).uniform(n, n + 1, 300).astype(np.float32):
-        divisor, _ = bounded._divisor(weight, torch.tensor(norm))
-        assert Fraction(float(divisor)) * (3 - lost) >= Fraction(float(norm)) + n * unit
+    for bound, size in np.random.default_rng(0).uniform(1, 2, (300, 2)):
+        norm = torch.tensor(n * size, dtype=torch.float32)
+        divisor, _ = SpectralBound(nn.Linear(n, n), bound=bound)._divisor(weight, norm)
+        exact = Fraction(float(norm)) + n * unit
+        assert Fraction(float(divisor)) * (Fraction(bound) - lost) >= exact
 
 
 def test_scale_of_a_batch_norm_that_underflows_is_rounded_up():
