@@ -134,7 +134,8 @@ def restore(
             up(upper + scaled.loss),
             scaled.exponents[scaled.active],
         )
-        low[scaled.active] = np.maximum(back[0] - up(np.asarray(scaled.excess)), 0.0)
+        # `down` above covers this subtraction too: neither makes the bound larger
+        low[scaled.active] = np.maximum(back[0] - scaled.excess, 0.0)
         high[scaled.active] = back[1]
         if scaled.excess:  # nor may what is positive be flushed where it is read
             tiny = dtypes.finfo(dtype).smallest_normal

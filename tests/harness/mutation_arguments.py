@@ -77,7 +77,6 @@ PROOFS = (
 ARGUMENTS: tuple[tuple[str, str], ...] = (
     (r"^(_matrix|_conv|classical)/\w+\.py .*: off `(up|down)\(", ONE_NUDGE),
     (SUMS + r".*: off `(up|down)\(", ONE_NUDGE),
-    (r"^_rigour/scaling\.py restore: off `(up|down)\(", ONE_NUDGE),
     (r"^(_rescaling\.py|network/\w+\.py) .*: off `(up|down)\(", ONE_NUDGE),
     (PROOFS + r".*" + LOST, SCALED),
     (SUMS + r"(enclosure|one_square|image_quotient): off `(lost|prec\.(tiny|underflow))", SCALED),

@@ -276,23 +276,25 @@ def test_scaling_back_is_outward_where_bits_are_lost():
         assert 0 <= low[0] < math.inf
 
 
-@pytest.mark.parametrize("loss", [0.0, 2.0**-30])
-@pytest.mark.parametrize("excess", [0.0, 2.0**-40])
-def test_bounds_are_restored_outward(loss, excess):
+@pytest.mark.parametrize("loss", [0.0, 2.0**-1021, 2.0**-30])
+@pytest.mark.parametrize("excess", [0.0, 2.0**-40, 1000003 * 2.0**-126])
+@pytest.mark.parametrize("exponent", [3, -150])
+def test_bounds_are_restored_outward(loss, excess, exponent):
+    """Also where the loss is below what the bound is rounded to, and the bound beside the excess."""
     rng = np.random.default_rng(7)
     for _ in range(50):
         low, high = np.sort(floats(rng, 2))
         one = np.zeros(1, dtype=np.int64)
-        given = scaling.Scaled(
-            np.zeros((1, 1, 1)), one, one, np.asarray([3.0]), np.zeros((2, 1)), loss, excess
-        )
+        exponents, known = np.asarray([float(exponent)]), np.zeros((2, 1))
+        given = scaling.Scaled(np.zeros((1, 1, 1)), one, one, exponents, known, loss, excess)
         found = scaling.restore(
             np.asarray([low]), np.asarray([high]), given, dtype=np.dtype("float64")
         )
-        with flint.ctx.workprec(300):
-            exact = [8 * (flint.arb(v) + s * flint.arb(loss)) + s * flint.arb(excess)
+        with flint.ctx.workprec(3000):
+            scale = flint.arb(2) ** exponent
+            exact = [scale * (flint.arb(v) + s * flint.arb(loss)) + s * flint.arb(excess)
                      for v, s in ((low, -1), (high, 1))]  # fmt: skip
-            assert flint.arb(found[0].item()) <= exact[0]
+            assert found[0].item() == 0 or flint.arb(found[0].item()) <= exact[0]
             assert flint.arb(found[1].item()) >= exact[1]
 
 
