@@ -27,7 +27,7 @@ from gramnorm._conv.geometry import ConvGeometry
 from gramnorm._conv.sampling import Cover, Fate, Maximum, at_points, evaluate, is_decided, limit
 from gramnorm._conv.symbol import Symbol
 from gramnorm._rigour import angles
-from gramnorm._rigour.model import HOST_UNIT, down, up
+from gramnorm._rigour.model import down, up
 
 
 def grid_shape(sizes: tuple[int, ...], *, half: bool) -> tuple[int, ...]:
@@ -271,8 +271,7 @@ def _within(w: float, supremum: float) -> Cover:
 
     def bound(norm: HostFloats) -> HostFloats:
         norm = np.minimum(norm, supremum)
-        # the last term covers the rounding of the difference, near 0 in particular
-        rest = np.sqrt((supremum - norm) * (supremum + norm) + 32 * HOST_UNIT * supremum**2)
+        rest = np.sqrt((supremum - norm) * (supremum + norm))
         away = up(norm * cosine + rest * sine, 16)
         near = norm >= down(supremum * cosine, 16)
         return np.where(near, supremum, np.minimum(away, supremum))

@@ -21,10 +21,6 @@ RESIDUAL = (
 )
 CHOICE = "It decides what is tried next and is part of no bound."
 
-SPARE = (
-    "A difference of two floats errs by u of itself, so that the product under the root is right "
-    "within three units without it: the term is spare."
-)
 SECOND = (
     "Of second order: a factor 1 + c u of a constant that is itself a few u. Sums of n terms are "
     "counted with gamma_n, of which the worst order attains n - 1 roundings: more is to spare."
@@ -130,7 +126,6 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
         r"^_conv/every_size\.py _if_flat: off `np\.nextafter",
         "Lemma 11 holds for every centre: the step down makes the bound an equality more often.",
     ),
-    (r"^_conv/circle\.py _within\.bound: off `HOST_UNIT`", SPARE),
     (
         r"^_arrays/linalg\.py eigenpairs: off `unit`",
         "The name is that of a matrix of unit vectors, which prove nothing.",

@@ -298,6 +298,24 @@ def test_bounds_are_restored_outward(loss, excess, exponent):
             assert flint.arb(found[1].item()) >= exact[1]
 
 
+@pytest.mark.parametrize("w", [1e-12, 1e-6, 1e-3, 0.3, 1.2, 1.56])
+def test_norms_in_a_cell_are_bounded_by_sines_that_err_by_all_they_may(monkeypatch, w):
+    for name in ("cosine", "sine"):
+        exact = getattr(circle.angles, name)
+        monkeypatch.setattr(circle.angles, name, lambda x, f=exact: f(x) * (1 - 8 * 2.0**-53))
+    rng = np.random.default_rng(3)
+    for supremum in floats(rng, 20):
+        edge = supremum * math.cos(w)  # the least that may be the supremum itself
+        near = edge * (1 - 2.0 ** rng.uniform(-53, -1, 20))
+        norms = np.concatenate([[0.0, edge, supremum], near, supremum * rng.uniform(size=20)])
+        found = circle._within(w, supremum)(norms)
+        with flint.ctx.workprec(200):
+            m = flint.arb(supremum)
+            for norm, above in zip(norms, found, strict=True):
+                away = max((flint.arb(norm) / m).acos() - flint.arb(w), flint.arb(0))
+                assert above >= min(m * away.cos(), m)
+
+
 def test_norms_of_host_arrays_are_enclosed_when_they_err_by_all_they_may(monkeypatch):
     """The sum of squares of n numbers may err by gamma_n, its root by 3 units."""
     u = 2.0**-53
