@@ -94,7 +94,6 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
         r"^torch\.py SpectralBound\._divisor: off `precision\.(tiny`|unit`( #1)?$)",
         "It is part of a condition: without it more is counted, or a bound so small is refused later.",
     ),
-    (r"^_rescaling\.py _row_error.*" + LOST, SCALED),
     (r"^_rescaling\.py _shrinkage: off `lost`", SHORT),
     (r"^network/_interior\.py path: off `unit`", CHOICE),
     (r"^network/_fixed_steps\.py module: halved `16`", SIXTEEN),
