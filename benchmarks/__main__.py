@@ -6,6 +6,7 @@ each figure.  With names of sections only those are run, and the folder keeps th
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import (
@@ -82,21 +83,24 @@ def main() -> None:
 
 
 def run(names: list[str], backend: str, folder: Path) -> None:
-    """Run sections; save after each of them."""
+    """Run sections; save after each of them.
+
+    Those of a folder that are not run keep their tables, and the page its machine.
+    """
     where = device(backend)
-    about = {"backend": backend, "device": where.describe(), "versions": versions(), "seconds": {}}
+    here = where.describe()
+    about = {"backend": backend, "device": here, "versions": versions(), "seconds": {}}
     found: dict[str, tables.Table] = {}
-    if (folder / "results.json").exists():
-        before, kept = tables.load(folder)
-        about["seconds"] = before["seconds"]
+    if (folder / "results.json").exists() and set(names) != set(SECTIONS):
+        about, kept = tables.load(folder)
         found = {table.name: table for table in kept}
-    print(f"{about['device']}\n", ", ".join(f"{k} {v}" for k, v in versions().items()), "\n")
+    print(f"{here}\n", ", ".join(f"{k} {v}" for k, v in versions().items()), "\n")
     for name in names:
         start = time.perf_counter()
         try:
             for table in SECTIONS[name](where):
                 tables.show(table)
-                found[table.name] = table
+                found[table.name] = replace(table, device=here)
         except AbsentError as error:
             table = tables.Table(name, name, [], [f"absent: {error}"])
             tables.show(table)

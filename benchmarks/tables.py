@@ -12,12 +12,16 @@ Cells = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of named cells, with the same names in every row; `notes` say what is not in them, and why."""
+    """Rows of named cells, with the same names in every row; `notes` say what is not in them, and why.
+
+    `device` is where they were measured.
+    """
 
     name: str
     title: str
     rows: Sequence[Cells]
     notes: Sequence[str] = field(default_factory=tuple)
+    device: str = ""
 
     @property
     def head(self) -> list[str]:
@@ -94,21 +98,25 @@ def _print_grid(head: list[str], cells: list[list[str]]) -> None:
     console.Console(width=200).print(grid)
 
 
-def markdown(table: Table) -> str:
-    """Return a table for the documentation."""
+def markdown(table: Table, device: str = "") -> str:
+    """Return a table for a page that names a device; one from elsewhere says so."""
     lines = [f"**{table.title}**", ""]
     if table.rows:
         lines += [f"| {' | '.join(table.head)} |", f"| {' | '.join(table.aligned)} |"]
         lines += [f"| {' | '.join(cells)} |" for cells in table.texts()]
         lines.append("")
-    return "\n".join([*lines, *(f"{note}\n" for note in table.notes)])
+    notes = [*table.notes]
+    if table.device and table.device != device:
+        notes.append(f"Measured on another machine than the rest: {table.device}.")
+    return "\n".join([*lines, *(f"{note}\n" for note in notes)])
 
 
 def save(folder: Path, about: dict[str, Any], tables: Sequence[Table]) -> Path:
     """Write all tables as one JSON file and each as Markdown; return the former's path."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        (folder / f"{table.name}.md").write_text(markdown(table) + "\n", encoding="utf-8")
+        page = markdown(table, about.get("device", "")) + "\n"
+        (folder / f"{table.name}.md").write_text(page, encoding="utf-8")
     (folder / "about.md").write_text(_machine(about), encoding="utf-8")
     content = {"about": about, "tables": [asdict(table) for table in tables]}
     path = folder / "results.json"

@@ -156,6 +156,14 @@ def test_tables_come_back_from_their_file(tmp_path):
     assert "| b | - | - | - | NO |" in (tmp_path / "speed.md").read_text()
 
 
+def test_a_table_from_another_machine_than_the_page_says_so(tmp_path):
+    for name, device in (("here", "this one"), ("there", "that one")):
+        kept = tables.Table(name, "a title", [{"case": "a"}], device=device)
+        tables.save(tmp_path, {"device": "this one"}, [kept])
+    assert "machine" not in (tmp_path / "here.md").read_text()
+    assert "another machine than the rest: that one." in (tmp_path / "there.md").read_text()
+
+
 def test_figures_are_drawn_from_the_file(tmp_path):
     pytest.importorskip("matplotlib")
     rows = [{"case": "a", "ratio": 0.25, "quartiles": [0.2, 0.3], "goal": 0.5, "met": True}]
@@ -189,10 +197,12 @@ def test_ratios_of_norms_near_one_have_more_digits():
 
 def test_tables_of_the_page_are_those_of_its_numbers():
     folder = Path(__file__).parents[2] / "docs" / "benchmarks"
-    _, kept = tables.load(folder)
+    about, kept = tables.load(folder)
     assert len(kept) > 15
     for table in kept:
-        assert (folder / f"{table.name}.md").read_text() == tables.markdown(table) + "\n"
+        assert table.device
+        page = tables.markdown(table, about["device"]) + "\n"
+        assert (folder / f"{table.name}.md").read_text() == page
 
 
 def test_patterns_that_a_climb_finds_are_those_of_a_jacobian_and_mostly_the_best():
