@@ -231,9 +231,9 @@ closed forms. Small records are given to the {doc}`checker <records>`. The searc
 `python -m tests.harness.campaign`; it may be stopped and goes on. That it finds what is wrong is
 tested: bounds that are lowered by 1e-12, or computed without their error terms, are found.
 
-Each error constant and each directed rounding of the package is also taken away, one at a time
+Error constants and directed roundings of the bounds are also taken away, one at a time
 (`python -m tests.harness.mutations`): a test fails, or `tests/harness/mutation_arguments.py` says
-why none can.
+why the term is not missed.
 
 """
 

@@ -91,7 +91,7 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
     (r"^_rescaling\.py row_scales: off `prec\.unit`", FEW),
     (r"^torch\.py SpectralBound\._divisor: off `(unit`$|precision\.gamma)", SECOND),
     (
-        r"^torch\.py SpectralBound\._divisor: off `precision\.(tiny`|unit`( #1)?$)",
+        r"^torch\.py SpectralBound\._divisor: off `precision\.(tiny`|unit`$)",
         "It is part of a condition: without it more is counted, or a bound so small is refused later.",
     ),
     (r"^_rescaling\.py _shrinkage: off `lost`", SHORT),

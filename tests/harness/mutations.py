@@ -8,7 +8,8 @@ fails, or does not end.  What survives needs an argument why it may, in `mutatio
     python -m tests.harness.mutations --file found.jsonl
 
 goes on where it was stopped, writes a line for each mutant, and prints those without an argument.
-All meet the worst arithmetic; those that survive it without an argument, the tests of their module.
+All meet the worst arithmetic and the tests of single terms and formulas; those that survive these
+without an argument, the tests of their module.
 Each mutant runs in a process of its own, which is ended after a time.
 """
 
@@ -217,7 +218,7 @@ OTHERS = {  # where tests of a module are that are not called after it
     "_rigour/scaling.py": ("tests/matrix/test_matrix.py",),
     "_rigour/model.py": ("tests/test_bracket.py",),
 }
-FIRST: Stage = ("tests/rigour/test_terms.py",)
+FIRST: Stage = ("tests/rigour/test_terms.py", "tests/rigour/test_formulas.py")
 LAST: Stage = ("tests/harness/test_soundness_teeth.py", "-k", "as_it or as_they")
 
 
@@ -441,7 +442,8 @@ def run_all(path: Path, every: Sequence[Mutant], *, limit: int, quick: bool) -> 
             continue
         start = time.monotonic()
         verdict, test = "survived", ""
-        for stage in [()] if quick else stages(mutant.module):
+        every_stage = [FIRST] if argument(mutant.key) else stages(mutant.module)
+        for stage in [()] if quick else every_stage:
             if stage not in sound:
                 verdict, test = run(None, stage, limit)
                 if verdict != "survived":
