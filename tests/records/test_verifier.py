@@ -336,6 +336,26 @@ class TestDocuments:
         assert found
         assert {verdict for _, verdict, _ in found} == {"rejected"}
 
+    @pytest.mark.parametrize(
+        ("old", "new", "reason"),
+        [
+            (b'"version": 1', b'"version": 1, "version": 1', "repeated key"),
+            (b'"kind": "matrix"', b'"kind": "matrix", "kind": "matrix"', "repeated key"),
+            *(
+                (b'"version": 1', b'"version": ' + version, "unknown version")
+                for version in (b"0", b"2", b"1.0", b"true", b'"1"', b"null")
+            ),
+            (b'"dtype": "<f8"', b'"dtype": "<f9"', "unknown dtype"),
+            (b'"values": "', b'"values": "A', "base64"),
+        ],
+    )
+    def test_one_wrong_word_in_a_document_is_the_reason_to_reject_it(self, old, new, reason):
+        text = made.document(MATRIX)
+        assert old in text
+        ((_, found, why),) = verifier.verdicts(text.replace(old, new, 1))
+        assert found == "rejected"
+        assert reason in why
+
     @pytest.mark.parametrize("record", EVERY.values(), ids=EVERY)
     def test_every_key_is_needed_and_no_other_is_taken(self, record):
         def places(value, path=()):
