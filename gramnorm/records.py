@@ -37,6 +37,7 @@ from gramnorm._matrix.bounds import matrix_norm_bound, matrix_norm_bracket
 from gramnorm._rigour.fractions import float_above
 from gramnorm._rigour.sums import image_quotient
 from gramnorm.network._chain import coupled
+from gramnorm.network._layers import Activation, AvgPool, ConvLayer, Flatten, MaxPool, Residual
 from gramnorm.network._steps import listed
 
 __all__ = ["Record", "prove_chain", "prove_conv_norm", "prove_matrix_norm", "write_records"]
@@ -47,6 +48,7 @@ Record = dict[str, Any]
 SCHEMA, VERSION = "gramnorm-records", 1
 
 _HostArray = npt.NDArray[Any]
+_DESCRIBED = (Activation, AvgPool, ConvLayer, Flatten, MaxPool, Residual)
 _SLACK = 2.0**-44  # of an upper bound that is proved as it is
 _CELL_SLACK = 2.0**-40  # of one that is proved by cells, whose blocks are computed here in float64
 _EMBEDDED = 2**16  # bytes of an array that are stored in the record itself
@@ -224,7 +226,8 @@ def prove_chain(
     Parameters
     ----------
     layers : sequence of arrays
-        The weights in order, as in `chain_certificate`: matrices, or kernels of convolutions.
+        The weights in order, as in `chain_certificate`: all matrices, or all kernels of
+        convolutions without stride, dilation or groups.
     multipliers : sequence of arrays, optional
         One positive number per neuron or channel for each layer but the last; by default those
         that `chain_bound` finds.
@@ -245,7 +248,9 @@ def prove_chain(
     Raises
     ------
     TypeError, ValueError
-        As in `chain_certificate`; ValueError also if a layer is zero or empty, or holds NaN or inf.
+        As in `chain_certificate`; TypeError also for layers that are no arrays (`ConvLayer`,
+        poolings, activations, residual blocks); ValueError also if a layer is zero or empty, or
+        holds NaN or inf.
 
     See Also
     --------
@@ -638,7 +643,16 @@ def _bounds(
 
 def _of_a_chain(layers: Sequence[Array]) -> list[_HostArray]:
     """Return the layers of a chain on the host, once they are arrays of one kind."""
-    arrays = [_provable(x, name=f"layer {i}") for i, x in enumerate(listed(layers, "layers"))]
+    given = listed(layers, "layers")
+    for i, x in enumerate(given):
+        if isinstance(x, _DESCRIBED):
+            msg = (
+                f"layer {i} must be an array to have a record, got {type(x).__name__}: the checker "
+                "knows chains of matrices, and of kernels without stride, dilation or groups; "
+                "prove_matrix_norm and prove_conv_norm record layers one by one"
+            )
+            raise TypeError(msg)
+    arrays = [_provable(x, name=f"layer {i}") for i, x in enumerate(given)]
     if len({a.ndim for a in arrays}) > 1:
         msg = (
             "layers must be all matrices, or all kernels of stride 1, to have a record, got shapes "

@@ -255,6 +255,24 @@ class TestRefusals:
         with pytest.raises(ValueError, match="all matrices, or all kernels"):
             records.prove_chain([np.ones((2, 1, 3)), np.ones((2, 2))])
 
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            gn.network.ConvLayer(np.ones((2, 2, 3)), stride=2),
+            gn.network.AvgPool(2),
+            gn.network.MaxPool(2),
+            gn.network.Flatten((2, 2)),
+            gn.network.Activation(0.0, 1.0),
+            gn.network.Residual([np.ones((2, 2))] * 2),
+        ],
+        ids=lambda layer: type(layer).__name__,
+    )
+    def test_layers_that_are_no_arrays_are_refused_by_their_name(self, layer):
+        with pytest.raises(
+            TypeError, match=f"got {type(layer).__name__}: the checker knows chains"
+        ):
+            records.prove_chain([np.ones((2, 2)), layer, np.ones((2, 2))])
+
     def test_names_of_another_number_than_layers_are_refused(self):
         with pytest.raises(ValueError, match="one name for each of 2"):
             records.prove_chain([np.ones((2, 2))] * 2, names=["a"])

@@ -259,6 +259,21 @@ class TestWeights:
     def test_changed_shape_is_rejected(self, shape):
         assert made.verdict(put(MATRIX, shape, "operator", "array", "shape"))[0] == "rejected"
 
+    def test_circle_that_the_stride_does_not_divide_is_rejected(self):
+        record = put(CIRCLE, [4], "operator", "stride")
+        assert_rejected(record, "does not divide the circle")
+
+    @pytest.mark.parametrize(
+        ("record", "reason"),
+        [(PADDED, "an assembled operator of"), (CIRCLE, "more than 5 frequencies")],
+        ids=["padded", "circle"],
+    )
+    def test_operator_that_is_too_large_cannot_be_checked(self, monkeypatch, record, reason):
+        monkeypatch.setattr(verifier, "MOST", 5)
+        found, why = made.verdict(record)
+        assert found == "cannot check"
+        assert reason in why
+
     def test_changed_geometry_is_rejected(self):
         strided = records.prove_conv_norm(KERNEL, rtol=1e-2, stride=2)
         assert_rejected(put(strided, [1], "operator", "stride"), "upper|vector|cosine")
@@ -308,6 +323,15 @@ class TestChains:
 
     def test_lower_of_a_chain_is_rejected(self):
         assert_rejected(put(CHAIN, (0.5).hex(), "lower", "bound"), "must be 0")
+
+    @pytest.mark.parametrize(
+        ("place", "layer"),
+        [(2, LAYERS[2][:, :2]), (0, LAYERS[0].astype(complex)), (1, LAYERS[1][None])],
+        ids=["narrower than its input", "complex", "of more axes"],
+    )
+    def test_layers_that_are_no_chain_of_real_ones_are_rejected(self, place, layer):
+        record = put(CHAIN, records._array(layer, None), "operator", "arrays", place)
+        assert_rejected(record, "are no chain of real ones")
 
     def test_level_of_another_operator_is_no_key(self):
         assert_rejected(put(MATRIX, (9.0).hex(), "upper", "level"), "unknown .'level'")

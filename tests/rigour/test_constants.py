@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gramnorm._conv import cells, finite_upper, squared, symbol
-from gramnorm._matrix import fixed_steps, margin, residual
+from gramnorm._conv import cells, finite, finite_upper, geometry, squared, symbol
+from gramnorm._matrix import certificate, fixed_steps, gram, margin, moments, residual
 from gramnorm._rigour import fractions, model, scaling, sums
 
 pytestmark = pytest.mark.no_backend
@@ -25,6 +25,10 @@ PI = Fraction(314159265358979323846264338328, 10**29)  # and a little more
 
 def precision(u, *, complex=False):
     return model.Precision(float(u), 2.0**-126 if u > 2**-30 else 2.0**-1022, complex=complex)
+
+
+def dtypes_of(u):
+    return np.float64 if u < 2**-30 else np.float32
 
 
 def above(value, exact):
@@ -101,6 +105,95 @@ def test_lemma_1_covers_the_trace(u):
         trace = (1 - product(p, u)) * (1 - summed(q, u))  # the least, of ||P||_F^2 = 1
         loss = Fraction(prec.kappa(p)) + 2 * Fraction(prec.gamma(q + 2))
         assert trace / (1 - loss) >= 1
+
+
+@pytest.mark.parametrize("u", UNITS[1:])
+def test_theorem_2_covers_a_chain_of_squares(u):
+    """From sigma to s (sigma^2 +- eps), each error at its most, and back from the last one."""
+    prec = precision(u)
+    start, scales = Fraction(7, 5), [Fraction(1, 2), Fraction(1), Fraction(1, 8), Fraction(4)]
+    for sign, inner, q in itertools.product((-1, 1), (3, 500), (1, 40)):
+        chain = gram.GramChain(np.zeros((1, inner, q), dtypes_of(u)), np.arange(1))
+        sigma, chain_levels, half = start, [], []
+        for j, scale in enumerate(scales):
+            # of one entry: its product, and what is lost of it and of the scaled one
+            length = inner if j == 0 else q
+            lost = product(length, u) * sigma**2 + 3 * length * q * Fraction(prec.tiny)
+            error, frobenius2 = chain._product_error(
+                np.asarray([float(sigma**2 * (1 - product(length, u)) * (1 - summed(q, u)))]),
+                length,
+                q,
+            )
+            assert above(frobenius2[0], sigma**2)
+            assert above(error[0], lost)
+            sigma = scale * (sigma**2 + sign * lost) + sign * q * Fraction(prec.tiny)
+            eps = float(error[0] * float(scale) + 2 * q * prec.tiny)
+            chain_levels.append((np.asarray([float(scale)]), np.asarray([eps])))
+            half.append((np.asarray([float(scale)]), np.asarray([eps / 4])))
+        last = np.asarray([float(sigma)])
+        chain._levels = chain_levels
+        found = chain._climb(last * (1 - 1e-15), last * (1 + 1e-15), np.zeros(1))
+        assert Fraction(found.lower[0]) <= start <= Fraction(found.upper[0])
+        if q == 1 and inner == 500:  # where the trace has one term there is little to spare
+            chain._levels = half
+            found = chain._climb(last, last, np.zeros(1))
+            assert not Fraction(found.lower[0]) <= start <= Fraction(found.upper[0])
+
+
+@pytest.mark.parametrize("u", UNITS[1:])
+def test_theorem_2_ends_with_the_eigenvalue_that_two_moments_leave(u):
+    """S2 = l^2 + m^2 and S1 = l + m of two eigenvalues are equality; more of them, below."""
+    prec = precision(u)
+    chain = gram.GramChain(np.zeros((1, 9, 4), dtypes_of(u)), np.arange(1))
+    for top, rest in itertools.product(
+        (Fraction(1), Fraction(10, 3)), ([0], [1, 3], [1], [1, 1, 1])
+    ):
+        eigenvalues = [top, *(top * Fraction(part, 3) for part in rest)]
+        s1, s2 = sum(eigenvalues), sum(x * x for x in eigenvalues)
+        error = Fraction(prec.kappa(9)) * s1
+        for sign in (-1, 1):
+            # ||Q||_F off by the error, and its square by the sum of 4 x 4 entries
+            length = (Fraction(math.sqrt(s2)) + sign * error * Fraction(999, 1000)) ** 2
+            computed = np.asarray([float(length * (1 + sign * product(16, u)))])
+            bounds = chain._eigenvalues(
+                computed, np.asarray([float(s1) * (1 + 1e-15)]), np.asarray([float(error)]), 4
+            )
+            assert Fraction(bounds[0][0]) <= top <= Fraction(bounds[1][0])
+            one = certificate._top_eigenvalue(
+                float(s1) * (1 + 1e-15),
+                *(float(x[0]) for x in sums.enclosure(computed, 4, 4, prec)),
+                float(error),
+            )
+            assert Fraction(one[0]) <= top <= Fraction(one[1])
+        exact = moments.one_lower_bound(float(s1), float(s2))
+        assert Fraction(exact) <= top
+        if len(rest) == 1 and rest != [3]:
+            assert exact >= float(top) * (1 - 1e-7)  # the root of what cancels
+
+
+@pytest.mark.parametrize("mode", ["replicate", "reflect", "symmetric", "circular"])
+def test_theorem_13_counts_what_a_margin_repeats(mode):
+    """The continuation as NumPy makes it: a matrix of zeros and ones, its norm by its columns."""
+    named = {"replicate": "edge", "circular": "wrap"}.get(mode, mode)
+    for size, before, after in itertools.product((1, 2, 3, 5, 8), range(6), range(6)):
+        if mode == "reflect" and max(before, after) >= size:
+            continue
+        read = np.pad(np.arange(size), (before, after), mode=named)
+        axis = geometry.Axis(1, 1, 1, before, size, len(read), mode)
+        assert finite._repetition([axis]) ** 2 * (1 + 1e-12) >= np.max(np.bincount(read)), axis
+
+
+def test_theorem_13_counts_the_visits_of_a_stride_round_a_circle():
+    """One tap of modulus one: the operator repeats outputs, and its norm is the root of how often."""
+    for size, stride, outputs in itertools.product((3, 4, 6, 10), (1, 2, 3, 4, 9), (1, 2, 5, 12)):
+        visited = np.bincount([stride * o % size for o in range(outputs)])
+        axis = geometry.Axis(1, stride, 1, 0, size, outputs, "circular")
+        found = finite._round_the_circle(np.ones((1, 1, 1, 1)), [axis], rtol=1e-9).upper
+        norm = math.sqrt(np.max(visited))
+        if axis.is_circle:
+            assert found == math.inf  # left to the ways of circles
+        else:
+            assert norm <= found <= norm * (1 + 1e-8)
 
 
 @pytest.mark.parametrize("u", UNITS[1:])
