@@ -1,6 +1,7 @@
 """Two contenders timed in turn, on a device that may still be working when a call returns."""
 
 import math
+import multiprocessing
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,26 @@ def alone(call: Callable[[], object], device: Device, patience: float = PATIENCE
         while not seconds or (len(seconds) < 5 and sum(seconds) < patience):
             seconds.append(device.seconds(call, _repeats(seconds[-1] if seconds else 1.0)))
     return statistics.median(seconds)
+
+
+def within(seconds: float, call: Callable[[], float]) -> float | str:
+    """Return what a call returns, in a process of its own that may take so long; else what became of it."""
+    processes = multiprocessing.get_context("fork")  # which has what the call refers to
+    ours, theirs = processes.Pipe(duplex=False)
+
+    def answer() -> None:
+        try:
+            theirs.send(call())
+        except Exception as error:  # whatever a solver raises
+            theirs.send(f"gave up: {type(error).__name__}")
+
+    process = processes.Process(target=answer)
+    process.start()
+    try:
+        return ours.recv() if ours.poll(seconds) else f"more than {1e3 * seconds:.0f}"
+    finally:
+        process.kill()
+        process.join()
 
 
 def aim(ratio: float, goal: float) -> dict[str, Any]:

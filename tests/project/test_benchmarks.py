@@ -1,6 +1,7 @@
 """The benchmarks measure what they say: their references, their kernels, their files."""
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,20 @@ import gramnorm as gn
 pytest.importorskip("benchmarks", reason="the benchmarks are not beside the tests")
 pytest.importorskip("scipy")
 
-from benchmarks import chains, chunks, figures, kernels, methods, network, rivals, tables, training
+from benchmarks import (
+    chains,
+    chunks,
+    figures,
+    kernels,
+    methods,
+    network,
+    rivals,
+    sparse,
+    tables,
+    training,
+)
 from benchmarks.devices import Device
-from benchmarks.timing import race
+from benchmarks.timing import race, within
 from gramnorm.report.files import readers
 from tests.harness.chains import dense_chain, largest_jacobian
 
@@ -91,6 +103,20 @@ def test_a_worker_that_gives_up_takes_for_ever():
     assert chunks.timed(lambda: 7)[1] == 7
     with pytest.raises(ZeroDivisionError):
         chunks.timed(lambda: 1 / 0)
+
+
+def test_a_rival_that_gives_up_or_does_not_end_has_no_ratio():
+    def gives_up():
+        raise ArithmeticError
+
+    assert within(60.0, lambda: 2.5) == 2.5
+    assert within(60.0, gives_up) == "gave up: ArithmeticError"
+    assert within(0.05, lambda: time.sleep(60)) == "more than 50"
+    bracket = gn.matrix_norm_bracket(np.eye(2))
+    row = sparse._raced(lambda: bracket, gives_up, Device())
+    assert row["theirs [ms]"] == "gave up: ArithmeticError"
+    assert row["ratio"] is None
+    assert tables.Table("t", "t", [row]).texts()[0][1:5] == [row["theirs [ms]"], "-", "-", "-"]
 
 
 def test_ratio_of_a_race_is_that_of_the_times():
