@@ -662,8 +662,54 @@ def sup_reference(
         h = np.where(better, np.minimum(2 * h, 1), h / 2)
         if h.max() < 1e-9:
             break
+
+    def function(places: np.ndarray) -> np.ndarray:
+        return symbol_sigma(scaled, places, d, groups, s)
+
+    centre, best = _along_ridges(function, centre, best, step)
     i = int(best.argmax())
     return _unscaled(best[i], e), centre[i]
+
+
+def _along_ridges(
+    function: Callable[[np.ndarray], np.ndarray],
+    centre: np.ndarray,
+    best: np.ndarray,
+    step: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Climb by Newton's method from where a search along the axes creeps: narrow ridges turn."""
+    free = np.flatnonzero(step)
+    unit = 1e-3 * np.diag(step)[free]
+    pairs = list(itertools.combinations(range(len(free)), 2))
+    offsets = np.concatenate(
+        [unit, -unit, *([[unit[a] + unit[b], -unit[a] - unit[b]] for a, b in pairs])]
+    )
+    count = len(free)
+    for _ in range(30 if count else 0):
+        around = function(centre[:, None] + offsets)
+        ahead, behind = around[:, :count], around[:, count : 2 * count]
+        slope = (ahead - behind) / 2
+        bend = np.zeros((len(centre), count, count))
+        own = ahead + behind - 2 * best[:, None]
+        bend[:, range(count), range(count)] = own
+        for j, (a, b) in enumerate(pairs):
+            both = around[:, 2 * (count + j)] + around[:, 2 * (count + j) + 1]
+            mixed = (both - 2 * best - own[:, a] - own[:, b]) / 2
+            bend[:, a, b] = bend[:, b, a] = mixed
+        values, vectors = np.linalg.eigh(bend)
+        curved = np.maximum(np.abs(values), 1e-15 * np.max(np.abs(values), axis=1, keepdims=True))
+        along = np.einsum("ikj,ik->ij", vectors, slope) / np.maximum(curved, 1e-300)
+        move = np.einsum("ijk,ik->ij", vectors, np.clip(along, -1e3, 1e3)) @ unit
+        trial = centre[:, None] + 0.5 ** np.arange(-2, 12)[:, None] * move[:, None]
+        found = function(trial)
+        k = found.argmax(axis=1)
+        top = found[np.arange(len(k)), k]
+        better = top > best
+        if not np.any(better):
+            break
+        centre = np.where(better[:, None], trial[np.arange(len(k)), k], centre)
+        best = np.where(better, top, best)
+    return centre, best
 
 
 def compare_symbol(
