@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -411,18 +410,39 @@ def patches(x: Array, axes: Sequence[Axis], groups: int) -> Array:
 
 
 def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array:
-    """Return the adjoint of `correlate` at `y`, shape (c_out, *outputs)."""
+    """Return the adjoint of `correlate` at `y`, shape (c_out, *outputs).
+
+    What each tap gives back is computed for the outputs, which a stride makes few, and added up
+    where it was read, one axis after the other.
+    """
     xp = libraries.namespace_of(y, name="y")
     c_out, c_in, *taps = kernel.shape
-    back = xp.reshape(kernel, (groups, c_out // groups, c_in, math.prod(taps)))
-    back = xp.permute_dims(back, (0, 2, 1, 3))
-    back = xp.conj(back) if dtypes.is_complex(kernel.dtype) else back
-    back = xp.reshape(back, (groups, c_in, c_out // groups * math.prod(taps)))
-    terms = [
-        linalg.matmul(back, _gathered(y, tables, groups))
-        for tables in itertools.product(*(readers(axis) for axis in axes))
-    ]
-    return xp.reshape(sum(terms[1:], terms[0]), (c_in * groups, *(a.size for a in axes)))
+    rows = xp.reshape(kernel, (groups, c_out // groups, c_in * math.prod(taps)))
+    outputs = tuple(a.outputs for a in axes)
+    given = xp.reshape(y, (groups, c_out // groups, math.prod(outputs)))
+    x = xp.reshape(linalg.matmul(linalg.adjoint(rows), given), (c_in * groups, *taps, *outputs))
+    for count, axis in zip(range(len(axes), 0, -1), axes, strict=True):
+        # the axis' own taps and outputs come last, its samples stay there
+        others = (*range(2, 1 + count), *range(2 + count, x.ndim))
+        x = xp.permute_dims(x, (0, *others, 1, 1 + count))
+        kept, index = x.shape[:-2], _returned(axis)
+        flat = xp.reshape(x, (math.prod(kept), axis.taps * axis.outputs))
+        zeros = xp.zeros((flat.shape[0], 1), dtype=x.dtype, device=libraries.device_of(x))
+        places = crossing.indices(index.reshape(-1), like=x)
+        terms = xp.take(xp.concat([flat, zeros], axis=1), places, axis=1)
+        x = xp.sum(xp.reshape(terms, (*kept, *index.shape)), axis=-2, dtype=x.dtype)
+    return x
+
+
+@functools.lru_cache(maxsize=limits.AXES_READ)
+def _returned(axis: Axis) -> HostInts:
+    """Return which pairs (tap, output) read a sample, numbered in order, shape (most, size).
+
+    The number of all pairs stands for none.
+    """
+    tables = np.concatenate(readers(axis))
+    tap = np.tile(np.arange(axis.taps), len(tables) // axis.taps)[:, None]
+    return np.where(tables < 0, axis.taps * axis.outputs, tap * axis.outputs + tables)
 
 
 @functools.lru_cache(maxsize=limits.AXES_READ)

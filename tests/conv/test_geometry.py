@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -434,3 +435,15 @@ def test_apply_and_adjoint_name_the_shape_they_want():
         geometry.apply(some((4, 2, 2)), np.ones((4, 5)))
     with pytest.raises(ValueError, match="input_shape must be given"):
         ConvGeometry.of((4, 2, 3)).apply(kernel, np.ones((2, 5)))
+
+
+def test_the_adjoint_of_a_stride_makes_no_image_for_each_tap():
+    geometry = gn.ConvGeometry.of((64, 3, 7, 7), (64, 64), stride=2, padding=3)
+    kernel, y = np.ones((64, 3, 7, 7)), np.ones((64, *geometry.output_shape))
+    tracemalloc.start()
+    try:
+        geometry.adjoint(kernel, y)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10e6  # of 103e6 for all outputs, taps and samples
