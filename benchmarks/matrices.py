@@ -10,11 +10,13 @@ The class `Matrix` is read by asv.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 import gramnorm as gn
+from benchmarks import kernels
 from benchmarks.devices import AbsentError, Device
 from benchmarks.rivals import library
 from benchmarks.tables import Table
@@ -47,6 +49,11 @@ GOALS = {
 LOOSE = {1e-2: 0.5, 0.1: 0.35}
 """Tolerances of a matrix in float32, and goals for their time over that of the default."""
 GRADIENTS = ("8 x 8", "16 x 16", "32 x 32", "64 x 64", "256 x 256", "1024 of 64 x 64, float32")
+PLACES: dict[str, dict[str, Any]] = {
+    "every size": {},
+    "zeros at 32": {"input_shape": 32, "padding": 1},
+    "circular at 32": {"input_shape": 32, "padding_mode": "circular"},
+}
 
 
 def gaussian(shape: tuple[int, ...], dtype: str) -> Any:
@@ -157,6 +164,19 @@ def gradients(device: Device) -> Iterator[Table]:
         cells = race(both, partial(gn.matrix_norm_bound, x, rtol=rtol), device).cells
         rows.append({"case": f"Gaussian {case}", "rtol": rtol} | cells | aim(cells["ratio"], 2.5))
     yield Table("matrices_gradient", "Value and gradient of matrices against the value", rows, [])
+    rows = []
+    for (kind, make), shape, (place, given) in product(
+        {"trained-like": kernels.trained_like, "Gaussian": kernels.gaussian}.items(),
+        ((16, 16, 3, 3), (64, 64, 3, 3)),
+        PLACES.items(),
+    ):
+        x = device.asarray(make(shape))
+        both = partial(gn.conv_norm_value_and_grad, x, **given)
+        cells = race(both, partial(gn.conv_norm_bound, x, **given), device).cells
+        case = f"{kind} {' x '.join(map(str, shape))}, {place}"
+        rows.append({"case": case} | cells | aim(cells["ratio"], 2.5))
+    title = "Value and gradient of convolutions against the value, rtol 1e-3"
+    yield Table("conv_gradient", title, rows, [])
 
 
 def _race(ours: Callable[[], Any], theirs: Callable[[], Any], device: Device) -> dict[str, Any]:
