@@ -1,7 +1,7 @@
 """Two contenders timed in turn, on a device that may still be working when a call returns."""
 
 import math
-import multiprocessing
+import signal
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,23 +85,23 @@ def alone(call: Callable[[], object], device: Device, patience: float = PATIENCE
 
 
 def within(seconds: float, call: Callable[[], float]) -> float | str:
-    """Return what a call returns, in a process of its own that may take so long; else what became of it."""
-    processes = multiprocessing.get_context("fork")  # which has what the call refers to
-    ours, theirs = processes.Pipe(duplex=False)
+    """Return what a call returns if it takes no longer; else what became of it."""
+    is_late = False
 
-    def answer() -> None:
-        try:
-            theirs.send(call())
-        except Exception as error:  # whatever a solver raises
-            theirs.send(f"gave up: {type(error).__name__}")
+    def late(*_: object) -> None:
+        nonlocal is_late
+        is_late = True
+        raise TimeoutError
 
-    process = processes.Process(target=answer)
-    process.start()
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        return ours.recv() if ours.poll(seconds) else f"more than {1e3 * seconds:.0f}"
+        return call()
+    except Exception as error:  # whatever a solver raises, or makes of what is raised in it
+        return f"more than {1e3 * seconds:.0f}" if is_late else f"gave up: {type(error).__name__}"
     finally:
-        process.kill()
-        process.join()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def aim(ratio: float, goal: float) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def network_bound(
     method : {"sdp", "product"}, optional
         Whether layers that follow each other have a bound as a whole, as `gramnorm.chain_bound`
         finds it, where that is smaller than the product of their norms; or always the product.
-    effort : {"fast", "standard", "high"}, optional
+    effort : {"quick", "fast", "standard", "high"}, optional
         How much work the search for each of these bounds may be, as in `gramnorm.chain_bound`.
     time_limit : float, optional
         Seconds after which the search for smaller bounds stops where it is.

@@ -218,9 +218,10 @@ def chain_bound(
         Samples of the input per axis: the bound is then the least of that of every size and, where
         there are at most 1500 inputs, neurons and outputs in all, that of this size, with a
         multiplier per neuron. Each `ConvLayer` must say its padding.
-    effort : {"fast", "standard", "high"}, optional
-        How much work the search for multipliers may be, as foretold: on one core about two seconds,
-        a minute, an hour. It decides which way is taken, see below.
+    effort : {"quick", "fast", "standard", "high"}, optional
+        How much work the search for multipliers may be, as foretold: on one core about a tenth of a
+        second or two steps of the descent, two seconds, a minute, an hour. It decides which way is
+        taken, see below.
     time_limit : float, optional
         Seconds after which the search stops where it is, which costs sharpness alone; looked at
         after each step, so that a large chain takes longer.
@@ -244,7 +245,7 @@ def chain_bound(
     Raises
     ------
     TypeError, ValueError
-        As in `chain_certificate`; also if `effort` is none of the three, `time_limit` not a positive
+        As in `chain_certificate`; also if `effort` is none of these, `time_limit` not a positive
         number or `progress` not callable.
 
     See Also

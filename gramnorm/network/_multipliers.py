@@ -27,8 +27,10 @@ from gramnorm.network._coupling import Chain, Coupling
 from gramnorm.network._minimise import lbfgs
 from gramnorm.network._search import Limits, Search, multipliers
 
-EFFORTS = {"fast": 2e10, "standard": 6e11, "high": 3e13}
-"""Operations that a search may take, as foretold: two seconds, a minute and an hour at 1e10 each."""
+EFFORTS = {"quick": 5e8, "fast": 2e10, "standard": 6e11, "high": 3e13}
+"""Operations that a search may take, as foretold: at 1e10 each, up to an hour."""
+
+_FEWEST, _DEAR = 2, 2e10  # first steps of the descent, which gain most: always, unless so dear
 
 # Gram steps, and for convolutions frequencies per tap.  Few steps lead fast to the neighbourhood; 21
 # are within 1e-6 of the norm where 64 singular values are equal.  The descent raises peaks between
@@ -65,9 +67,15 @@ def found(
 def descend(search: Search, *, work: float) -> None:
     """Lower the bound from the best multipliers so far, in stages, as long as the work lasts."""
     chain, logs = search.chain, search.logarithms
-    for stage in _MATRIX_STAGES if chain.is_dense else _CONV_STAGES:
-        costs = [s.operations(steps=stage[0], density=stage[1]) for s in chain.segments]
-        most = int(min(_ITERATIONS, work / sum(costs)))
+    stages = _MATRIX_STAGES if chain.is_dense else _CONV_STAGES
+    costs = [
+        sum(segment.operations(steps=steps, density=density) for segment in chain.segments)
+        for steps, density in stages
+    ]
+    if costs[0] <= _DEAR:
+        work = max(work, _FEWEST * costs[0])
+    for stage, cost in zip(stages, costs, strict=True):
+        most = int(min(_ITERATIONS, work / cost))
         if most == 0 or search.has_ended():
             return
         steps = 0
@@ -75,7 +83,7 @@ def descend(search: Search, *, work: float) -> None:
             logs, steps = lower, steps + 1
             if search.has_ended() or steps == most:
                 break
-        work -= steps * sum(costs)
+        work -= steps * cost
         search.offer(logs)
 
 

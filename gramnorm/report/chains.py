@@ -32,8 +32,8 @@ def bounded(
     uppers : mapping of str to float
         Bounds of all layers in it, by name.
     seconds : float or None
-        When to stop, leaving what is beyond `limits.CHAIN_WORK` to the product of norms; None does
-        all of it, with the highest effort.
+        When to stop, leaving what is beyond `limits.CHAIN_WORK` to the product of norms; the effort
+        is the least one. None does all of it, with the highest effort.
     announce : callable
         Told the layers of each chain before the work on it.
 
@@ -54,7 +54,7 @@ def bounded(
         announce(" > ".join(chains[i].layers))
         share = None if left is None else left / (len(order) - place)
         try:
-            effort = "high" if share is None else "standard"
+            effort = "high" if share is None else "quick"
             chains[i] = found[i].as_whole(chains[i], time_limit=share, effort=effort)
         except (MemoryError, ValueError) as error:  # ValueError: of sizes beyond all memory
             reason = f"not bounded as a whole: {one_line(error)}"

@@ -109,7 +109,7 @@ def _how(report: argparse.ArgumentParser) -> None:
         dest="network_method",
         choices=("product", "sdp"),
         help="the constant of an ONNX network: from the product of norms alone, or with the bound of each chain of "
-        "layers as a whole, however long it takes (default: what of the latter is done in a minute)",
+        "layers as a whole, however long it takes (default: the latter by a quick search)",
     )
     report.add_argument(
         "--backend",

@@ -836,7 +836,7 @@ def test_small_chains_have_their_turn_first_and_the_time_is_shared(
     assert asked[1][1] == pytest.approx(10, abs=1)
     assert limits.CHAIN_SECONDS < 60
     found_in(read, model, seconds=None)  # as with --network sdp
-    assert efforts == ["standard", "standard", "high", "high"]
+    assert efforts == ["quick", "quick", "high", "high"]
 
 
 @pytest.mark.slow
