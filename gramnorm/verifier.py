@@ -1,10 +1,9 @@
 """Check records of norms: prove every claim again, without the code that made it.
 
 A record says: the operator made of these numbers has lower <= norm <= upper.  Both are proved here,
-or it is said why not.  Python and python-flint are all that is used and trusted, so a copy of this
-file will do: `python verifier.py RECORD [FILE]`.  Balls of FLINT hold the exact result; they compare
-as true only if all points in them do, and a test that stays open is done again with more bits.  The
-page "Records and their checker" has the proofs.
+or it is said why not.  Python and python-flint are all that is used and trusted: a copy of this file
+will do, `python verifier.py RECORD [FILE]`.  Balls of FLINT hold the exact result and compare as true
+if all points do; open tests are done again with more bits.  Proofs: "Records and their checker".
 
 (a) ||F|| <= U if U^2 I - F F^H, or U^2 I - F^H F, is positive definite: elimination without
     exchanges meets positive pivots only.  ||F|| >= L if ||F v|| >= L ||v|| for some v other than 0.
@@ -140,6 +139,7 @@ def arrays_of(path: Path) -> dict[str, Stored]:
     data = path.read_bytes()
     if data.startswith(b"\x93NUMPY"):
         return {"": npy(data)}
+    need(data[8:9] == b"{", "the weights are no .npy, .npz or safetensors", "cannot check")
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     return {n: safetensor(a, data[start:]) for n, a in header.items() if n != "__metadata__"}

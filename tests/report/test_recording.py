@@ -113,3 +113,30 @@ def test_report_without_records_is_one_line(tmp_path, capsys):
     assert cli.main(["report", str(network), "--csv", "--record", str(path)]) == 2
     assert "must be finite" in capsys.readouterr().err
     assert not path.exists()
+
+
+def test_layers_of_a_residual_graph_are_verified_by_their_arrays_saved_apart(tmp_path, capsys):
+    """Strides, a projection and a layer whose values are not in the record: found by its hash."""
+    onnx = pytest.importorskip("onnx")
+    weights = {"a": some(48, 40, 3, 3), "b": some(48, 40, 1, 1)}
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "a"], ["t"], strides=[2, 2], pads=[1] * 4),
+        onnx.helper.make_node("Conv", ["x", "b"], ["s"], strides=[2, 2]),
+        onnx.helper.make_node("Add", ["t", "s"], ["y"]),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    ends = [value("x", 1, [1, 40, 8, 8])], [value("y", 1, None)]
+    tensors = [onnx.numpy_helper.from_array(w, name) for name, w in weights.items()]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", *ends, tensors))
+    onnx.save(model, tmp_path / "net.onnx")
+    path, document = recorded(tmp_path / "net.onnx", tmp_path, "--rtol", "0.05")
+    strides = [record["operator"]["stride"] for record in document["records"]]
+    assert strides == [[2, 2], [2, 2]]
+    capsys.readouterr()
+    assert cli.main(["verify", str(path)]) == 2
+    assert "1: cannot check: the record lacks the numbers" in capsys.readouterr().out
+    assert cli.main(["verify", str(path), str(tmp_path / "net.onnx")]) == 2
+    assert "the weights are no .npy, .npz or safetensors" in capsys.readouterr().out
+    np.savez(tmp_path / "arrays.npz", *weights.values())
+    assert cli.main(["verify", str(path), str(tmp_path / "arrays.npz")]) == 0
+    assert capsys.readouterr().out.count(": verified: ") == 2
