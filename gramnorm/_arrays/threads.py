@@ -116,6 +116,11 @@ class _OneThreadEach(threading.local):
 one_thread_each = _OneThreadEach()
 
 
+def for_order(order: int) -> contextlib.AbstractContextManager[None]:
+    """Return a context for a long search with matrices of some order: one thread, if it is small."""
+    return one_thread_each if order <= limits.ONE_THREAD_ORDER else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Share nothing within, and keep the BLAS to one thread: no bit depends on who works beside."""

@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 
-from gramnorm._arrays import linalg
+from gramnorm._arrays import linalg, threads
 from gramnorm._arrays.types import HostBools, HostFloats, HostInts
 from gramnorm.network._energies import certificate, eliminated, linear_map
 from gramnorm.network._interior import path
@@ -46,9 +46,9 @@ def found(graph: Graph, *, limits: Limits) -> tuple[float, list[HostFloats]]:
 
     They are roots of Lambda up to a factor, activation by activation.
     """
-    with np.errstate(
-        over="ignore", invalid="ignore", divide="ignore"
-    ):  # of multipliers that do not serve
+    # of multipliers that do not serve
+    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with quiet, threads.for_order(sum(bend.size for bend in graph.bends)):
         search, small = _Search(graph, limits), fewest(graph)
         first = start(small, [np.zeros(b.size) for b in graph.bends])
         if first is not None:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gramnorm._arrays import threads
 from gramnorm._arrays.types import HostFloats, HostInts
 from gramnorm.network import _lookahead, _program
 from gramnorm.network._coupling import Chain, Coupling
@@ -54,13 +55,14 @@ def found(
     A descent begins at multipliers of a bound that is known, or where the product of norms is.
     """
     search = Search(chain, product, _layer_by_layer(chain), limits)
-    if start is not None:
-        search.offer(np.log(with_ends(chain, start)))
-    if chain.depth > 1:
-        fits = _program.work(chain) <= limits.work
-        if not (fits and _program.descend(search)):
-            _lookahead.descend(search, work=limits.work)
-            descend(search, work=limits.work)
+    with threads.for_order(sum(chain.sizes)):
+        if start is not None:
+            search.offer(np.log(with_ends(chain, start)))
+        if chain.depth > 1:
+            fits = _program.work(chain) <= limits.work
+            if not (fits and _program.descend(search)):
+                _lookahead.descend(search, work=limits.work)
+                descend(search, work=limits.work)
     return search.bound, _vectors(chain, search.logarithms)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import gramnorm as gn
 from gramnorm.network import _lookahead, _multipliers, _program
@@ -351,3 +352,25 @@ def test_errors_of_the_callback_reach_the_caller() -> None:
 def test_wrong_options_are_explained(options: Any, error: type, match: str) -> None:
     with pytest.raises(error, match=match):
         gn.chain_bound([np.ones((2, 2))], **options)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [gaussian(12, 8, 8, 8), [*gaussian(3, 8, 8), gn.network.Residual(gaussian(4, 8, 8, 8))]],
+    ids=["chain", "residual"],
+)
+def test_small_chains_keep_the_blas_to_one_thread(layers: list[Any]) -> None:
+    """Beside busy processes threads that wait for each other take several times the work."""
+    seen = []
+
+    def threads_of_the_blas() -> list[int]:
+        return [
+            lib["num_threads"]
+            for lib in threadpoolctl.threadpool_info()
+            if lib["user_api"] == "blas"
+        ]
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        gn.chain_bound(layers, progress=lambda *_: seen.extend(threads_of_the_blas()))
+        assert set(threads_of_the_blas()) == {2}
+    assert set(seen) == {1}
