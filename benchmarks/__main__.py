@@ -33,6 +33,8 @@ SECTIONS = {
         matrices.loose_matrices,
         matrices.gradients,
         sparse.sparse,
+        sparse.sparse_pyamg,
+        sparse.sparse_pylops,
         chunks.dask,
         convolutions.speed,
         convolutions.growth,

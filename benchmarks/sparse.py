@@ -6,6 +6,7 @@ bracket is asked for a gap of 1e-6, SciPy's solvers for a tolerance of 1e-10.  O
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -113,10 +114,8 @@ def svds(x: Any, solver: str, tol: float) -> Callable[[], Any]:
 
 
 def sparse(device: Device) -> Iterator[Table]:
-    """Time brackets of sparse matrices against `svds`; a table for ARPACK, one for the others and one for size."""
-    if device.name != "numpy":
-        msg = "for SciPy's sparse matrices"
-        raise AbsentError(msg)
+    """Time brackets of sparse matrices against `svds`; a table for each solver and one for size."""
+    _on_host(device)
     for solver in SOLVERS:
         rows = []
         for case, make in CASES.items():
@@ -133,12 +132,11 @@ def sparse(device: Device) -> Iterator[Table]:
     if row["ratio"] is not None:
         row |= aim(row["ratio"], 0.1)
     yield Table("sparse_million", "A million unknowns against svds, tolerance 1e-3", [row], [])
-    yield _operators(device)
-    yield _gallery(device)
 
 
-def _gallery(device: Device) -> Table:
+def sparse_pyamg(device: Device) -> Iterator[Table]:
     """Time the sample matrices of PyAMG, most of them small."""
+    _on_host(device)
     gallery = library("pyamg.gallery", "pyamg")
     cases = {name: gallery.load_example(name)["A"].tocsr() for name in SAMPLES}
     cases["elasticity, 60 x 60"] = gallery.linear_elasticity((60, 60))[0].tocsr()
@@ -150,13 +148,14 @@ def _gallery(device: Device) -> Table:
         {"case": case} | _race(x, 1e-6, svds(x, "ARPACK", 1e-10), device)
         for case, x in cases.items()
     ]
-    return Table(
-        "sparse_pyamg", "PyAMG's gallery against svds by ARPACK, tolerance 1e-10", rows, []
-    )
+    title = "PyAMG's gallery against svds by ARPACK, tolerance 1e-10"
+    yield Table("sparse_pyamg", title, rows, [])
 
 
-def _operators(device: Device) -> Table:
+def sparse_pylops(device: Device) -> Iterator[Table]:
     """Time operators of PyLops without negative entries against its power iteration of 100 steps."""
+    _on_host(device)
+    os.environ.setdefault("CUPY_PYLOPS", "0")  # else it needs the CUDA of a CuPy that is installed
     pylops = library("pylops")
     window = np.hanning(11)[1:-1]
     blur = np.outer(window, window) / np.sum(window) ** 2
@@ -174,7 +173,13 @@ def _operators(device: Device) -> Table:
             return float(np.sqrt(abs(iteration(normal, niter=100, dtype="float64")[0])))
 
         rows.append({"case": case} | _raced(ours, theirs, device))
-    return Table("sparse_pylops", "Operators of PyLops against its power iteration", rows, [])
+    yield Table("sparse_pylops", "Operators of PyLops against its power iteration", rows, [])
+
+
+def _on_host(device: Device) -> None:
+    if device.name != "numpy":
+        msg = "for SciPy's sparse matrices"
+        raise AbsentError(msg)
 
 
 def _race(x: Any, rtol: float, theirs: Callable[[], Any], device: Device) -> dict[str, Any]:
