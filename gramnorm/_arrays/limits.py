@@ -20,12 +20,11 @@ ONE_THREAD_OPERATIONS = 1e7
 """Work from which on a stack keeps the BLAS to one thread, about 0.2 ms: entering takes 10 us, and
 finding the BLAS 1 ms, once."""
 
-ONE_THREAD_ORDER = 600
-"""Order of matrices up to which a long search keeps the BLAS to one thread: beside busy processes
-threads that wait for each other take several times the work."""
-
 SHARED_COLUMNS = 1024
-"""Most columns of matrices of which each has one thread; the BLAS shares larger products well."""
+"""Most columns of matrices of which each has one thread; the BLAS shares larger products well.
+
+The same for the order of a long search over a chain: two threads took as long as one, and twice the
+work."""
 
 KEPT_BYTES = 2**23
 """Arrays that the process keeps for those to come: a search over frequencies makes no larger ones

@@ -118,7 +118,7 @@ one_thread_each = _OneThreadEach()
 
 def for_order(order: int) -> contextlib.AbstractContextManager[None]:
     """Return a context for a long search with matrices of some order: one thread, if it is small."""
-    return one_thread_each if order <= limits.ONE_THREAD_ORDER else contextlib.nullcontext()
+    return one_thread_each if order <= limits.SHARED_COLUMNS else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

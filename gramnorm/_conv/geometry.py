@@ -421,16 +421,13 @@ def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array
     outputs = tuple(a.outputs for a in axes)
     given = xp.reshape(y, (groups, c_out // groups, math.prod(outputs)))
     x = xp.reshape(linalg.matmul(linalg.adjoint(rows), given), (c_in * groups, *taps, *outputs))
-    for count, axis in zip(range(len(axes), 0, -1), axes, strict=True):
-        # the axis' own taps and outputs come last, its samples stay there
-        others = (*range(2, 1 + count), *range(2 + count, x.ndim))
-        x = xp.permute_dims(x, (0, *others, 1, 1 + count))
-        kept, index = x.shape[:-2], _returned(axis)
-        flat = xp.reshape(x, (math.prod(kept), axis.taps * axis.outputs))
-        zeros = xp.zeros((flat.shape[0], 1), dtype=x.dtype, device=libraries.device_of(x))
-        places = crossing.indices(index.reshape(-1), like=x)
-        terms = xp.take(xp.concat([flat, zeros], axis=1), places, axis=1)
-        x = xp.sum(xp.reshape(terms, (*kept, *index.shape)), axis=-2, dtype=x.dtype)
+    pairs = [place for a in range(1, 1 + len(axes)) for place in (a, a + len(axes))]
+    x = xp.permute_dims(x, (0, *pairs))
+    x = xp.reshape(x, (c_in * groups, *(a.taps * a.outputs for a in axes)))
+    for axis in axes:
+        table = _returned(axis)
+        read = _read(x, table)
+        x = xp.sum(xp.reshape(read, (*read.shape[:-1], *table.shape)), axis=-2, dtype=x.dtype)
     return x
 
 
@@ -438,11 +435,11 @@ def adjoint(kernel: Array, y: Array, axes: Sequence[Axis], groups: int) -> Array
 def _returned(axis: Axis) -> HostInts:
     """Return which pairs (tap, output) read a sample, numbered in order, shape (most, size).
 
-    The number of all pairs stands for none.
+    -1 stands for none.
     """
-    tables = np.concatenate(readers(axis))
-    tap = np.tile(np.arange(axis.taps), len(tables) // axis.taps)[:, None]
-    return np.where(tables < 0, axis.taps * axis.outputs, tap * axis.outputs + tables)
+    tables = np.stack(readers(axis))
+    pairs = np.arange(axis.taps)[:, None] * axis.outputs + tables
+    return np.where(tables < 0, -1, pairs).reshape(-1, axis.size)
 
 
 @functools.lru_cache(maxsize=limits.AXES_READ)
@@ -470,15 +467,21 @@ def _gathered(x: Array, sources: Sequence[HostInts], groups: int) -> Array:
     """
     xp = libraries.namespace_of(x, name="x")
     dims, c = len(sources), x.shape[0] // groups
-    for source in sources:  # axis 1 in turn; what is read becomes the last axis
-        slab = (x.shape[0], 1, *x.shape[2:])  # not one of `x`, which may be empty
-        zeros = xp.zeros(slab, dtype=x.dtype, device=libraries.device_of(x))
-        padded = xp.concat([x, zeros], axis=1)
-        index = np.where(source < 0, x.shape[1], source).reshape(-1)
-        read = xp.take(padded, crossing.indices(index, like=x), axis=1)
-        x = xp.permute_dims(read, (0, *range(2, x.ndim), 1))
+    for source in sources:
+        x = _read(x, source)
     taps, points = zip(*(source.shape for source in sources), strict=True)
     pairs = [n for source in sources for n in source.shape]
     x = xp.reshape(x, (groups, c, *pairs))
     x = xp.permute_dims(x, (0, 1, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2)))
     return xp.reshape(x, (groups, c * math.prod(taps), math.prod(points)))
+
+
+def _read(x: Array, table: HostInts) -> Array:
+    """Read axis 1 of `x` by a table of places, -1 for zero; what is read becomes the last axis."""
+    xp = libraries.namespace_of(x, name="x")
+    slab = (x.shape[0], 1, *x.shape[2:])  # not one of `x`, which may be empty
+    zeros = xp.zeros(slab, dtype=x.dtype, device=libraries.device_of(x))
+    padded = xp.concat([x, zeros], axis=1)
+    places = np.where(table < 0, x.shape[1], table).reshape(-1)
+    read = xp.take(padded, crossing.indices(places, like=x), axis=1)
+    return xp.permute_dims(read, (0, *range(2, x.ndim), 1))

@@ -60,7 +60,8 @@ def found(graph: Graph, *, limits: Limits) -> tuple[float, list[HostFloats]]:
 
 def given(graph: Graph, logarithms: Sequence[HostFloats]) -> float:
     """Return the certificate of multipliers that are known up to a factor for each activation."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with quiet, threads.for_order(sum(bend.size for bend in graph.bends)):
         search, small = _Search(graph, Limits(math.inf, 0.0, math.inf, None)), fewest(graph)
         first = start(small, logarithms)
         if first is not None:

@@ -104,9 +104,10 @@ def with_ends(
     if chain.depth > 1:
         ends = np.asarray([0, len(logs) - 1])
         logs[ends] = _first_ends(chain, logs)
-        for stage in stages:
-            lower = itertools.islice(_descent(chain, logs, ends, stage=stage), _ITERATIONS)
-            logs = functools.reduce(lambda _, last: last, lower, logs)
+        with threads.for_order(sum(chain.sizes)):
+            for stage in stages:
+                lower = itertools.islice(_descent(chain, logs, ends, stage=stage), _ITERATIONS)
+                logs = functools.reduce(lambda _, last: last, lower, logs)
     return multipliers(logs)
 
 

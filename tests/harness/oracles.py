@@ -629,15 +629,17 @@ def sup_reference(
         return 0.0, theta0
     scaled, e = _scaled(kernel)
     s, d = per_axis(stride, len(taps)), per_axis(dilation, len(taps))
+
+    def norms(places: np.ndarray) -> np.ndarray:
+        return symbol_sigma(scaled, places, d, groups, s)
+
     factor = per_axis_points or {1: 24, 2: 8}.get(len(taps), 5)
     degrees = [(k - 1) // (a // math.gcd(a, b)) for k, a, b in zip(taps, s, d, strict=True)]
     sizes = [factor * (degree + 1) if degree else 1 for degree in degrees]
     period = np.asarray([1 / math.lcm(a, b) for a, b in zip(s, d, strict=True)])
     theta = grid(sizes) * period
     pieces = 1 + len(theta) * math.prod(s) * math.prod(taps) // 2**20  # tens of megabytes each
-    value = np.concatenate(
-        [symbol_sigma(scaled, part, d, groups, s) for part in np.array_split(theta, pieces)]
-    )
+    value = np.concatenate([norms(part) for part in np.array_split(theta, pieces)])
     table = value.reshape(sizes)
     peak = np.ones_like(table, dtype=bool)
     for axis in range(table.ndim):
@@ -648,27 +650,33 @@ def sup_reference(
     step = np.where(np.asarray(sizes) > 1, 2 * np.pi / np.asarray(sizes), 0.0) * period
     aside = step * (0.11 + 0.06 * np.arange(len(taps)))  # off the saddles of symmetric symbols
     centre = np.concatenate([theta[where], theta[where] + aside])
-    best = symbol_sigma(scaled, centre, d, groups, s)
+    best = norms(centre)
     stencil = np.asarray(list(itertools.product((-1, 0, 1), repeat=len(taps))))
     h = np.full(len(centre), 0.5)
     for _ in range(200):
         trial = centre[:, None] + h[:, None, None] * stencil * step
-        around = symbol_sigma(scaled, trial, d, groups, s)
-        k = around.argmax(axis=1)
-        top = around[np.arange(len(k)), k]
-        better = top > best
-        centre = np.where(better[:, None], trial[np.arange(len(k)), k], centre)
-        best = np.where(better, top, best)
+        centre, best, better = _highest(norms, trial, centre, best)
         h = np.where(better, np.minimum(2 * h, 1), h / 2)
         if h.max() < 1e-9:
             break
-
-    def function(places: np.ndarray) -> np.ndarray:
-        return symbol_sigma(scaled, places, d, groups, s)
-
-    centre, best = _along_ridges(function, centre, best, step)
+    centre, best = _along_ridges(norms, centre, best, step)
     i = int(best.argmax())
     return _unscaled(best[i], e), centre[i]
+
+
+def _highest(
+    function: Callable[[np.ndarray], np.ndarray],
+    trial: np.ndarray,
+    centre: np.ndarray,
+    best: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the highest of the trials of each centre, its value, and whether that is higher."""
+    found = function(trial)
+    k = found.argmax(axis=1)
+    top = found[np.arange(len(k)), k]
+    better = top > best
+    centre = np.where(better[:, None], trial[np.arange(len(k)), k], centre)
+    return centre, np.where(better, top, best), better
 
 
 def _along_ridges(
@@ -701,14 +709,9 @@ def _along_ridges(
         along = np.einsum("ikj,ik->ij", vectors, slope) / np.maximum(curved, 1e-300)
         move = np.einsum("ijk,ik->ij", vectors, np.clip(along, -1e3, 1e3)) @ unit
         trial = centre[:, None] + 0.5 ** np.arange(-2, 12)[:, None] * move[:, None]
-        found = function(trial)
-        k = found.argmax(axis=1)
-        top = found[np.arange(len(k)), k]
-        better = top > best
+        centre, best, better = _highest(function, trial, centre, best)
         if not np.any(better):
             break
-        centre = np.where(better[:, None], trial[np.arange(len(k)), k], centre)
-        best = np.where(better, top, best)
     return centre, best
 
 

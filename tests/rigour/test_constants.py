@@ -27,7 +27,7 @@ def precision(u, *, complex=False):
     return model.Precision(float(u), 2.0**-126 if u > 2**-30 else 2.0**-1022, complex=complex)
 
 
-def dtypes_of(u):
+def dtype_of(u):
     return np.float64 if u < 2**-30 else np.float32
 
 
@@ -113,8 +113,8 @@ def test_theorem_2_covers_a_chain_of_squares(u):
     prec = precision(u)
     start, scales = Fraction(7, 5), [Fraction(1, 2), Fraction(1), Fraction(1, 8), Fraction(4)]
     for sign, inner, q in itertools.product((-1, 1), (3, 500), (1, 40)):
-        chain = gram.GramChain(np.zeros((1, inner, q), dtypes_of(u)), np.arange(1))
-        sigma, chain_levels, half = start, [], []
+        chain = gram.GramChain(np.zeros((1, inner, q), dtype_of(u)), np.arange(1))
+        sigma, levels, too_small = start, [], []
         for j, scale in enumerate(scales):
             # of one entry: its product, and what is lost of it and of the scaled one
             length = inner if j == 0 else q
@@ -128,14 +128,14 @@ def test_theorem_2_covers_a_chain_of_squares(u):
             assert above(error[0], lost)
             sigma = scale * (sigma**2 + sign * lost) + sign * q * Fraction(prec.tiny)
             eps = float(error[0] * float(scale) + 2 * q * prec.tiny)
-            chain_levels.append((np.asarray([float(scale)]), np.asarray([eps])))
-            half.append((np.asarray([float(scale)]), np.asarray([eps / 4])))
+            levels.append((np.asarray([float(scale)]), np.asarray([eps])))
+            too_small.append((np.asarray([float(scale)]), np.asarray([eps / 4])))
         last = np.asarray([float(sigma)])
-        chain._levels = chain_levels
+        chain._levels = levels
         found = chain._climb(last * (1 - 1e-15), last * (1 + 1e-15), np.zeros(1))
         assert Fraction(found.lower[0]) <= start <= Fraction(found.upper[0])
         if q == 1 and inner == 500:  # where the trace has one term there is little to spare
-            chain._levels = half
+            chain._levels = too_small
             found = chain._climb(last, last, np.zeros(1))
             assert not Fraction(found.lower[0]) <= start <= Fraction(found.upper[0])
 
@@ -144,7 +144,7 @@ def test_theorem_2_covers_a_chain_of_squares(u):
 def test_theorem_2_ends_with_the_eigenvalue_that_two_moments_leave(u):
     """S2 = l^2 + m^2 and S1 = l + m of two eigenvalues are equality; more of them, below."""
     prec = precision(u)
-    chain = gram.GramChain(np.zeros((1, 9, 4), dtypes_of(u)), np.arange(1))
+    chain = gram.GramChain(np.zeros((1, 9, 4), dtype_of(u)), np.arange(1))
     for top, rest in itertools.product(
         (Fraction(1), Fraction(10, 3)), ([0], [1, 3], [1], [1, 1, 1])
     ):
