@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import gramnorm as gn
-from benchmarks.devices import AbsentError, Device
+from benchmarks.devices import AbsentError, Device, require_numpy
 from benchmarks.kernels import WEIGHTS
 from benchmarks.rivals import eclipse, lipsdp_neuron
 from benchmarks.tables import Table
@@ -251,9 +251,7 @@ def random() -> Iterator[Net]:
 
 def network_sdp(device: Device) -> Iterator[Table]:
     """Bound networks as a whole, and find Jacobians of them; compare efforts, and other programs."""
-    if device.name != "numpy":
-        msg = "multipliers are searched for on the host"
-        raise AbsentError(msg)
+    require_numpy(device, "multipliers are searched for on the host")
     nets = list(public())
     title = "Public networks: the constant of all layers together, certified"
     notes = [

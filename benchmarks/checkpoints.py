@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.devices import AbsentError, Device
+from benchmarks.devices import Device, require_numpy
 from benchmarks.hosts import cores
 from benchmarks.tables import Table
 
@@ -49,9 +49,7 @@ finally:
 
 def checkpoints(device: Device) -> Iterator[Table]:
     """Report on a checkpoint, here and by two workers; seconds of each layer, and the peak of memory."""
-    if device.name != "numpy":
-        msg = "the command computes with NumPy by default"
-        raise AbsentError(msg)
+    require_numpy(device, "the command computes with NumPy by default")
     layers, runs = [], []
     base = _run("--csv")["peak [MB]"]
     for kind in BLOCKS:

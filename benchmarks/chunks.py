@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 
 import gramnorm as gn
-from benchmarks.devices import AbsentError, Device
+from benchmarks.devices import Device, require_numpy
 from benchmarks.memory import peak_memory
 from benchmarks.rivals import library
 from benchmarks.tables import Table
@@ -101,9 +101,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def dask(device: Device) -> Iterator[Table]:
     """Time the bracket of a matrix on disk against reading and multiplying it, and against others."""
-    if device.name != "numpy":
-        msg = "for arrays of Dask"
-        raise AbsentError(msg)
+    require_numpy(device, "for arrays of Dask")
     svd, compute = library("dask.array.linalg", "dask"), library("dask").compute
     with tempfile.TemporaryDirectory() as folder, worker() as client:
         path = written(Path(folder), SHAPE, ROWS)

@@ -29,6 +29,12 @@ class AbsentError(Exception):
     """A library or a device that is not here; its text says which."""
 
 
+def require_numpy(device: "Device", why: str) -> None:
+    """Leave out a section that has no other devices."""
+    if device.name != "numpy":
+        raise AbsentError(why)
+
+
 class Device:
     """NumPy, and what the other devices do in their own way.
 

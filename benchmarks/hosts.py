@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import gramnorm as gn
-from benchmarks.devices import AbsentError, Device
+from benchmarks.devices import Device, require_numpy
 from benchmarks.kernels import gaussian
 from benchmarks.tables import Table
 from gramnorm._arrays import crossing
@@ -74,9 +74,7 @@ def libraries(_: Device) -> Iterator[Table]:
 
 def busy(device: Device) -> Iterator[Table]:
     """Time the same work alone and beside one and six processes that never rest."""
-    if device.name != "numpy":
-        msg = "cores are what NumPy works with"
-        raise AbsentError(msg)
+    require_numpy(device, "cores are what NumPy works with")
     rows: list[dict[str, Any]] = [{"work": name} for name in BUSY]
     for others in OTHERS:
         with beside(others):

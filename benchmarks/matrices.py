@@ -17,7 +17,7 @@ import numpy as np
 
 import gramnorm as gn
 from benchmarks import kernels
-from benchmarks.devices import AbsentError, Device
+from benchmarks.devices import AbsentError, Device, require_numpy
 from benchmarks.rivals import library
 from benchmarks.tables import Table
 from benchmarks.timing import aim, race
@@ -97,9 +97,7 @@ def product_and_cholesky(x: Any, device: Device) -> Callable[[], Any]:
 
 
 def _host(x: Any, device: Device) -> Any:
-    if device.name != "numpy":
-        msg = "for NumPy's arrays"
-        raise AbsentError(msg)
+    require_numpy(device, "for NumPy's arrays")
     return x
 
 

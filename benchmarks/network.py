@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import gramnorm as gn
-from benchmarks.devices import AbsentError, Device
+from benchmarks.devices import AbsentError, Device, require_numpy
 from benchmarks.hosts import OTHERS, beside, cores
 from benchmarks.kernels import RESNET18, Layer, decaying, gaussian
 from benchmarks.rivals import arpack
@@ -111,9 +111,7 @@ def _measured(
 
 def report(device: Device) -> Iterator[Table]:
     """Time a report on a ResNet-18: of a quarter of the width beside others, and of the whole width."""
-    if device.name != "numpy":
-        msg = "the command computes with NumPy by default"
-        raise AbsentError(msg)
+    require_numpy(device, "the command computes with NumPy by default")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = resnet18_file(Path(folder), gaussian, narrower=4, n=64)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import gramnorm as gn
-from benchmarks.devices import AbsentError, Device
+from benchmarks.devices import Device, require_numpy
 from benchmarks.rivals import library
 from benchmarks.tables import Table
 from benchmarks.timing import aim, alone, race, within
@@ -115,7 +115,7 @@ def svds(x: Any, solver: str, tol: float) -> Callable[[], Any]:
 
 def sparse(device: Device) -> Iterator[Table]:
     """Time brackets of sparse matrices against `svds`; a table for each solver and one for size."""
-    _on_host(device)
+    require_numpy(device, "for SciPy's sparse matrices")
     for solver in SOLVERS:
         rows = []
         for case, make in CASES.items():
@@ -136,7 +136,7 @@ def sparse(device: Device) -> Iterator[Table]:
 
 def sparse_pyamg(device: Device) -> Iterator[Table]:
     """Time the sample matrices of PyAMG, most of them small."""
-    _on_host(device)
+    require_numpy(device, "for SciPy's sparse matrices")
     gallery = library("pyamg.gallery", "pyamg")
     cases = {name: gallery.load_example(name)["A"].tocsr() for name in SAMPLES}
     cases["elasticity, 60 x 60"] = gallery.linear_elasticity((60, 60))[0].tocsr()
@@ -154,7 +154,7 @@ def sparse_pyamg(device: Device) -> Iterator[Table]:
 
 def sparse_pylops(device: Device) -> Iterator[Table]:
     """Time operators of PyLops without negative entries against its power iteration of 100 steps."""
-    _on_host(device)
+    require_numpy(device, "for SciPy's sparse matrices")
     os.environ.setdefault("CUPY_PYLOPS", "0")  # else it needs the CUDA of a CuPy that is installed
     pylops = library("pylops")
     window = np.hanning(11)[1:-1]
@@ -174,12 +174,6 @@ def sparse_pylops(device: Device) -> Iterator[Table]:
 
         rows.append({"case": case} | _raced(ours, theirs, device))
     yield Table("sparse_pylops", "Operators of PyLops against its power iteration", rows, [])
-
-
-def _on_host(device: Device) -> None:
-    if device.name != "numpy":
-        msg = "for SciPy's sparse matrices"
-        raise AbsentError(msg)
 
 
 def _race(x: Any, rtol: float, theirs: Callable[[], Any], device: Device) -> dict[str, Any]:
