@@ -439,7 +439,7 @@ def _returned(axis: Axis) -> HostInts:
     """
     tables = np.stack(readers(axis))
     pairs = np.arange(axis.taps)[:, None] * axis.outputs + tables
-    return np.where(tables < 0, -1, pairs).reshape(-1, axis.size)
+    return np.where(tables < 0, -1, pairs).reshape(len(tables) * axis.taps, axis.size)
 
 
 @functools.lru_cache(maxsize=limits.AXES_READ)

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import gramnorm as gn
@@ -60,6 +60,11 @@ def operators(draw):
     return (*channels, *taps), options
 
 
+WITHOUT_OUTPUTS = ((1, 1, 2), {"input_shape": (1,), "padding": "full", "transposed": True})
+WITHOUT_OUTPUTS_IN_ONE_AXIS = (
+    (2, 3, 2, 3),
+    {"input_shape": (1, 4), "padding": ((1, 1), (0, 1)), "transposed": True},
+)
 drawn = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -68,6 +73,8 @@ drawn = settings(suppress_health_check=[HealthCheck.too_slow])
 
 @drawn
 @given(operator=operators(), kind=st.sampled_from(["float64", "complex128"]))
+@example(operator=WITHOUT_OUTPUTS, kind="float64")
+@example(operator=WITHOUT_OUTPUTS_IN_ONE_AXIS, kind="complex128")
 def test_apply_is_the_convolution_and_adjoint_its_adjoint(be, operator, kind):
     if be.id.startswith("jax"):
         pytest.skip("a compilation per shape")
@@ -76,7 +83,7 @@ def test_apply_is_the_convolution_and_adjoint_its_adjoint(be, operator, kind):
     sizes = options["input_shape"]
     geometry = ConvGeometry.of(shape, **options)
     given_ = {k: v for k, v in options.items() if k != "input_shape"}
-    c_in = shape[0] if options["transposed"] else shape[1] * options["groups"]
+    c_in = shape[0] if options["transposed"] else shape[1] * options.get("groups", 1)
     x = some((c_in, *sizes), kernel.dtype.name, 1)
     expected = oracles.conv_apply(kernel, x[..., None], **given_)[..., 0]
     y = be.to_numpy(geometry.apply(be.asarray(kernel), be.asarray(x)))
