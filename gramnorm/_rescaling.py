@@ -287,6 +287,8 @@ def row_scales(x: Array, box: tuple[int, ...], *, steps: int) -> tuple[Array, Ar
     up = 1 + 8 * prec.unit  # a square root, a division and three more roundings
     empty = xp.max(_tap_sizes(x), axis=-1) == 0
     first = lags = _gram_lags(x, box)
+    if x.shape[-2] == 1 and not box:  # X X^H is a number; compilers would write out each step
+        steps = 1
     levels = []
     for _ in range(steps - 1):
         largest = xp.max(_row_sums(autodiff.without_gradient(lags)), axis=-1, keepdims=True)

@@ -1,5 +1,6 @@
 """Gradients: exact for fixed steps, of the norm for certified bounds, the same in every library."""
 
+import functools
 import math
 import warnings
 
@@ -315,6 +316,29 @@ def test_torch_compiles_fixed_steps_into_one_graph(name, dtype):
 
     exported = torch.export.export(Model(), (x.detach(),))
     assert torch.allclose(exported.module()(x.detach()), eager.detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (gn.gram_iteration, (1, 5)),
+        (gn.gram_iteration, (2, 5, 1)),
+        (gn.gram_iteration, (1, 1)),
+        (gn.spectral_rescaling, (1, 5)),
+        (gn.spectral_rescaling, (1, 1)),
+    ],
+)
+def test_programs_of_a_vector_do_not_grow_with_the_steps(function, shape):
+    # PyTorch's own backend writes out a number as often as it is used: 82 s for five steps
+    torch = pytest.importorskip("torch")
+    from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415 - optional
+
+    x = torch.tensor(some(shape, "float32"))
+    programs = [make_fx(functools.partial(function, steps=n))(x) for n in (1, 2, 9)]
+    sizes = {len(program.graph.nodes) for program in programs}
+    assert len(sizes) == 1
+    for program, steps in zip(programs, (1, 2, 9), strict=True):
+        assert torch.equal(program(x), function(x, steps=steps))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which PyTorch hides, or so it means to
