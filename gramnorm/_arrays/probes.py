@@ -15,6 +15,10 @@ from gramnorm._arrays.libraries import device_of, namespace
 from gramnorm._arrays.linalg import matmul
 from gramnorm._arrays.types import Array, Device, DType, HostBools, Namespace
 
+_FEW = 4
+"""What bits are cut off at to be asked for: less than those of a mantissa, and not 1, since a
+compiler takes the smaller of a number and 1 for a comparison with 0."""
+
 
 def float32_products_are_exact(x: Array) -> bool:
     """Say whether a product of float32 arrays beside `x` keeps 24 bits: no TF32, no bfloat16.
@@ -83,11 +87,9 @@ def largest_modulus(x: Array) -> Array:
     where comparisons take them for zeros.
     """
     xp = namespace(x)
-    moduli = xp.abs(x)
     if not hasattr(x, "view"):
-        return xp.max(moduli, axis=(-2, -1))
-    bits = xp.max(moduli.view(_integer_like(x)), axis=(-2, -1))
-    return bits.view(x.dtype)
+        return xp.max(xp.abs(x), axis=(-2, -1))
+    return xp.max(_bits_of_modulus(x), axis=(-2, -1)).view(x.dtype)
 
 
 def is_nonzero(x: Array) -> Array:
@@ -95,8 +97,19 @@ def is_nonzero(x: Array) -> Array:
     if not hasattr(x, "view"):
         return x != 0
     xp = namespace(x)
+    bits = _bits_of_modulus(x)
+    # compilers turn the question whether bits are 0 into one for numbers; with an exponent in front
+    # a few bits are a normal number above 1
+    one = xp.ones_like(x).view(bits.dtype)
+    few = xp.where(bits > _FEW, xp.full_like(bits, _FEW), bits)
+    return (one + few).view(x.dtype) > 1
+
+
+def _bits_of_modulus(x: Array) -> Array:
+    """Return the bits of |x| as an integer. Compilers compare those of a computed |x| as numbers."""
+    xp = namespace(x)
     bits = x.view(_integer_like(x))
-    return xp.bitwise_left_shift(bits, xp.ones_like(bits)) != 0
+    return xp.bitwise_and(bits, xp.full_like(bits, xp.iinfo(bits.dtype).max))
 
 
 def _integer_like(x: Array) -> DType:

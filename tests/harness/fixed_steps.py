@@ -32,6 +32,7 @@ WAYS = {  # how many of the tasks go there
     ("array_api_strict", "eager"): 0.1,
 }
 OF_A_TASK = 200
+SIDES = (1, 1, 1, *range(2, 13))  # compilers take numbers and vectors apart
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class FixedStepsTask:
         return report
 
     def _matrices(self, rng: np.random.Generator) -> list[soundness.Case]:
-        shape, dtype = [int(n) for n in rng.integers(1, 13, 2)], str(rng.choice(DTYPES))
+        shape, dtype = [int(n) for n in rng.choice(SIDES, 2)], str(rng.choice(DTYPES))
         names = rng.choice(sorted(FAMILIES), self.count)
         return [soundness.Case(name, FAMILIES[name](rng, *shape, dtype), {}) for name in names]
 

@@ -360,8 +360,9 @@ def test_scaling_errs_by_what_is_counted(dtype, power):
         assert np.all(wrong <= relative * np.abs(getattr(exact, part)) + lost)
 
 
+@pytest.mark.parametrize("pattern", [[[1, 1, 1], [1, 1, 0]], [[1]], [[-1]], [[1], [0]]], ids=str)
 @pytest.mark.parametrize("way", ["jit", "vmap", "eager"])
-def test_jax_reaches_every_scale(way):
+def test_jax_reaches_every_scale(way, pattern):
     # there subnormal numbers are zeros, and quotients become products with inverses
     jax = pytest.importorskip("jax")
     ways = {
@@ -372,7 +373,7 @@ def test_jax_reaches_every_scale(way):
     matrix = ways[way](lambda x: gn.gram_iteration(x, steps=4))
     conv = ways[way](lambda k: gn.conv_gram_iteration(k, 4, steps=4))
     for power in (-149, -127, -126, -120, -60, 0, 60, 125, 127):
-        a = np.ldexp(np.float32([[1, 1, 1], [1, 1, 0]]), power)
+        a = np.ldexp(np.float32(pattern), power)
         bound = np.asarray(matrix(jax.numpy.asarray(a)))
         norm = float(np.linalg.norm(a.astype("float64"), 2))
         excess = 1e-5 * norm + 6 * 2.0**-126  # what is below the normal numbers may be nothing
