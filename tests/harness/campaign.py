@@ -259,8 +259,8 @@ def page(counts: Counts) -> str:
     summary = (
         f"{numbers[0]} matrices, {numbers[1]} kernels and {numbers[2]} cases in all, in "
         f"{counts.rounds} rounds that took {hours} hours of one core: **{wrong} bounds on the "
-        f"wrong side**, {failures} failures of any kind. {_grouped(counts.asked_exactly)} "
-        "comparisons were so near that exact arithmetic decided."
+        f"wrong side**, {failures} failures of any kind, what was mended apart. "
+        f"{_grouped(counts.asked_exactly)} comparisons were so near that exact arithmetic decided."
     )
     lines = [
         summary,
