@@ -107,9 +107,8 @@ def is_nonzero(x: Array) -> Array:
 
 def _bits_of_modulus(x: Array) -> Array:
     """Return the bits of |x| as an integer. Compilers compare those of a computed |x| as numbers."""
-    xp = namespace(x)
     bits = x.view(_integer_like(x))
-    return xp.bitwise_and(bits, xp.full_like(bits, xp.iinfo(bits.dtype).max))
+    return bits & namespace(x).iinfo(bits.dtype).max
 
 
 def _integer_like(x: Array) -> DType:
