@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import operator
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -21,6 +22,10 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("quick"), max_examples=50)
 settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=2000)
 settings.load_profile("quick")  # `--hypothesis-profile ci` overrides
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

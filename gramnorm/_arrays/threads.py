@@ -191,8 +191,13 @@ def shared(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
 def _awaited(future: concurrent.futures.Future[Result]) -> Result:
     """Return the result of a part.
 
-    A signal that comes just before a wait is looked at after it: no wait is long.
+    A signal that comes just before a wait is looked at after it: no wait is long. And it is that of
+    a bare lock: where an interrupt reaches a condition of Python between its lines, as one in 200
+    does, it becomes a RuntimeError about the lock.
     """
-    while not future.done():
-        concurrent.futures.wait([future], timeout=1)
+    ended = threading.Lock()
+    ended.acquire()
+    future.add_done_callback(lambda _: ended.release())
+    while not ended.acquire(timeout=1):
+        pass
     return future.result()

@@ -1,6 +1,8 @@
 """Work shared among the cores: the same results in the same order, one thread of the BLAS each, limits given back."""
 
+import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -159,3 +161,22 @@ def test_parts_are_those_of_the_work_and_cover_all():
         work = count * operations / len(cut)
         assert len(cut) == 1 or (len(cut) <= limits.SHARED_PARTS and work >= 1e7)
     assert threads.parts(100, 1e12, like=object()) == [slice(0, 100)]
+
+
+def test_no_condition_is_waited_for_while_parts_are_at_work(monkeypatch):
+    # an interrupt between the lines of threading.Condition.wait comes out as a RuntimeError
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    awaited, called = threads._awaited, set()
+
+    def profiled(future):
+        before = sys.getprofile()
+        sys.setprofile(lambda frame, *_: called.add(frame.f_code))
+        try:
+            return awaited(future)
+        finally:
+            sys.setprofile(before)
+
+    monkeypatch.setattr(threads, "_awaited", profiled)
+    assert threads.shared(lambda part: time.sleep(0.1) or part, range(4)) == [0, 1, 2, 3]
+    assert awaited.__code__ in called
+    assert threading.Condition.wait.__code__ not in called

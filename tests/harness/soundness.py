@@ -36,7 +36,7 @@ DENSE, QUICK_DENSE = 50_000, 1_500  # arrays as they are made, see `made_dense`
 # Every tolerance must give valid bounds, reached or not.
 TOLERANCES = (None, None, 0.3, 1e-2, 1e-3, 1e-5, 1e-8, 1e-11, 1e-14)
 # JAX compiles anew for each shape, strict is slow: few shapes there.
-FEW_SHAPES = ((4, 4), (3, 7), (12, 5))
+FEW_SHAPES = ((4, 4), (3, 7), (12, 5), (1, 1), (1, 6), (5, 1))
 # "-device": computed with the library itself, as on a device, and not with NumPy.
 SHARES = {
     "numpy": 0.6,
