@@ -98,17 +98,16 @@ def is_nonzero(x: Array) -> Array:
         return x != 0
     xp = namespace(x)
     bits = _bits_of_modulus(x)
-    # compilers turn the question whether bits are 0 into one for numbers; with an exponent in front
-    # a few bits are a normal number above 1
+    # compilers turn the question whether the bits of a modulus are 0 into one for numbers; with an
+    # exponent in front a few bits are a normal number above 1
     one = xp.ones_like(x).view(bits.dtype)
     few = xp.where(bits > _FEW, xp.full_like(bits, _FEW), bits)
     return (one + few).view(x.dtype) > 1
 
 
 def _bits_of_modulus(x: Array) -> Array:
-    """Return the bits of |x| as an integer. Compilers compare those of a computed |x| as numbers."""
-    bits = x.view(_integer_like(x))
-    return bits & namespace(x).iinfo(bits.dtype).max
+    # not those of x, which PyTorch may have negated lazily, without the sign
+    return namespace(x).abs(x).view(_integer_like(x))
 
 
 def _integer_like(x: Array) -> DType:

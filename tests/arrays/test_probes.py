@@ -65,3 +65,11 @@ def test_no_program_of_jax_compares_bits_as_numbers(dtype):
         assert np.asarray(jax.jit(way)(jax.numpy.asarray(host))).tolist() == [
             False, False, *[True] * 9,
         ], name  # fmt: skip
+
+
+def test_tensors_that_are_negated_lazily_are_read():
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([[1 - 2j, 1e-40j]]).conj().imag
+    assert x.is_neg()
+    assert probes.is_nonzero(x).tolist() == [[True, True]]
+    assert probes.largest_modulus(x).tolist() == 2.0
