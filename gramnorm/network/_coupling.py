@@ -35,7 +35,7 @@ LARGEST = 170.0
 
 _UNDERFLOW = 2.0**-570  # 2^-1074 of the product, and 2^-1074 of scaling times 2^500 at most
 _SYMBOL_ENTRIES = 2**21  # of B at all frequencies that are looked at together
-_MATRIX_GAP, _CONV_GAP = 1e-8, 2e-4  # of the bound; of the norm of B, the l-th part
+_MATRIX_GAP, CONV_GAP = 1e-8, 2e-4  # of the bound; of the norm of B, the l-th part
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,15 +98,18 @@ class Coupling:
         return self._times(self.entries, multipliers)
 
     def norm_and_peak(
-        self, multipliers: HostFloats, *, total: int
+        self, multipliers: HostFloats, *, total: int, gap: float
     ) -> tuple[float, HostFloats | None]:
-        """Return an upper bound on ||B||, for one of `total` links, and where a kernel has it."""
+        """Return an upper bound on ||B||, for one of `total` links, and where a kernel has it.
+
+        Of a kernel it is so sharp that the bound of all links has at most about the gap.
+        """
         b = self.scaled(multipliers)
         taps, frequency = math.prod(b.shape[2:]), None
         if b.ndim == 2:
             norm = float(matrix_norm_bound(b, rtol=_MATRIX_GAP / total))
         else:
-            bracket = conv_norm_bracket(b, rtol=_CONV_GAP / total)
+            bracket = conv_norm_bracket(b, rtol=gap / total)
             norm, frequency = float(bracket.upper), bracket.frequency
         # ||E|| <= sqrt(taps) ||E||_F at every frequency, for the errors E of the entries
         error = 2.01 * HOST_UNIT * host_norm(b)[1] + _UNDERFLOW * math.sqrt(b.size)
@@ -258,12 +261,17 @@ class Chain:
         """Return the bound of Theorems 29, 30, 32 and 33 for these multipliers, all rounding in it."""
         return self.certified(multipliers)[0]
 
-    def certified(self, multipliers: HostFloats) -> tuple[float, list[HostFloats | None]]:
-        """Return the certificate, and the frequencies where the segments have their norms."""
+    def certified(
+        self, multipliers: HostFloats, *, gap: float = CONV_GAP
+    ) -> tuple[float, list[HostFloats | None]]:
+        """Return the certificate, and the frequencies where the segments have their norms.
+
+        Convolutions leave at most about a gap above the bound of these multipliers.
+        """
         exact = self.factor * Fraction(float(multipliers[0])) / Fraction(float(multipliers[-1]))
         peaks = []
         for segment in self.segments:
-            beta, peak = segment.norm_and_peak(multipliers, total=self.depth)
+            beta, peak = segment.norm_and_peak(multipliers, total=self.depth, gap=gap)
             peaks.append(peak)
             if not math.isfinite(beta):
                 return beta, peaks

@@ -247,6 +247,14 @@ def test_every_effort_is_sound_and_at_most_the_product(
         assert gn.chain_certificate(layers, found) <= 1.001 * product
 
 
+def test_a_bound_of_kernels_is_at_most_the_product_of_their_sharp_norms() -> None:
+    """Multipliers gain nothing where there is one direction; norms that scale kernels are rough."""
+    taps = np.asarray([0.25, 1.0, -0.5])[:, None]
+    first, last = (np.reshape(x, (1, 1, 3)) for x in (taps, taps[::-1]))
+    product = gn.product_bound(*(float(gn.conv_norm_bound(k)) for k in (first, last)))
+    assert gn.chain_bound([first, last], effort="quick") <= product
+
+
 def test_more_effort_is_worth_it() -> None:
     layers = gaussian(12, *[12] * 8)
     bounds = []
