@@ -339,6 +339,11 @@ FACTOR_COLUMNS, INNER = 32, 64
 rounding is proportional. Order 512 in single precision takes 5.0 ms, 5.8 with blocks of 64, and
 numpy.linalg.cholesky 11 in double."""
 
+LAPACK_ORDER = 128
+"""Order from which on diagonal blocks are factorised and inverted by SciPy's LAPACK: 17 us for one of
+32 columns and not 36, of 1.1 ms for order 256. SciPy takes a tenth of a second to import, as much as
+a search over 64 channels."""
+
 FORMED = 8, 2**17
 """Least matrices and most entries that are formed together, 3 MiB, since the table is read once for
 all: at 64 channels each takes 11 us and not 30 with 2^20; fewer than 8 of 256 channels take a tenth

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import array_api_compat as compat
@@ -60,6 +60,8 @@ def sparse_rows(x: Array, values: Array) -> Array:
 
 def matmul(a: Array, b: Array) -> Array:
     """Multiply in the full precision of the arrays' type."""
+    if type(a) is np.ndarray and type(b) is np.ndarray:  # the same, without two layers of calls
+        return np.matmul(a, b)
     xp = namespace(a)
     if is_sparse(a):
         return a @ b
@@ -237,6 +239,23 @@ def cholesky_or_none(a: Array) -> Array | None:
     return factor if finite else None  # JAX and CuPy return NaN
 
 
+@functools.cache
+def _scipy_routines(kind: str) -> Any | None:
+    try:
+        from scipy.linalg import get_lapack_funcs
+    except ImportError:
+        return None
+    return get_lapack_funcs(("potrf", "trtri"), dtype=np.dtype(kind))
+
+
+def triangle_routines(a: npt.NDArray[Any]) -> Any | None:
+    """Return what factorises and inverts a triangle for arrays of this type, or None without SciPy.
+
+    They write no second copy, and say of each matrix that it has no factor.
+    """
+    return _scipy_routines(a.dtype.char)
+
+
 def inverse_or_none(a: Array) -> Array | None:
     """Return what the library takes for the inverse, or None when it gives none."""
     xp = namespace(a)
@@ -304,7 +323,9 @@ def tridiagonal_top(diagonal: HostFloats, off: HostFloats) -> tuple[float, HostF
         found = eigenvectors_or_none(whole)
     else:
         last = 2 * (len(diagonal) - 1,)  # the first and the last of those wanted
-        found = attempted(partial(eigh_tridiagonal, select="i", select_range=last), diagonal, off)
+        found = attempted(
+            functools.partial(eigh_tridiagonal, select="i", select_range=last), diagonal, off
+        )
     if found is None:
         return math.nan, np.full(len(diagonal), np.nan)
     return float(found[0][-1]), np.asarray(found[1][:, -1])

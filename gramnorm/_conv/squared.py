@@ -49,6 +49,8 @@ class Squared:
         What says where to look.
     error : float
         Bound on the norm of what the sum above errs by, formed in double precision.
+    narrow_error : float
+        What single precision may add to that.
     sum_bound : float
         sum_k ||K_k||_F, not below the norm of the symbol at any frequency.
     """
@@ -84,6 +86,23 @@ class Squared:
         if self._real:
             return even, odd
         return np.concatenate([even.real, -odd.imag]), np.concatenate([even.imag, odd.real])
+
+    @functools.cached_property
+    def _narrow_tables(self) -> tuple[HostArray, HostArray]:
+        real, imaginary = self._tables
+        return real.astype(np.float32), imaginary.astype(np.float32)
+
+    @functools.cached_property
+    def narrow_error(self) -> float:
+        """Sums of products, both rounded before, err by what their moduli are (Lemma 23)."""
+        prec = precision_of(np.dtype(np.float32))
+        terms = sum(map(len, self._tables))
+        moduli = [np.sum(np.abs(table), axis=0) for table in self._tables]
+        size = math.hypot(*(sums.host_norm(each)[1] for each in moduli))
+        # what stands below a diagonal block stands for two
+        lost = prec.underflow(2 * terms) * self.order * (1 + self.sum_bound**2)
+        found: float = up(math.sqrt(2) * prec.gamma(terms + 4) * up(size, terms) + lost)
+        return found
 
     @functools.cached_property
     def _diagonal(self) -> HostInts:
@@ -126,10 +145,11 @@ class Squared:
         even, odd = angles.cosine(angle), angles.sine(angle[:, 1:])
         if not self._real:
             even = odd = np.concatenate([even, odd], axis=1)
-        real, imaginary = self._tables
+        real, imaginary = self._tables if wide else self._narrow_tables
+        weights = [x.astype(real.dtype, copy=False) for x in (even, odd)]
         values = np.empty((len(turns), real.shape[1]), np.complex128 if wide else np.complex64)
-        values.imag = linalg.matmul(odd, imaginary)
-        cosines = linalg.matmul(even, real)
+        values.imag = linalg.matmul(weights[1], imaginary)
+        cosines = linalg.matmul(weights[0], real)
         cosines[:, self._diagonal] += levels[:, None]
         values.real = cosines
         columns, start = [], 0
@@ -150,16 +170,19 @@ class Squared:
         found = np.full(len(turns), np.inf)
         left = np.flatnonzero((targets > 0) & (targets**2 > 2 * self.error))
         for wide in (False, True):
-            loss = self._losses[wide]
-            far = targets[left] ** 2 > (1 + loss) * estimates[left] ** 2
+            loss, error = self._losses[wide], self._error_in(wide=wide)
+            far = targets[left] ** 2 > (1 + loss) * estimates[left] ** 2 + 2 * error
             which = left if wide else left[far]
-            levels = down((targets[which] ** 2 - 1.1 * self.error) / (1 + loss))
+            levels = down((targets[which] ** 2 - 1.1 * error) / (1 + loss))
             squares = self._bounds(turns[which], levels, wide=wide)
             roots = up(np.sqrt(squares))
             found[which] = np.where(roots <= targets[which], roots, np.inf)
             # closed, or far from it
             left = np.setdiff1d(left, which[(found[which] < np.inf) | ~(squares < np.inf)])
         return found
+
+    def _error_in(self, *, wide: bool) -> float:
+        return self.error if wide else up(self.error + self.narrow_error)
 
     def _bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
         """Return bounds on the squared norms, little above `levels` if those are some; else inf."""
@@ -175,14 +198,14 @@ class Squared:
     def _part_bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
         """Do what `_bounds` does for as many frequencies as are formed together."""
         found, columns = [], self.formed(turns, levels, wide=wide)
-        unit = precision_of(columns[0].dtype).unit
+        unit, error = precision_of(columns[0].dtype).unit, self._error_in(wide=wide)
         few = max(1, limits.FACTORED // self.order)
         for i in range(0, len(turns), few):
             part = slice(i, i + few)
             shortfall, size = definite.shortfalls([c[part] for c in columns])
             # an entry is rounded as the level is added and as it is stored, or underflows
             rounded = 2.02 * unit * size + 2.0**-120 * self.order
-            found.append(up(levels[part] + up(shortfall + rounded + self.error)))
+            found.append(up(levels[part] + up(shortfall + rounded + error)))
         return np.concatenate(found)
 
 

@@ -105,26 +105,60 @@ def _factorise(factor: HostStack, column: HostStack, inner: int) -> HostFloats |
     start = factor.shape[2] - width
     for first in range(0, start, inner):
         known = factor[:, :, first : min(first + inner, start)]
-        column = column - linalg.matmul(known, linalg.adjoint(known[:, :width]))
+        column = _less(column, known, known[:, :width].mT.conj())
     # the small blocks in double precision: they cost little, and what they leave in D is less
     double = np.result_type(column.dtype, np.float64)
-    pivot = linalg.attempted(np.linalg.cholesky, column[:, :width].astype(double))
-    if pivot is None:
+    found = _triangles(column[:, :width].astype(double), order=start + column.shape[1])
+    if found is None:
         return None
-    upper = linalg.adjoint(pivot)
+    pivot, inverse = found
+    upper = pivot.mT.conj()
     panel = factor[:, :, start:]
     panel[:, :width] = pivot
     if column.shape[1] > width:
-        inverse = _inverse(upper)
-        if inverse is None:
-            return None
         panel[:, width:] = linalg.matmul(column[:, width:], inverse.astype(column.dtype))
     # by halves of the columns: R is triangular
     upper, half = upper.astype(column.dtype), width // 2
-    first = column[:, :, :half] - linalg.matmul(panel[:, :, :half], upper[:, :half, :half])
-    second = column[:, half:, half:] - linalg.matmul(panel[:, half:], upper[:, :, half:])
-    squares = sums.inner_product(first, first) + sums.inner_product(second, second)
+    halves = (
+        _less(column[:, :, :half], panel[:, :, :half], upper[:, :half, :half]),
+        _less(column[:, half:, half:], panel[:, half:], upper[:, :, half:]),
+    )
+    squares = sum(map(_square, halves))
     return np.asarray(squares, dtype=np.float64)
+
+
+def _less(a: HostStack, left: HostStack, right: HostStack) -> HostStack:
+    """Return a - left right in one array."""
+    product = linalg.matmul(left, right)
+    return np.asarray(np.subtract(a, product, out=product))
+
+
+def _square(a: HostStack) -> HostStack:
+    """Return the sums of squares of matrices, those of real and imaginary parts together."""
+    numbers = a.view(a.real.dtype)
+    return np.asarray(sums.inner_product(numbers, numbers))
+
+
+def _triangles(a: HostStack, *, order: int) -> tuple[HostStack, HostStack] | None:
+    """Return about R, lower triangular, with A = R R^H, and R^-H, for blocks of matrices of an order.
+
+    NaN where a matrix has none, or None for all.  A matrix of one block needs no inverse.
+    """
+    routines = linalg.triangle_routines(a) if order >= limits.LAPACK_ORDER else None
+    if routines is None:
+        pivot = linalg.attempted(np.linalg.cholesky, a)
+        if pivot is None or order == a.shape[1]:
+            return None if pivot is None else (pivot, pivot)
+        inverse = _inverse(pivot.mT.conj())
+        return None if inverse is None else (pivot, inverse)
+    potrf, trtri = routines
+    found = np.full((2, *a.shape), np.nan, dtype=a.dtype)
+    for matrix, pivot, inverse in zip(a, *found, strict=True):
+        # by columns the lower triangle of A is the upper one of its transpose, and R that of R^T
+        upper, failed = potrf(matrix.T, lower=0, clean=1)
+        if not failed:
+            pivot[...], inverse[...] = upper.T, trtri(upper, lower=0)[0].conj()
+    return found[0], found[1]
 
 
 def _inverse(upper: HostStack) -> HostStack | None:
@@ -149,7 +183,7 @@ def _collatz(moduli: npt.NDArray[np.floating]) -> HostFloats:
     best = np.full(count, np.inf)
     w = np.ones((count, q, 1), dtype=moduli.dtype)
     for _ in range(_ROUNDS):
-        image = linalg.matmul(moduli, linalg.matmul(np.matrix_transpose(moduli), w))
+        image = linalg.matmul(moduli, linalg.matmul(moduli.mT, w))
         best = np.minimum(best, np.max(image / w, axis=(1, 2)))
         w = image / np.max(image, axis=1, keepdims=True)
         w = np.maximum(w, 2.0**-20)  # any vector will do that is not so small that terms underflow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gramnorm as gn
-from gramnorm._arrays import limits
+from gramnorm._arrays import limits, linalg
 from gramnorm._conv import cover, every_size, factored, squared, wide
 from gramnorm._conv.squared import Squared, snapped
 from gramnorm._matrix import definite
@@ -147,6 +147,17 @@ def test_square_is_formed_to_within_its_error():
                 assert np.abs(off).max() <= square.error
 
 
+@pytest.fixture(params=["SciPy", "NumPy"])
+def triangles(request, monkeypatch):
+    """Have diagonal blocks of any order factorised by one of the two."""
+    if request.param == "SciPy":
+        pytest.importorskip("scipy")
+        monkeypatch.setattr(limits, "LAPACK_ORDER", 1)
+    else:
+        monkeypatch.setattr(linalg, "triangle_routines", lambda _: None)
+
+
+@pytest.mark.usefixtures("triangles")
 @pytest.mark.parametrize("kind", [np.complex64, np.complex128])
 @pytest.mark.parametrize("order", [1, 5, 64, 65, 100, 200])
 def test_shortfall_makes_a_matrix_semidefinite(order, kind):
@@ -167,17 +178,35 @@ def test_shortfall_makes_a_matrix_semidefinite(order, kind):
     assert np.all(moduli <= size * (1 + 1e-6))
 
 
-def test_product_and_factor_that_lie_are_found_out(monkeypatch):
+@pytest.mark.parametrize("lie", [None, "factor", "inverse"])
+def test_factor_and_inverse_that_lie_are_found_out(triangles, lie, monkeypatch):
     # whatever a library returns for the small blocks is measured, not believed
     rest = 0.01 * noise((80, 80))
     gram = np.eye(80) * 2.0 + rest + rest.T
     columns = [gram[None, s:, s : s + w].astype(complex) for s, w in definite.blocks_of(80)]
-    true, _ = definite.shortfalls(columns)
-    cholesky = np.linalg.cholesky
-    monkeypatch.setattr(np.linalg, "cholesky", lambda a: 1.1 * cholesky(a))
-    false, _ = definite.shortfalls(columns)
-    assert true[0] < 1e-10
-    assert false[0] > 0.1
+    truth = definite._triangles
+
+    def lying(a, **options):
+        factor, inverse = truth(a, **options)
+        wrong = 0.1 * np.tril(np.ones_like(factor))
+        return factor + wrong * (lie == "factor"), inverse + wrong.mT * (lie == "inverse")
+
+    monkeypatch.setattr(definite, "_triangles", lying)
+    found, _ = definite.shortfalls(columns)
+    least = np.linalg.eigvalsh(gram)[0]
+    assert -least <= found[0]
+    assert (found[0] < 1e-10) == (lie is None)
+
+
+def test_one_matrix_without_a_factor_is_told_from_others(triangles):
+    x = noise((5, 100, 100)) + 0j
+    matrices = x @ x.conj().mT + np.eye(100)
+    matrices[3] -= 200 * np.eye(100)
+    columns = [matrices[:, s:, s : s + w] for s, w in definite.blocks_of(100)]
+    shortfall, size = definite.shortfalls(columns)
+    assert np.array_equal(np.isinf(shortfall), [False, False, False, True, False])
+    assert np.array_equal(np.isinf(size), np.isinf(shortfall))
+    assert np.all(shortfall[[0, 1, 2, 4]] < 1e-8)
 
 
 def nearly_indefinite(seed):
@@ -217,7 +246,23 @@ def test_rounding_of_the_stored_matrix_counts():
     wide, narrow = (square.formed(turns, np.full(1, 9.0), wide=w) for w in (True, False))
     off = max(float(np.abs(a - b).max()) for a, b in zip(wide, narrow, strict=True))
     _, size = definite.shortfalls(narrow)
-    assert square.error < off <= 2.02 * 2.0**-24 * size[0]
+    assert square.error < off <= 2.02 * 2.0**-24 * size[0] + square.narrow_error
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_square_is_formed_in_single_precision_to_within_its_error(dtype):
+    # taps whose products cancel: what is left is small, and rounding is not
+    kernel = np.repeat(noise((40, 40, 1, 1), dtype), 3, axis=2) * np.asarray([1, -2, 1])[:, None]
+    square = Squared(*taps_and_offsets(kernel))
+    turns = snapped(1e-5 * np.random.default_rng(1).random((20, 2)))
+    columns = square.formed(turns, np.zeros(20), wide=False)
+    for index, f in enumerate(symbols(kernel, turns)):
+        exact = f.conj().T @ f
+        off = sum(
+            2 * np.linalg.norm(c[index] + exact[s:, s : s + w]) ** 2
+            for (s, w), c in zip(definite.blocks_of(40), columns, strict=True)
+        )
+        assert square.error < np.sqrt(off / 2) < square.narrow_error
 
 
 def test_error_of_the_sum_is_not_idle():
@@ -287,6 +332,21 @@ def test_norms_differ_by_what_is_added_where_taps_are_as_far_apart_as_may_be(mon
     there, moved = 2 * np.abs(np.cos(np.pi * np.asarray([69 / 128, 68 / 128])))
     slip = factored._slip(one_channel(1.0, 1.0))
     assert there - moved <= slip <= 1.02 * (there - moved)
+
+
+def test_error_of_the_sum_in_single_precision_counts():
+    square, (turns, norms) = one_channel(1.0, 1.0), beside_the_zero(1e-3, 500)
+
+    def too_low():
+        found = 0
+        for level in 2.0 ** np.arange(-26, -18, 0.25):
+            bounds = square._bounds(turns, np.full(500, level), wide=False)
+            found += np.count_nonzero(np.sqrt(bounds) < norms * (1 - 1e-14))
+        return found
+
+    assert too_low() == 0
+    square.narrow_error = 0.0
+    assert too_low() > 10
 
 
 @pytest.mark.parametrize("counts", [True, False])

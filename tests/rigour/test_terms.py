@@ -382,7 +382,7 @@ def test_the_joined_operator_of_a_chain_counts_the_rounding_of_its_entries(monke
     n = 400
     joined = SimpleNamespace(doubts=None, scaled=lambda _: np.eye(n))
     monkeypatch.setattr(coupling, "matrix_norm_bound", lambda *_, **__: np.float64(1.0))
-    found, _ = coupling.Coupling.norm_and_peak(joined, np.ones(1), total=1)
+    found, _ = coupling.Coupling.norm_and_peak(joined, np.ones(1), total=1, gap=1e-4)
     assert found >= 1 + ((1 + U) ** 2 - 1 + 2 * U) * math.sqrt(n) / 1.01
 
 
