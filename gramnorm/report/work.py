@@ -149,7 +149,8 @@ def bound_here(
 
     # a layer alone has all threads of the BLAS; what is on a device waits there in any case
     if how.backend == "numpy" and len(layers) > 1:
-        threads.shared(bound, range(len(layers)))
+        # the dearest first: one that comes last leaves all other cores idle
+        threads.shared(bound, sorted(range(len(layers)), key=lambda i: -cost(layers[i])))
     else:
         for which in range(len(layers)):
             bound(which)
