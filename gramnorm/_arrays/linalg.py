@@ -240,20 +240,16 @@ def cholesky_or_none(a: Array) -> Array | None:
 
 
 @functools.cache
-def _scipy_routines(kind: str) -> Any | None:
+def triangle_routines(dtype: np.dtype[Any]) -> Any | None:
+    """Return what factorises and inverts a triangle of this type, or None without SciPy.
+
+    They say of each matrix whether it has no factor.
+    """
     try:
         from scipy.linalg import get_lapack_funcs
     except ImportError:
         return None
-    return get_lapack_funcs(("potrf", "trtri"), dtype=np.dtype(kind))
-
-
-def triangle_routines(a: npt.NDArray[Any]) -> Any | None:
-    """Return what factorises and inverts a triangle for arrays of this type, or None without SciPy.
-
-    They write no second copy, and say of each matrix that it has no factor.
-    """
-    return _scipy_routines(a.dtype.char)
+    return get_lapack_funcs(("potrf", "trtri"), dtype=dtype)
 
 
 def inverse_or_none(a: Array) -> Array | None:

@@ -108,14 +108,15 @@ def _factorise(factor: HostStack, column: HostStack, inner: int) -> HostFloats |
         column = _less(column, known, known[:, :width].mT.conj())
     # the small blocks in double precision: they cost little, and what they leave in D is less
     double = np.result_type(column.dtype, np.float64)
-    found = _triangles(column[:, :width].astype(double), order=start + column.shape[1])
+    order, is_last = start + column.shape[1], column.shape[1] == width
+    found = _triangles(column[:, :width].astype(double), order=order, inverted=not is_last)
     if found is None:
         return None
     pivot, inverse = found
     upper = pivot.mT.conj()
     panel = factor[:, :, start:]
     panel[:, :width] = pivot
-    if column.shape[1] > width:
+    if inverse is not None:
         panel[:, width:] = linalg.matmul(column[:, width:], inverse.astype(column.dtype))
     # by halves of the columns: R is triangular
     upper, half = upper.astype(column.dtype), width // 2
@@ -139,26 +140,28 @@ def _square(a: HostStack) -> HostStack:
     return np.asarray(sums.inner_product(numbers, numbers))
 
 
-def _triangles(a: HostStack, *, order: int) -> tuple[HostStack, HostStack] | None:
+def _triangles(
+    a: HostStack, *, order: int, inverted: bool
+) -> tuple[HostStack, HostStack | None] | None:
     """Return about R, lower triangular, with A = R R^H, and R^-H, for blocks of matrices of an order.
 
-    NaN where a matrix has none, or None for all.  A matrix of one block needs no inverse.
+    NaN where a matrix has none, or None for all; no R^-H where it is not wanted.
     """
-    routines = linalg.triangle_routines(a) if order >= limits.LAPACK_ORDER else None
+    routines = linalg.triangle_routines(a.dtype) if order >= limits.LAPACK_ORDER else None
     if routines is None:
-        pivot = linalg.attempted(np.linalg.cholesky, a)
-        if pivot is None or order == a.shape[1]:
-            return None if pivot is None else (pivot, pivot)
-        inverse = _inverse(pivot.mT.conj())
-        return None if inverse is None else (pivot, inverse)
+        pivots = linalg.attempted(np.linalg.cholesky, a)
+        inverses = _inverse(pivots.mT.conj()) if inverted and pivots is not None else None
+        return None if pivots is None or (inverted and inverses is None) else (pivots, inverses)
     potrf, trtri = routines
-    found = np.full((2, *a.shape), np.nan, dtype=a.dtype)
-    for matrix, pivot, inverse in zip(a, *found, strict=True):
+    pivots, inverses = (np.full(a.shape, np.nan, dtype=a.dtype) for _ in range(2))
+    for matrix, pivot, inverse in zip(a, pivots, inverses, strict=True):
         # by columns the lower triangle of A is the upper one of its transpose, and R that of R^T
         upper, failed = potrf(matrix.T, lower=0, clean=1)
         if not failed:
-            pivot[...], inverse[...] = upper.T, trtri(upper, lower=0)[0].conj()
-    return found[0], found[1]
+            pivot[...] = upper.T
+            if inverted:
+                inverse[...] = trtri(upper, lower=0)[0].conj()
+    return pivots, inverses if inverted else None
 
 
 def _inverse(upper: HostStack) -> HostStack | None:

@@ -188,14 +188,16 @@ def test_factor_and_inverse_that_lie_are_found_out(triangles, lie, monkeypatch):
 
     def lying(a, **options):
         factor, inverse = truth(a, **options)
-        wrong = 0.1 * np.tril(np.ones_like(factor))
-        return factor + wrong * (lie == "factor"), inverse + wrong.mT * (lie == "inverse")
+        if inverse is not None and lie == "inverse":
+            inverse = 5 * inverse
+        return (1.1 if lie == "factor" else 1.0) * factor, inverse
 
     monkeypatch.setattr(definite, "_triangles", lying)
     found, _ = definite.shortfalls(columns)
-    least = np.linalg.eigvalsh(gram)[0]
-    assert -least <= found[0]
-    assert (found[0] < 1e-10) == (lie is None)
+    if lie is None:
+        assert found[0] < 1e-10
+    else:
+        assert found[0] > 0.1
 
 
 def test_one_matrix_without_a_factor_is_told_from_others(triangles):
