@@ -84,7 +84,7 @@ class _OneThreadEach(threading.local):
     more.
     """
 
-    found: ClassVar[list[int]] = []
+    found: ClassVar[dict[str, int]] = {}
     inside: ClassVar[int] = 0
     lock: ClassVar[threading.Lock] = threading.Lock()
 
@@ -98,7 +98,12 @@ class _OneThreadEach(threading.local):
         self._libraries = _blas(*(["scipy"] if "scipy.linalg" in sys.modules else []))
         with self.lock:
             if not self.inside:
-                type(self).found = [library.get_num_threads() for library in self._libraries]
+                self.found.clear()
+            # SciPy's may have been loaded since the first one entered
+            self._counts = [
+                self.found.setdefault(library.filepath, library.get_num_threads())
+                for library in self._libraries
+            ]
             type(self).inside += 1
         for library in self._libraries:
             library.set_num_threads(1)
@@ -107,10 +112,10 @@ class _OneThreadEach(threading.local):
         self._depth -= 1
         if self._depth:
             return
-        with self.lock:
+        with self.lock:  # before another thread looks what there is
+            for library, count in zip(self._libraries, self._counts, strict=True):
+                library.set_num_threads(count)
             type(self).inside -= 1
-        for library, count in zip(self._libraries, self.found, strict=False):
-            library.set_num_threads(count)
 
 
 one_thread_each = _OneThreadEach()

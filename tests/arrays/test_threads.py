@@ -88,6 +88,39 @@ def test_contexts_that_overlap_in_two_threads_restore_what_the_first_one_found()
     assert blas_threads() == after == before
 
 
+class Library:
+    """A BLAS with one number of threads for the process, as OpenBLAS once had."""
+
+    def __init__(self, filepath, count):
+        self.filepath, self.count = filepath, count
+
+    def get_num_threads(self):
+        return self.count
+
+    def set_num_threads(self, count):
+        self.count = count
+
+
+def test_a_library_that_is_loaded_within_gets_its_own_number_back(monkeypatch):
+    first, later = Library("first", 5), Library("later", 3)
+    loaded = [first]
+    monkeypatch.setattr(threads, "_blas", lambda *_: list(loaded))
+
+    within = []
+
+    def other():
+        with threads.one_thread_each:
+            within.extend([first.count, later.count])
+
+    with threads.one_thread_each:
+        loaded.insert(0, later)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert within == [1, 1]
+    assert (first.count, later.count) == (5, 3)
+
+
 def test_parts_compute_under_the_error_state_of_the_caller(count):
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("error")
