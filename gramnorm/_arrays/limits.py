@@ -356,7 +356,8 @@ with 2^16 and 2^18."""
 WIDE_COLUMNS = 32
 """Columns of a block from which on cells are closed by factorisations and not by squarings:
 Gaussian and trained-like kernels take 19 and 14 ms against 23 and 14 at 24, 27 and 14 against 43
-and 13 at 32, 35 and 16 against 79 and 22 at 40."""
+and 13 at 32, 35 and 16 against 79 and 22 at 40. PyTorch and JAX on a CPU that stands in for a device
+take 39 and 19 ms against 111 and 43, and 43 and 25 against 271 and 112, at 32."""
 
 WIDE_TABLE = 2**28
 """Bytes of the tables of lags of all groups: those of 512 x 512 x 3 x 3 take 28 MiB."""

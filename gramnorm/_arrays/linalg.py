@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gramnorm._arrays import autodiff, limits
 from gramnorm._arrays.crossing import host_array, to_host
-from gramnorm._arrays.dtypes import is_complex, real_part
+from gramnorm._arrays.dtypes import complex_dtype, is_complex, real_part
 from gramnorm._arrays.libraries import device_of, is_sparse, namespace
 from gramnorm._arrays.programs import compiled
 from gramnorm._arrays.types import Array, HostFloats, HostInts
@@ -113,6 +113,8 @@ def _stored_adjoint(a: Array) -> Array:
 
 def vecdot(a: Array, b: Array) -> Array:
     """Return the inner products along the last axis in the full precision of the arrays' type."""
+    if type(a) is np.ndarray and type(b) is np.ndarray:
+        return np.vecdot(a, b)
     xp = namespace(a)
     if compat.is_jax_namespace(xp):
         return xp.vecdot(a, b, axis=-1, precision="highest")
@@ -196,6 +198,17 @@ def images(b: Array, x: Array) -> tuple[Array, Array]:
     return (first[0] if len(first) == 1 else np.concatenate(first)), second
 
 
+def complex_of(real: Array, imaginary: Array) -> Array:
+    """Return the complex numbers of these parts."""
+    kind = complex_dtype(real.dtype)
+    if isinstance(real, np.ndarray):  # in one array
+        found = np.empty(real.shape, dtype=kind)
+        found.real, found.imag = real, imaginary
+        return found
+    xp = namespace(real)
+    return xp.astype(real, kind) + 1j * xp.astype(imaginary, kind)
+
+
 @compiled
 def scaled(a: Array, factors: Array) -> Array:
     """Return each matrix of a stack times its factor."""
@@ -237,6 +250,25 @@ def cholesky_or_none(a: Array) -> Array | None:
         return None
     finite = to_host(xp.isfinite(real_part(factor[-1, -1])))
     return factor if finite else None  # JAX and CuPy return NaN
+
+
+def lower_factors_or_none(stack: Array) -> Array | None:
+    """Return lower triangles that should be Cholesky factors, or None when the library gives none.
+
+    NaN where the library says that a matrix has no factor.
+    """
+    xp = namespace(stack)
+    if compat.is_torch_namespace(xp):
+        import torch
+
+        # this one neither waits for the device nor raises
+        found = attempted(torch.linalg.cholesky_ex, stack)
+        if found is None:
+            return None
+        factors = xp.where(found.info[:, None, None] == 0, found.L, xp.nan)
+    else:
+        factors = attempted(xp.linalg.cholesky, stack)
+    return None if factors is None else xp.tril(factors)
 
 
 @functools.cache

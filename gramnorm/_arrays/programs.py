@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import array_api_compat as compat
 import numpy as np
 
+from gramnorm._arrays import limits
 from gramnorm._arrays.types import Array
 
 Result = TypeVar("Result")
@@ -22,6 +23,14 @@ Result = TypeVar("Result")
 def compiles(x: Array) -> bool:
     """Say whether the library of `x` compiles for each shape, so that shapes are to stay."""
     return bool(compat.is_jax_array(x))
+
+
+def batch(entries: int, *, like: Array) -> int:
+    """Return how many matrices of so many entries are computed at a time, always as many if it compiles."""
+    if not compiles(like):
+        return max(1, limits.SYMBOL_BYTES // (16 * entries))
+    few, most = limits.PADDED_BATCH
+    return max(1, min(few, most // entries))
 
 
 def compiled(function: Callable[..., Result]) -> Callable[..., Result]:

@@ -1,4 +1,4 @@
-"""The square of a symbol on the host, and a bound on its eigenvalues by one factorisation.
+"""The square of a symbol, and a bound on its eigenvalues by one factorisation.
 
 With H_m = sum_k K_k^H K_{k+m} the square of the symbol is (docs/theory.md, Lemma 11)
 
@@ -31,6 +31,9 @@ HostStack = npt.NDArray[np.complexfloating]
 FINEST = 2**40
 """Turns of a frequency are multiples of 1 / FINEST: their products with lags are exact."""
 
+_KINDS = np.dtype(np.complex64), np.dtype(np.complex128)
+"""Types of the square in single and in double precision."""
+
 PHASE_ERROR = 20 * HOST_UNIT
 """Of a cosine or sine whose angle is reduced exactly (docs/theory.md, Lemma 9)."""
 
@@ -61,8 +64,7 @@ class Squared:
         self._taps, self.offsets = taps, offsets
         self.lags, self._pairs = _pairs(offsets)
         self._real = taps.dtype.kind == "f"
-        kinds = np.dtype(np.complex64), np.dtype(np.complex128)
-        self._losses = [definite.expected_loss(self.order, kind) for kind in kinds]
+        self._losses = [definite.expected_loss(self.order, kind) for kind in _KINDS]
         # squares that underflow in a norm are below the last term
         norms = math.fsum(sums.host_norm(tap)[1] + 2.0**-480 * tap.size for tap in taps)
         self.sum_bound = up(norms, count + 8)
@@ -71,7 +73,7 @@ class Squared:
     @functools.cached_property
     def _tables(self) -> tuple[HostArray, HostArray]:
         """What cosines and sines make -G of: its real and imaginary part, block columns in rows."""
-        entries = sum(c.size for c in _columns(np.zeros((self.order, self.order), np.bool_)))
+        entries = sum(c.size for c in block_columns(np.zeros((self.order, self.order), np.bool_)))
         even = np.empty((len(self.lags), entries), dtype=self._taps.dtype)
         odd = np.empty((len(self.lags) - 1, entries), dtype=self._taps.dtype)
         for index, (first, second) in enumerate(self._pairs):
@@ -79,10 +81,10 @@ class Squared:
             h = linalg.matmul(linalg.adjoint(left), right)
             adjoint = linalg.adjoint(h)
             if index == 0:  # the lag zero counts once, and is Hermitian
-                even[0] = -np.concatenate(_columns((h + adjoint) / 2))
+                even[0] = -np.concatenate(block_columns((h + adjoint) / 2))
                 continue
-            even[index] = -np.concatenate(_columns(h + adjoint))
-            odd[index - 1] = -np.concatenate(_columns(h - adjoint))
+            even[index] = -np.concatenate(block_columns(h + adjoint))
+            odd[index - 1] = -np.concatenate(block_columns(h - adjoint))
         if self._real:
             return even, odd
         return np.concatenate([even.real, -odd.imag]), np.concatenate([even.imag, odd.real])
@@ -106,7 +108,7 @@ class Squared:
 
     @functools.cached_property
     def _diagonal(self) -> HostInts:
-        return np.flatnonzero(np.concatenate(_columns(np.eye(self.order))))
+        return np.flatnonzero(np.concatenate(block_columns(np.eye(self.order))))
 
     def quotient(self, turns: HostFloats, v: HostVector) -> float:
         """Return a lower bound on the norm at one frequency: ||F v|| / ||v|| less its error.
@@ -138,15 +140,20 @@ class Squared:
         found: float = up(relative * self.sum_bound**2 + lost)
         return found
 
-    def formed(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> list[HostStack]:
-        """Return level I - G as block columns below the diagonal, in double precision if `wide`."""
+    def _weights(self, turns: HostFloats) -> tuple[HostFloats, HostFloats]:
+        """Return the cosines and sines by which the tables are multiplied."""
         angle = turns @ self.lags.T
         angle = 2 * math.pi * (angle - np.round(angle))
         even, odd = angles.cosine(angle), angles.sine(angle[:, 1:])
-        if not self._real:
-            even = odd = np.concatenate([even, odd], axis=1)
+        if self._real:
+            return even, odd
+        both = np.concatenate([even, odd], axis=1)
+        return both, both
+
+    def formed(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> list[HostStack]:
+        """Return level I - G as block columns below the diagonal, in double precision if `wide`."""
         real, imaginary = self._tables if wide else self._narrow_tables
-        weights = [x.astype(real.dtype, copy=False) for x in (even, odd)]
+        weights = [x.astype(real.dtype, copy=False) for x in self._weights(turns)]
         values = np.empty((len(turns), real.shape[1]), np.complex128 if wide else np.complex64)
         values.imag = linalg.matmul(weights[1], imaginary)
         cosines = linalg.matmul(weights[0], real)
@@ -198,15 +205,21 @@ class Squared:
     def _part_bounds(self, turns: HostFloats, levels: HostFloats, *, wide: bool) -> HostFloats:
         """Do what `_bounds` does for as many frequencies as are formed together."""
         found, columns = [], self.formed(turns, levels, wide=wide)
-        unit, error = precision_of(columns[0].dtype).unit, self._error_in(wide=wide)
         few = max(1, limits.FACTORED // self.order)
         for i in range(0, len(turns), few):
             part = slice(i, i + few)
             shortfall, size = definite.shortfalls([c[part] for c in columns])
-            # an entry is rounded as the level is added and as it is stored, or underflows
-            rounded = 2.02 * unit * size + 2.0**-120 * self.order
-            found.append(up(levels[part] + up(shortfall + rounded + error)))
+            found.append(self._above(levels[part], shortfall, size, wide=wide))
         return np.concatenate(found)
+
+    def _above(
+        self, levels: HostFloats, shortfall: HostFloats, size: HostFloats, *, wide: bool
+    ) -> HostFloats:
+        """Return bounds on the squared norms from what is known of the matrices as computed."""
+        unit, error = precision_of(_KINDS[wide]).unit, self._error_in(wide=wide)
+        # an entry is rounded as the level is added and as it is stored, or underflows
+        rounded = 2.02 * unit * size + 2.0**-120 * self.order
+        return up(levels + up(shortfall + rounded + error))
 
 
 def _pairs(offsets: HostInts) -> tuple[HostInts, list[tuple[HostInts, HostInts]]]:
@@ -219,7 +232,7 @@ def _pairs(offsets: HostInts) -> tuple[HostInts, list[tuple[HostInts, HostInts]]
     return lags[zero:], [(pairs // count, pairs % count) for pairs in order]
 
 
-def _columns(matrix: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
+def block_columns(matrix: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
     """Return the block columns of a matrix from the diagonal down, flattened."""
     blocks = definite.blocks_of(len(matrix))
     return [matrix[start:, start : start + width].reshape(-1) for start, width in blocks]

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gramnorm._arrays import crossing, devices, dtypes, libraries, limits, linalg, probes
-from gramnorm._arrays.programs import compiled, compiles
+from gramnorm._arrays.programs import batch, compiled, compiles
 from gramnorm._arrays.types import Array, DType, HostInts
 from gramnorm._conv.flat import Autocorrelation, autocorrelation
 from gramnorm._conv.squared import Squared
+from gramnorm._conv.squared_there import square_of
 from gramnorm._rigour import angles, sums
 from gramnorm._rigour.model import HOST_UNIT, precision_of, up
 
@@ -142,8 +143,10 @@ class Symbol:
         self.real = not dtypes.is_complex(taps.dtype)
         work = dtypes.complex_dtype(taps.dtype)
         rows = xp.astype(xp.reshape(self._tall, (count, self.blocks, *block_shape)), work)
-        self.rows = devices.moved_if_worth(rows, 8 * self.operations)
         self._taps_error = taps_error
+        # beside factorisations, squarings are rare
+        with devices.no_new_shape(rare=self._is_wide):
+            self.rows = devices.moved_if_worth(rows, 8 * self.operations)
         self.error = self._evaluation_error() + taps_error
 
     def host_taps(self, block: int) -> npt.NDArray[np.inexact]:
@@ -178,7 +181,9 @@ class Symbol:
         size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
         lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
         taps = xp.astype(self.taps, xp.float32 if self.real else xp.complex64)
-        return Symbol(taps, self.offsets, taps_error=self._taps_error + lost)
+        # as rare as the symbol itself
+        with devices.no_new_shape(rare=self._is_wide or self._taps_error > 0):
+            return Symbol(taps, self.offsets, taps_error=self._taps_error + lost)
 
     def sum_bound(self) -> float:
         """Return the bound sum_k ||K_k||_F on the norm at every frequency."""
@@ -214,34 +219,37 @@ class Symbol:
     def batch(self) -> int:
         """Most frequencies that are evaluated at a time."""
         size = self.blocks * math.prod(self.block_shape) + len(self.offsets)
-        most = max(1, limits.SYMBOL_BYTES // (16 * size))
-        if not compiles(self.rows):
-            return most
         # of one tap all frequencies have the same block
-        few, entries = limits.PADDED_BATCH
-        return max(1, min(few, entries // size)) if len(self.offsets) > 1 else 1
+        is_one = compiles(self.rows) and len(self.offsets) == 1
+        return 1 if is_one else batch(size, like=self.rows)
 
     @functools.cached_property
     def autocorrelation(self) -> Autocorrelation | None:
         """Autocorrelation of the taps with no fewer rows than columns; None if it is too large."""
         return autocorrelation(self._tall, self.offsets)
 
-    @functools.cached_property
-    def squares(self) -> list[Squared]:
-        """The squares of the blocks on the host if these are wide and their tables fit.
-
-        Else none, and none of a tiny symbol.
-        """
+    @property
+    def _is_wide(self) -> bool:
         count, blocks, _, q = self._tall.shape
         lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
         small = 4 * lags * blocks * q * q <= limits.WIDE_TABLE
-        # devices multiply much faster than the host factorises
-        here = libraries.is_on_cpu(self.rows) and self._taps_error == 0
-        if not here or count == 1 or q < limits.WIDE_COLUMNS or not small:
+        return self._taps_error == 0 and count > 1 and q >= limits.WIDE_COLUMNS and small
+
+    @functools.cached_property
+    def squares(self) -> list[Squared]:
+        """The squares of the blocks if these are wide and their tables fit.
+
+        Else none, and none of a tiny symbol.
+        """
+        if not self._is_wide:
             return []
         host = crossing.host_array(self._tall)
         host = host.astype(np.float64 if self.real else np.complex128)
-        found = [Squared(np.ascontiguousarray(host[:, k]), self.offsets) for k in range(blocks)]
+        work = 8 * self.operations / self.blocks
+        found = [
+            square_of(np.ascontiguousarray(host[:, k]), self.offsets, work)
+            for k in range(self.blocks)
+        ]
         # far below 1, where even scaled taps of subnormal kernels are, underflow would count
         return found if max(one.sum_bound for one in found) > limits.WIDE_LEAST else []
 

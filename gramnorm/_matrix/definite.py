@@ -1,4 +1,4 @@
-"""How far Hermitian matrices on the host are from being positive semidefinite.
+"""How far Hermitian matrices are from being positive semidefinite.
 
 For *any* lower triangular R with columns in blocks, A = R R^H + D implies A + ||D|| I >= 0
 (docs/theory.md, Theorem 6).  The blocks of D are measured as they arise, and what products and
@@ -7,16 +7,20 @@ differences may have lost (`margin`) is proportional to
     || |R| |R|^H || <= max_i (|R| |R|^H w)_i / w_i
 
 for every vector w > 0: a few units of u times a small number, where ||R||_F^2 is as large as the
-trace.  So single precision serves up to a relative margin of some 10^-4.
+trace.  So single precision serves up to a relative margin of some 10^-4.  On the host R is made
+here, block by block; on a device it is the library's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
-from gramnorm._arrays import limits, linalg
-from gramnorm._arrays.types import HostFloats
+from gramnorm._arrays import crossing, libraries, limits, linalg
+from gramnorm._arrays.programs import compiled
+from gramnorm._arrays.types import Array, DType, HostFloats
 from gramnorm._matrix.margin import shortfall
 from gramnorm._rigour import sums
 from gramnorm._rigour.model import precision_of, up
@@ -62,11 +66,37 @@ def shortfalls(
         start = q - column.shape[1]
         square = _factorise(factor[:, start:, : start + column.shape[2]], column, inner)
         if square is None:
-            return _by_halves(columns, inner)
+            return _by_halves(
+                lambda part: shortfalls([c[part] for c in columns], inner=inner), count
+            )
         squares += square
-    prec = precision_of(factor.dtype)
-    products = -(-q // inner) + 2
-    size = _collatz(np.abs(factor))
+    # the first difference is one of halves
+    products, size = -(-q // inner) + 2, _collatz(np.abs(factor))
+    return _bounded(squares, size, products, inner, q, factor.dtype)
+
+
+def shortfalls_on_device(a: Array) -> tuple[HostFloats, HostFloats]:
+    """Return the same numbers for whole matrices of any library, shape (b, q, q).
+
+    The library factorises, and all that is trusted is measured: two numbers of a matrix come back,
+    all together.  Of the computed matrices the diagonal blocks and what is below them counts, which
+    a Hermitian one is known by.
+    """
+    count, q = a.shape[:2]
+    factor = linalg.lower_factors_or_none(a)
+    if factor is None:
+        return _by_halves(lambda part: shortfalls_on_device(a[part, ...]), count)
+    found = linalg.stacked(_left(a, factor), _quotients(_moduli(factor)))
+    squares, best = crossing.to_host(found)
+    products, size = -(-q // limits.INNER), _above(best, q, a.dtype)
+    return _bounded(squares, size, products, min(q, limits.INNER), q, a.dtype)
+
+
+def _bounded(
+    squares: HostFloats, size: HostFloats, products: int, inner: int, q: int, dtype: DType
+) -> tuple[HostFloats, HostFloats]:
+    """Return shortfalls and bounds on |A| from the squared norms of D and bounds on |R| |R|^H."""
+    prec = precision_of(dtype)
     # what stands below a diagonal block stands for two, and what is inside need not
     _, defect = sums.enclosure(2 * squares, q, q + products, prec)
     rest = up(np.sqrt(defect))
@@ -76,14 +106,14 @@ def shortfalls(
     return np.where(usable, lost, np.inf), np.where(usable, up(size + lost), np.inf)
 
 
-def _by_halves(columns: list[HostStack], inner: int) -> tuple[HostFloats, HostFloats]:
+def _by_halves(
+    found: Callable[[slice], tuple[HostFloats, HostFloats]], count: int
+) -> tuple[HostFloats, HostFloats]:
     """Look for those without a factor: the library returns one for all of a stack or for none."""
-    count = len(columns[0])
     if count == 1:
         return np.full(1, np.inf), np.full(1, np.inf)
-    parts = slice(0, count // 2), slice(count // 2, count)
-    (d, size), (d2, size2) = (shortfalls([c[part] for c in columns], inner=inner) for part in parts)
-    return np.concatenate([d, d2]), np.concatenate([size, size2])
+    first, last = found(slice(0, count // 2)), found(slice(count // 2, count))
+    return np.concatenate([first[0], last[0]]), np.concatenate([first[1], last[1]])
 
 
 def expected_loss(q: int, kind: np.dtype[np.generic], *, inner: int = limits.INNER) -> float:
@@ -180,16 +210,45 @@ def _inverse(upper: HostStack) -> HostStack | None:
     return result
 
 
+@compiled
+def _left(a: Array, factor: Array) -> Array:
+    """Return the squared norms of what R R^H leaves of A, on the diagonal blocks and below."""
+    found, q = [], a.shape[-1]
+    blocks = [slice(start, min(start + limits.INNER, q)) for start in range(0, q, limits.INNER)]
+    for index, block in enumerate(blocks):
+        rest, rows = a[:, block.start :, block], factor[:, block.start :, :]
+        for columns in blocks[: index + 1]:
+            product = linalg.matmul(rows[:, :, columns], linalg.adjoint(factor[:, block, columns]))
+            rest = rest - linalg.as_computed(product)  # or a compiler makes one of all of them
+        found.append(linalg.as_computed(sums.inner_product(rest, rest)))
+    return sums.row_sums(libraries.namespace(a).stack(found, axis=-1))
+
+
+@compiled
+def _moduli(factor: Array) -> Array:
+    return libraries.namespace(factor).abs(factor)
+
+
+@compiled
+def _quotients(moduli: Array) -> Array:
+    """Return the largest (|R| |R|^H w)_i / w_i as computed for a few vectors w, the least of them."""
+    xp = libraries.namespace(moduli)
+    w, best = xp.ones_like(moduli[:, :, :1]), None
+    for _ in range(_ROUNDS):
+        image = linalg.matmul(moduli, linalg.matmul(xp.matrix_transpose(moduli), w))
+        most = xp.max(image / w, axis=(1, 2))
+        best = most if best is None else xp.minimum(best, most)
+        # any vector will do, the same in both places, not so small that terms underflow
+        w = linalg.as_computed(image / xp.max(image, axis=1, keepdims=True) + 2.0**-20)
+    return best
+
+
 def _collatz(moduli: npt.NDArray[np.floating]) -> HostFloats:
     """Return upper bounds on the norms of |R| |R|^H."""
-    count, q = moduli.shape[:2]
-    best = np.full(count, np.inf)
-    w = np.ones((count, q, 1), dtype=moduli.dtype)
-    for _ in range(_ROUNDS):
-        image = linalg.matmul(moduli, linalg.matmul(moduli.mT, w))
-        best = np.minimum(best, np.max(image / w, axis=(1, 2)))
-        w = image / np.max(image, axis=1, keepdims=True)
-        w = np.maximum(w, 2.0**-20)  # any vector will do that is not so small that terms underflow
+    return _above(_quotients(moduli), moduli.shape[1], moduli.dtype)
+
+
+def _above(quotients: HostFloats, q: int, dtype: DType) -> HostFloats:
     # sums of q terms twice, moduli right within 4 u, a quotient; underflow is below the last term
-    relative = precision_of(moduli.dtype).gamma(2 * q + 16)
-    return up(best.astype(np.float64) * (1 + 2 * relative)) + 2.0**-60
+    relative = precision_of(dtype).gamma(2 * q + 16)
+    return up(quotients.astype(np.float64) * (1 + 2 * relative)) + 2.0**-60

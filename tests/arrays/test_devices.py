@@ -59,6 +59,12 @@ WORK = {
     "circle": ((5, 6, 3, 3), lambda k: gn.conv_norm_bracket(k, 17, padding_mode="circular")),
     "stride": ((4, 6, 3, 3), lambda k: gn.conv_norm_bracket(k, stride=2)),
     "depthwise": ((7, 1, 3, 3), lambda k: gn.conv_norm_bracket(k, groups=7)),
+    "wide": ((34, 33, 2, 2), gn.conv_norm_bracket),
+    "wide, tight": ((35, 34, 2, 2), lambda k: gn.conv_norm_bracket(k, rtol=1e-7)),
+    "wide, circle": (
+        (34, 100, 2, 2),
+        lambda k: gn.conv_norm_bracket(k, 9, padding_mode="circular"),
+    ),
 }
 
 

@@ -101,7 +101,7 @@ ARGUMENTS: tuple[tuple[str, str], ...] = (
     (r"^network/_sequence\.py _rounding: off `lost`$", SCALED),
     (r"^network/_unrolled\.py _of_sums: off `HOST_UNIT` #1", SECOND),
     (r"^_matrix/choose\.py _bracket_unscaled: off `dtypes", SCALED),
-    (r"^_matrix/definite\.py _collatz: off `2\.0", SCALED),
+    (r"^_matrix/definite\.py (_above|_quotients): off `2\.0", SCALED),
     (
         r"^_matrix/(fixed_steps\.py (norm_bound|gram_values)|summed\.py|sparse\.py) ?.*" + LOST,
         SCALED,
