@@ -35,6 +35,9 @@ are high and where a factorisation failed, unless the tolerance is loose."""
 HIGH = 0.9
 """Share of the largest estimate from which on a sample is high: cells are small there."""
 
+UNSURE = 1.15
+"""Times w up to which a norm that was interpolated is estimated before it is used."""
+
 DOUBTFUL = 1.03
 """Times w up to which what is needed is estimated once more before a factorisation is tried."""
 
@@ -90,10 +93,6 @@ class _Open:
         norms[chosen], vectors[chosen] = found
         return dataclasses.replace(self, norms=norms, vectors=vectors)
 
-    def estimated(self, square: Squared) -> _Open:
-        """Return the cells with estimates from their vectors at all centres."""
-        return self.again(square, np.arange(len(self)), CHILD_STEPS)
-
 
 class _Search:
     def __init__(
@@ -128,7 +127,7 @@ class _Search:
         covers = [] if hopeless else [self._cover(cells) for cells in first]
         if covers and self._expected(covers) <= most:
             if not self._is_loose:
-                covers = [c.estimated(s) for c, s in zip(covers, self._squares, strict=True)]
+                covers = [self._checked(*each) for each in zip(self._squares, covers, strict=True)]
             closed = (self._close(block, cells, 2 * most) for block, cells in enumerate(covers))
             if all(closed):
                 return self._found(max(self._upper, self._best.bounds.lower))
@@ -240,6 +239,11 @@ class _Search:
             cells = self._split(square, rest) if len(rest) else rest
             self._cuts += 1
         return True
+
+    def _checked(self, square: Squared, cells: _Open) -> _Open:
+        """Estimate norms that were interpolated where they may be too low."""
+        unsure = self._need(cells.norms) < UNSURE * self._width(cells.sizes)
+        return cells.again(square, np.flatnonzero(unsure), CHILD_STEPS)
 
     def _sharpened(self, square: Squared, cells: _Open, w: HostFloats) -> _Open:
         """Renew the estimates of cells that may be small enough or not."""
