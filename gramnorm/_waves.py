@@ -279,7 +279,7 @@ def _peaks(terms: Array, waves: Waves) -> tuple[Array, Array]:
     table = waves.tables.neighbours
     beside = xp.take(height, crossing.indices(table.reshape(-1), like=height))
     is_peak = height >= xp.max(xp.reshape(beside, table.shape), axis=-1)
-    order = xp.argsort(xp.where(is_peak, height, height - 2 * xp.max(height)), descending=True)
+    order = xp.argsort(xp.where(is_peak, -height, 2 * xp.max(height) - height), stable=True)
     which = order[: min(_PEAKS, int(order.shape[0]))]
     steps = crossing.from_host(waves.tables.about, dtype=height.dtype, like=height)
     return which, xp.take(steps, xp.take(xp.argmax(heights, axis=0), which), axis=0)

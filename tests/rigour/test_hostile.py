@@ -236,7 +236,7 @@ ROUTES += [wide_symbols, assembled, paired, compressed, others, rescaled, chaine
 def backend(name):
     library, _, fields, _ = BACKENDS[name]
     assert library in ("numpy", "array_api_strict")
-    xp = hostile.plain if library == "numpy" else hostile.strict
+    xp = np if library == "numpy" else hostile.strict
     if "device" in fields:
         fields = fields | {"device": xp.Device(fields["device"])}
     return Backend(name, xp, **fields)
