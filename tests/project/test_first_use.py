@@ -98,6 +98,16 @@ def test_import_that_loads_an_optional_library_would_be_noticed():
     assert python("-c", code).split() == ["scipy"]
 
 
+@pytest.mark.parametrize(
+    "call", ["matrix_norm_bracket(np.eye(30))", "conv_norm_bracket(np.ones((3, 2, 3, 3)))"]
+)
+def test_a_first_call_loads_little_of_numpy(call):
+    """What array-api-compat makes of NumPy takes longer than the bound: it touches all there is."""
+    code = f"import gramnorm as gn, numpy as np, sys; gn.{call}; print(*sys.modules)"
+    loaded = set(python("-c", code).split())
+    assert not loaded & {"array_api_compat.numpy", "numpy.f2py", "numpy.testing", "unittest"}
+
+
 @pytest.fixture(scope="module")
 def complaints(tmp_path_factory):
     """Check two scripts of users, strictly and away from this project's configuration."""
