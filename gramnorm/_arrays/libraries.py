@@ -179,14 +179,22 @@ def plain(x: Array) -> Array:
 
 def plain_arithmetic(x: Array) -> contextlib.AbstractContextManager[object]:
     """Compute in the types of the arrays, silently: what goes wrong shows in the bounds."""
-    quiet = np.errstate(all="ignore")
-    if not compat.is_torch_array(x) or x.device.type == "meta":
-        return quiet
-    import torch
-
     stack = contextlib.ExitStack()
-    stack.enter_context(torch.autocast(x.device.type, enabled=False))
-    stack.enter_context(quiet)
+    stack.enter_context(np.errstate(all="ignore"))
+    if compat.is_torch_array(x) and x.device.type != "meta":
+        import torch
+
+        stack.enter_context(torch.autocast(x.device.type, enabled=False))
+    if compat.is_jax_array(x):
+        import jax
+
+        # NaN of a matrix without a factor is an answer, and one axis more is no mistake here
+        for meant in (
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+            jax.numpy_rank_promotion("allow"),
+        ):
+            stack.enter_context(meant)
     return stack
 
 

@@ -181,8 +181,8 @@ class Symbol:
         size = len(self.offsets) * math.sqrt(math.prod(self.block_shape))
         lost = 2.0**-24 * self.sum_bound() + 2.0**-120 * size
         taps = xp.astype(self.taps, xp.float32 if self.real else xp.complex64)
-        # as rare as the symbol itself
-        with devices.no_new_shape(rare=self._is_wide or self._taps_error > 0):
+        # beside the symbol: batches are of one size for both
+        with devices.no_new_shape(rare=isinstance(self.rows, np.ndarray)):
             return Symbol(taps, self.offsets, taps_error=self._taps_error + lost)
 
     def sum_bound(self) -> float:

@@ -291,6 +291,43 @@ def test_estimates_survive_spaces_that_are_exhausted(there):
     assert np.all(np.isfinite(vectors))
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("jax_debug_nans", True),
+        ("jax_debug_infs", True),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_numpy_dtype_promotion", "strict"),
+    ],
+)
+@pytest.mark.parametrize("name", ["jax", "jax-float32"])
+def test_what_jax_warns_of_is_no_mistake(name, option, value, monkeypatch):
+    """NaN of a matrix without a factor is an answer; the option is the caller's again after that."""
+    monkeypatch.setattr(libraries, "HOST_WITH_NUMPY", False)
+    jax = pytest.importorskip("jax")
+    before = getattr(jax.config, option)
+    with Device(name).in_use():
+        kernel = jax.numpy.asarray(noise((36, 36, 2), "float32"))
+        jax.config.update(option, value)
+        try:
+            bracket = gn.conv_norm_bracket(kernel)
+            assert getattr(jax.config, option) == value
+        finally:
+            jax.config.update(option, before)
+        assert bool(bracket.converged)
+
+
+def test_batches_have_one_size_where_double_precision_is_the_host_s(monkeypatch):
+    monkeypatch.setattr(libraries, "HOST_WITH_NUMPY", False)
+    monkeypatch.setattr(limits, "WIDE_TABLE", 2**12)  # too small for the tables: squarings
+    kernel = noise((36, 36, 2, 2), "float32")
+    with Device("jax-float32").in_use():
+        bracket = gn.conv_norm_bracket(Device("jax-float32").asarray(kernel))
+    assert bool(bracket.converged)
+    found = largest_on_grid(kernel.astype(np.complex128), 12)
+    assert float(bracket.lower) * 0.9 <= found <= float(bracket.upper)
+
+
 # ------------------------------------------------------------------------------- each error term
 
 
