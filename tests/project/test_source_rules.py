@@ -230,7 +230,7 @@ RULES = [
     Planted(only_standard_names, "xp.einsum('ij->i', x)", "xp.linalg.svdvals(x); xp.float32.name"),
     Planted(only_standard_names, "xp.linalg.expm(x)", "self.xp.finfo(x.dtype).eps"),
     Planted(calls_fit_the_standard, "xp.sum(x, axes=0)", "xp.sum(x, axis=0); xp.sqrt(x)"),
-    Planted(calls_fit_numpy, "xp.argsort(x, descending=True)", "xp.argsort(x, stable=True)"),
+    Planted(calls_fit_numpy, "xp.argsort(x, downwards=True)", "xp.argsort(x, stable=True)"),
     Planted(calls_fit_cupy, "xp.linalg.svdvals(x, full=True)", "xp.linalg.svdvals(x); xp.sqrt(x)"),
     Planted(calls_fit_cupy, "xp.no_such_function(x)", "xp.sum(x, axis=(-2, -1), keepdims=True)"),
     Planted(one_boundary, "import torch.fft", "import numpy"),
