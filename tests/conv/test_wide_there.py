@@ -51,7 +51,7 @@ class Device:
     def asarray(self, host):
         if not self.has_float64:
             host = host.astype({"f": np.float32, "c": np.complex64}[host.dtype.kind])
-        return self.xp.asarray(host, **self.options)
+        return self.xp.asarray(host, dtype=getattr(self.xp, host.dtype.name), **self.options)
 
     @contextlib.contextmanager
     def in_use(self):

@@ -38,7 +38,8 @@ def back(found: np.ndarray, like: Any) -> Any:
     """Return a host array as one of the library of `like`, on its device."""
     if isinstance(like, np.ndarray | np.generic):
         return found
-    return strict.asarray(found, device=like.device)
+    # the lowest version takes the default type where none is named
+    return strict.asarray(found, dtype=getattr(strict, found.dtype.name), device=like.device)
 
 
 def unit(dtype: Any) -> float:
