@@ -183,8 +183,7 @@ class Waves:
         width = vectors.shape[-1]
         parts = xp.concat(dtypes.components(vectors), axis=-1)
         both = self.root * linalg.matmul(taps, self.root * parts)
-        both = xp.astype(both, vectors.dtype)
-        return both[..., :width] + 1j * both[..., width:]
+        return linalg.complex_of(both[..., :width], both[..., width:])
 
 
 def tables_of(geometry: ConvGeometry, is_complex: bool) -> Tables:

@@ -231,9 +231,11 @@ class Symbol:
     @property
     def _is_wide(self) -> bool:
         count, blocks, _, q = self._tall.shape
+        if self._taps_error != 0 or count == 1 or q < limits.WIDE_COLUMNS:
+            return False
         lags = math.prod(2 * int(k) + 1 for k in np.ptp(self.offsets, axis=0))
-        small = 4 * lags * blocks * q * q <= limits.WIDE_TABLE
-        return self._taps_error == 0 and count > 1 and q >= limits.WIDE_COLUMNS and small
+        fits: bool = 4 * lags * blocks * q * q <= limits.WIDE_TABLE
+        return fits
 
     @functools.cached_property
     def squares(self) -> list[Squared]:

@@ -211,16 +211,17 @@ def test_one_matrix_without_a_factor_is_told_from_others(triangles):
     assert np.all(shortfall[[0, 1, 2, 4]] < 1e-8)
 
 
-def nearly_indefinite(seed):
+def nearly_indefinite(seed, inner=32):
     """Return a complex64 matrix of order 96 whose Schur complement is about what rounding loses.
 
-    A column b of the second block beside the identity: the matrix is semidefinite if c >= b . b.
+    A column b of the second block, of `inner` entries, beside the identity: the matrix is
+    semidefinite if c >= b . b.
     """
-    b = np.random.default_rng(seed).uniform(0.5, 1, 32).astype(np.float32)
+    b = np.random.default_rng(seed).uniform(0.5, 1, inner).astype(np.float32)
     c = np.nextafter(np.float32(b.astype(float) @ b.astype(float)), np.float32(0))
-    matrix = 20 * np.eye(96, dtype=np.complex64)
-    matrix[:32, :32] = np.eye(32)
-    matrix[:32, 32], matrix[32, :32], matrix[32, 32] = b, b, c
+    matrix = 40 * np.eye(96, dtype=np.complex64)
+    matrix[:inner, :inner] = np.eye(inner)
+    matrix[:inner, inner], matrix[inner, :inner], matrix[inner, inner] = b, b, c
     return matrix
 
 

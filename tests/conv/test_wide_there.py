@@ -21,6 +21,7 @@ from gramnorm._matrix import definite
 from tests.conv.test_wide import (
     CASES,
     largest_on_grid,
+    nearly_indefinite,
     noise,
     symbols,
     taps_and_offsets,
@@ -472,21 +473,8 @@ def test_a_library_that_has_one_factor_for_all_or_none_is_asked_again(strict):
     assert np.array_equal(size == np.inf, shortfall == np.inf)
 
 
-def nearly_indefinite(seed):
-    """Return a complex64 matrix of order 96 that is semidefinite if c >= b . b, and has c just below.
-
-    A column b of the second block beside the identity.
-    """
-    b = np.random.default_rng(seed).uniform(0.5, 1, 64).astype(np.float32)
-    c = np.nextafter(np.float32(b.astype(float) @ b.astype(float)), np.float32(0))
-    matrix = 40 * np.eye(96, dtype=np.complex64)
-    matrix[:64, :64] = np.eye(64)
-    matrix[:64, 64], matrix[64, :64], matrix[64, 64] = b, b, c
-    return matrix
-
-
 def violations():
-    matrices = np.stack([nearly_indefinite(seed) for seed in range(400)])
+    matrices = np.stack([nearly_indefinite(seed, inner=64) for seed in range(400)])
     factor = np.broadcast_to(np.sqrt(40) * np.eye(96), matrices.shape).astype(np.complex64)
     factor[:, :64, :64], factor[:, 64, :64], factor[:, 64, 64] = np.eye(64), matrices[:, 64, :64], 0
     with pytest.MonkeyPatch.context() as patch:
